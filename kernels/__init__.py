@@ -1,0 +1,1 @@
+"""QuasarAttention: reference, Triton kernels, layer, presets and export to a fork."""

@@ -1,0 +1,176 @@
+"""Every setting of the node with its default; names follow config.toml, one class per table."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from protocol import rules
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+"""0 lets the system choose."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """Base of every table: unknown keys are errors, values do not change after start."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class NodeSection(Section):
+    """What every role shares."""
+
+    data_dir: Path = Path("data")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "console", "json"] = "auto"
+    device: str = Field(default="cuda", pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 9464
+    drain_s: Positive = 10.0
+    """How long running work may take to finish after SIGTERM."""
+
+
+class ChainSection(Section):
+    """The Bittensor network, or the embedded local chain."""
+
+    network: str = "test"
+    """`finney`, `test`, a ws:// or wss:// address, or `local` (then local_state is needed)."""
+    fallback_endpoints: tuple[str, ...] = ()
+    netuid: Annotated[int, Field(ge=0, le=65535)] = 24
+    local_state: Path | None = None
+    """SQLite file of the embedded local chain."""
+    call_timeout_s: Positive = 30.0
+    unreachable_after_s: Positive = 300.0
+    """A chain silent for this long ends the process with exit code 69."""
+
+
+class WalletSection(Section):
+    """Bittensor wallet: `name` wins over the per-role names."""
+
+    path: Path = Path("~/.bittensor/wallets")
+    name: str | None = None
+    miner_name: str = "quasar_miner"
+    validator_name: str = "quasar_validator"
+    api_name: str = "quasar_api"
+    hotkey: str = "default"
+    password: SecretStr | None = None
+
+
+class ApiSection(Section):
+    """The subnet API: `url` is where clients call it, the rest belongs to the server."""
+
+    url: str = "http://localhost:8000"
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    database_url: SecretStr | None = None
+    """Default: SQLite in data_dir."""
+    legacy_auth: bool = False
+    trusted_proxies: tuple[str, ...] = ()
+    allowed_git_hosts: tuple[str, ...] = ("github.com",)
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 65_536
+    round_s: Positive = float(rules.ROUND_SECONDS)
+    blocks_until_reveal: Annotated[int, Field(ge=1)] = rules.BLOCKS_UNTIL_REVEAL
+    reveal_window_blocks: Annotated[int, Field(ge=1)] = rules.REVEAL_WINDOW_BLOCKS
+    lease_s: Positive = 120.0
+    heartbeat_s: Positive = 20.0
+    min_validator_stake_tao: Annotated[float, Field(ge=0)] = 1000.0
+    writes_per_minute_per_hotkey: Annotated[int, Field(ge=1)] = 30
+    writes_per_minute_per_ip: Annotated[int, Field(ge=1)] = 120
+    metagraph_max_age_s: Positive = 60.0
+
+
+class MinerSection(Section):
+    """The optimisation loop and its submissions."""
+
+    target_sequence_length: Annotated[int, Field(ge=1, le=rules.MAX_TARGET_SEQUENCE_LENGTH)] = 100_000
+    agent_iterations: Annotated[int, Field(ge=0)] = 100
+    optimization_interval_s: Annotated[float, Field(ge=0)] = 300.0
+    proposer: Literal["shipped", "files"] = "shipped"
+    variants: tuple[str, ...] = ("chunk",)
+    """Shipped kernels that the `shipped` proposer walks through."""
+    kernel_dir: Path | None = None
+    """Folder with the five files, for the `files` proposer."""
+    submission: Literal["commit-reveal", "direct"] = "commit-reveal"
+    submit_margin: Fraction = 0.02
+    """A candidate must beat the last submission by this fraction."""
+    claim_fraction: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Share of the own measurement that is claimed."""
+    verify_before_submit: bool = True
+    """False submits without an own verdict and claims `unverified_claim`: a risk of strikes."""
+    unverified_claim_tokens_per_sec: Positive = 1.0
+    github_token: SecretStr | None = None
+    github_username: str | None = None
+    github_api: str = "https://api.github.com"
+    target_repo: str = "https://github.com/troy12x/flash-linear-attention"
+    fork_remote: str | None = None
+    """file:// address of a bare repository; only on the local chain, replaces GitHub."""
+    branch: str = "quasar"
+    author_name: str = "quasar-node"
+    author_email: str = "quasar-node@localhost"
+    poll_s: Positive = 10.0
+    """How often verdicts are asked for."""
+    serve_inference: bool = True
+
+
+class InferenceSection(Section):
+    """The miner's inference server."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - validators call it from outside
+    port: Port = 8001
+    reference_model: str = "Qwen/Qwen2.5-0.5B-Instruct"
+    trust_remote_code: bool = False
+    require_auth: bool | None = None
+    """Default: true except on the local chain."""
+    queue_size: Annotated[int, Field(ge=1)] = 16
+    max_gen_len: Annotated[int, Field(ge=1)] = 1024
+    request_deadline_s: Positive = 60.0
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576
+    external_ip: str | None = None
+    external_port: Port | None = None
+    """What the axon advertises when it differs from what is bound."""
+
+
+class ValidatorSection(Section):
+    """Evaluation, logit checks and weights."""
+
+    poll_s: Positive = 10.0
+    logit_interval_s: Positive = 3600.0
+    """Mean time between two challenges of one miner; real times are random."""
+    inference_timeout_s: Positive = 60.0
+    weights_interval_blocks: Annotated[int, Field(ge=1)] = 100
+    """Weights are refreshed at least this often (the chain's rate limit permitting)."""
+    unsafe_no_sandbox: bool = False
+    """Runs hostile code without isolation; verdicts count on the local chain only."""
+
+
+class EvaluationSection(Section):
+    """How the referee measures, for validator, miner and `verify` alike."""
+
+    profile: Literal["auto", "cpu", "gpu"] = "auto"
+    """`cpu`: Triton interpreter, tiny shapes; scores only on the local chain."""
+    trials_min: Annotated[int, Field(ge=1)] = 5
+    trials_max: Annotated[int, Field(ge=1)] = 20
+    time_budget_s: Positive = 60.0
+    deadline_s: Positive = 600.0
+    max_sequence_length: Annotated[int, Field(ge=64)] | None = None
+    """Caps the length that is really run (local chain and tests)."""
+
+
+class Settings(Section):
+    """All tables together."""
+
+    node: NodeSection = NodeSection()
+    chain: ChainSection = ChainSection()
+    wallet: WalletSection = WalletSection()
+    api: ApiSection = ApiSection()
+    miner: MinerSection = MinerSection()
+    inference: InferenceSection = InferenceSection()
+    validator: ValidatorSection = ValidatorSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @property
+    def is_local_chain(self) -> bool:
+        """True on the embedded local chain, where file:// remotes and unsandboxed verdicts are allowed."""
+        return self.chain.network == "local"

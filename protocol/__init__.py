@@ -1,0 +1,1 @@
+"""The rules of the QUASAR subnet and its wire formats: pure functions and plain data, no I/O, no clocks."""

@@ -1,0 +1,79 @@
+"""Entry point `quasar-node`: one binary, one role, and the commands around it."""
+
+import argparse
+import asyncio
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from node.logs import configure_logging, get_logger
+from node.runtime import main_guard, run_components
+from node.settings import LoadedSettings, add_arguments, load_settings, overrides_from
+from node.settings_model import Settings
+from protocol.errors import UsageError
+from roles.graph import Graph
+
+ROLES: Final = ("miner", "validator", "api", "inference")
+COMMANDS: Final = ("devnet", "verify", "export", "sign", "status", "doctor", "config")
+"""Each is a module of this package with `add_parser(subparsers, parents)` and `run(args, loaded) -> int`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the role or command named by `argv` and return the exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    return main_guard(lambda: _dispatch(parser, args))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every role and command."""
+    settings_flags = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    add_arguments(settings_flags)
+    parser = argparse.ArgumentParser(
+        prog="quasar-node",
+        description="Miner, validator, API and inference server of the QUASAR subnet.",
+        parents=[settings_flags],
+    )
+    parser.add_argument("--role", choices=ROLES, help="what this process is")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name in COMMANDS:
+        _module(name).add_parser(subparsers, [settings_flags])
+    return parser
+
+
+def _module(command: str):  # type: ignore[no-untyped-def]
+    return importlib.import_module(f"roles.commands.{command}")
+
+
+def _dispatch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if (args.role is None) == (args.command is None):
+        parser.print_usage(sys.stderr)
+        raise UsageError(f"name one role (--role {'|'.join(ROLES)}) or one command ({', '.join(COMMANDS)})")
+    config_file: Path | None = getattr(args, "config", None)
+    loaded = load_settings(overrides_from(args), config_file=config_file, env=os.environ)
+    if args.command is not None:
+        return int(_module(args.command).run(args, loaded))
+    return run_role(args.role, loaded)
+
+
+def run_role(role: str, loaded: LoadedSettings) -> int:
+    """Run one role until it is told to stop; returns the exit code."""
+    settings = loaded.settings
+    configure_logging(settings.node.log_level, settings.node.log_format)
+    settings.node.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    get_logger("cli").info(
+        "started", role=role, network=settings.chain.network, netuid=settings.chain.netuid, pid=os.getpid()
+    )
+    return asyncio.run(_run_graph(role, settings))
+
+
+async def _run_graph(role: str, settings: Settings) -> int:
+    graph: Graph = await importlib.import_module(f"roles.{role}.wiring").build(settings)
+    try:
+        return await run_components(graph.components, drain_s=settings.node.drain_s)
+    finally:
+        for close in reversed(graph.closers):
+            await close()

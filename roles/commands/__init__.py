@@ -1,0 +1,1 @@
+"""The commands of `quasar-node`, one module each: `add_parser(subparsers, parents)` and `run(args, loaded)`."""
