@@ -81,7 +81,9 @@ class Bus:
         Raises BusError when events have been published already: a late subscriber has missed facts.
         """
         if not event_types or capacity < 1:
-            raise BusError(f"a subscription needs at least one event type and room for one event, not {capacity}")
+            raise BusError(
+                f"a subscription needs at least one event type and room for one event, not {capacity}"
+            )
         if self._is_published:
             names = ", ".join(event_type.__name__ for event_type in event_types)
             raise BusError(f"subscribed to {names} after events were published: subscribe in the constructor")
@@ -97,7 +99,9 @@ class Bus:
         self._is_published = True
         readers = [subscription for subscription in self._subscriptions if subscription.wants(event)]
         if not readers:
-            raise BusError(f"nobody subscribed to {type(event).__name__}: wire a consumer or do not publish it")
+            raise BusError(
+                f"nobody subscribed to {type(event).__name__}: wire a consumer or do not publish it"
+            )
         waiting = readers[0]
         try:
             async with asyncio.timeout(self._patience_s):

@@ -10,8 +10,19 @@ from pydantic import SecretBytes, SecretStr
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 REDACTED = "[redacted]"
-SECRET_PARTS = ("token", "salt", "password", "passphrase", "signature", "authorization", "secret", "cookie",
-                "mnemonic", "private_key", "journal_key")
+SECRET_PARTS = (
+    "token",
+    "salt",
+    "password",
+    "passphrase",
+    "signature",
+    "authorization",
+    "secret",
+    "cookie",
+    "mnemonic",
+    "private_key",
+    "journal_key",
+)
 """A key holding any of these, whatever its case, has its value replaced."""
 NOT_SECRET = ("tokens_per_sec", "tokens_per_second", "max_tokens", "token_count", "tokens")
 """Throughput and counts of language-model tokens are not tokens of the secret kind."""
@@ -74,7 +85,10 @@ def _install() -> None:
 
 
 def configure_logging(
-    level: str = "info", log_format: Literal["auto", "console", "json"] = "auto", *, stream: TextIO | None = None
+    level: str = "info",
+    log_format: Literal["auto", "console", "json"] = "auto",
+    *,
+    stream: TextIO | None = None,
 ) -> None:
     """Route every logger of the process to stderr in one format; a second call replaces the first.
 

@@ -1,0 +1,17 @@
+"""The chain: one interface over public Bittensor networks and the embedded local chain."""
+
+from node.chain.interface import AxonAddress, Chain, HotkeyHolder, Metagraph, Neuron, WeightRules
+from node.chain.local import LocalChain, Registration
+from node.chain.opening import open_chain
+
+__all__ = [
+    "AxonAddress",
+    "Chain",
+    "HotkeyHolder",
+    "LocalChain",
+    "Metagraph",
+    "Neuron",
+    "Registration",
+    "WeightRules",
+    "open_chain",
+]

@@ -1,0 +1,76 @@
+"""From settings to a chain."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bittensor as bt
+
+from node.chain.client import BittensorChain
+from node.chain.connection import Connection
+from node.chain.local import LocalChain
+from node.chain.substrate import LocalSubstrate
+from node.clock import Clock
+from node.settings_model import ChainSection
+from protocol.errors import ConfigError
+
+
+def open_chain(
+    chain: ChainSection, clock: Clock, *, observe: Callable[[str, float], None] | None = None
+) -> BittensorChain:
+    """The chain that the settings name; it connects at the first call.
+
+    `observe` is told the name and the seconds of every call. Raises ConfigError for an unknown network,
+    and for a local chain whose state is not named, missing, something else or of another subnet.
+    """
+    open_client = _local_client(chain, clock) if chain.network == "local" else _public_client(chain)
+    connection = Connection(
+        open_client, where=repr(chain.network), call_timeout_s=chain.call_timeout_s, observe=observe
+    )
+    return BittensorChain(connection, netuid=chain.netuid)
+
+
+def _public_client(chain: ChainSection) -> Callable[[], Any]:
+    for name in (chain.network, *chain.fallback_endpoints):
+        try:
+            bt.settings.resolve_endpoint(name)
+        except ValueError as error:
+            raise ConfigError(
+                f"chain network {name!r} is unknown: use finney, test, local or a ws:// or wss:// address"
+            ) from error
+
+    def open_client() -> Any:
+        # Without a list the SDK would add public endpoints of its own choice.
+        return bt.Client(
+            chain.network, fallback_endpoints=list(chain.fallback_endpoints), archive_endpoints=[]
+        )
+
+    return open_client
+
+
+def _local_client(chain: ChainSection, clock: Clock) -> Callable[[], Any]:
+    if chain.local_state is None:
+        raise ConfigError("chain.network is 'local' but chain.local_state names no file: set it")
+    path = chain.local_state.expanduser()
+    local = LocalChain.open(path, now=lambda: clock.now().timestamp())
+    netuid = local.state().parameters.netuid
+    if netuid != chain.netuid:
+        raise ConfigError(
+            f"chain.netuid is {chain.netuid} but local chain {str(path)!r} holds subnet {netuid}"
+        )
+    _keep_home_clean(path)
+
+    def open_client() -> Any:
+        # The label matters: without it the SDK takes this chain for finney.
+        return bt.Client("local", substrate=LocalSubstrate(local))
+
+    return open_client
+
+
+def _keep_home_clean(path: Path) -> None:
+    """Send what the SDK caches about this chain to a private folder beside its state."""
+    folder = path.resolve().with_name(path.name + ".sdk")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    os.environ["BTCLI_TOKEN_SYMBOLS_CACHE"] = str(folder / "token_symbols.json")
+    os.environ["BITTENSOR_RUNTIME_CACHE_DIR"] = str(folder / "runtime")

@@ -1,0 +1,1 @@
+"""The subnet API: takes submissions, hands them to validators, stores what they found, shows the standing."""

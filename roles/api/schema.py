@@ -1,0 +1,58 @@
+"""Brings the database to the schema that this version of the API needs."""
+
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from protocol.errors import ConfigError
+from roles.api.database import Database
+
+HEAD: Final = "0001"
+"""Revision that the code was written for; a test compares it with the newest migration."""
+LOCK_KEY: Final = 7_231_942_117
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+
+async def upgrade(database: Database) -> None:
+    """Apply what is missing, under a lock, in one transaction.
+
+    Raises ConfigError for a database written by a newer version, DatabaseUnavailable.
+    """
+    await database.write(_upgrade)
+
+
+async def _upgrade(connection: AsyncConnection) -> None:
+    if connection.dialect.name == "postgresql":
+        # Replicas start together; SQLite's write transaction is such a lock by itself.
+        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
+    # Alembic takes half a second to import: most starts find the schema as it should be.
+    if await connection.run_sync(revision_of) != HEAD:
+        await connection.run_sync(run_migrations)
+
+
+def revision_of(connection: Connection) -> str | None:
+    """The revision that the database is at, None for an empty one."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    revision: str | None = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return revision
+
+
+def run_migrations(connection: Connection) -> None:
+    """Upgrade to the newest revision on a connection whose transaction the caller owns."""
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConfigError(
+            f"the database is at revision {revision_of(connection)}, which this version does not know: "
+            "run the version that wrote it, or restore a backup"
+        ) from error

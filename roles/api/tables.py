@@ -1,0 +1,208 @@
+"""Tables of the API, in types and constraints that SQLite and PostgreSQL share.
+
+Uniqueness that the rules promise (one commitment per hotkey and hash, one live lease per validator and
+submission, one open round, one use of a nonce) is a constraint here and not a check in the code.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A timezone-aware moment, always UTC; SQLite, which knows no zones, stores it without one."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Turn an aware moment into what the database stores."""
+        if value is None:
+            return None
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give back an aware moment."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite numbers rows by itself only for INTEGER; PostgreSQL should not run out after 2^31.
+Serial = BigInteger().with_variant(Integer(), "sqlite")
+HotkeyColumn = String(64)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("round_number", Integer, nullable=False, unique=True),
+    Column("status", String(8), nullable=False),  # open, closed
+    Column("start_time", UtcDateTime, nullable=False),
+    Column("end_time", UtcDateTime, nullable=False),
+    Column("start_block", BigInteger),
+    Column("end_block", BigInteger),
+    # The submission to beat: the winner of the round before.
+    Column("baseline_submission_id", Serial),
+    Column("winner_hotkey", HotkeyColumn),
+    Column("winner_submission_id", Serial),
+    Index(
+        "uq_rounds_open",
+        "status",
+        unique=True,
+        sqlite_where=text("status = 'open'"),
+        postgresql_where=text("status = 'open'"),
+    ),
+)
+
+round_places = Table(
+    "round_places",
+    metadata,
+    Column("round_number", Integer, ForeignKey("rounds.round_number"), primary_key=True),
+    Column("place", Integer, primary_key=True),
+    Column("submission_id", Serial, ForeignKey("submissions.id"), nullable=False),
+    Column("miner_hotkey", HotkeyColumn, nullable=False),
+    Column("tokens_per_sec", Float, nullable=False),
+    Column("weighted_score", Float, nullable=False),
+    Column("share", Float, nullable=False),
+)
+
+submissions = Table(
+    "submissions",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("miner_hotkey", HotkeyColumn, nullable=False),
+    Column("miner_coldkey", HotkeyColumn, nullable=False),
+    Column("target_sequence_length", Integer, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    # Of a commitment; all NULL for a direct submission.
+    Column("commitment_hash", String(64)),
+    Column("commit_block", BigInteger),
+    Column("commit_block_hash", String(80)),
+    Column("reveal_block", BigInteger),
+    Column("expires_block", BigInteger),
+    Column("receipt_signature", String(140)),
+    Column("commitment_salt", String(256)),
+    # Of the code; all NULL until it is revealed.
+    Column("fork_url", String(512)),
+    Column("commit_hash", String(40)),
+    Column("repo_hash", String(128)),
+    Column("claimed_tokens_per_sec", Float),
+    Column("claimed_vram_mb", Float),
+    Column("benchmarks", JSON(none_as_null=True)),
+    Column("revealed_at", UtcDateTime),
+    # When the code was fixed (orders ties) and the round of that moment.
+    Column("code_fixed_at", UtcDateTime),
+    Column("round_number", Integer),
+    # When the first verdict that ends an evaluation arrived; the code is public from then on.
+    Column("judged_at", UtcDateTime),
+    UniqueConstraint("miner_hotkey", "commitment_hash"),
+    UniqueConstraint("miner_hotkey", "commit_hash", "target_sequence_length"),
+    Index("ix_submissions_judged_at", "judged_at", "revealed_at"),
+    Index("ix_submissions_round_number", "round_number"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("lease_id", String(64), nullable=False, unique=True),
+    Column("submission_id", Serial, ForeignKey("submissions.id"), nullable=False),
+    Column("validator_hotkey", HotkeyColumn, nullable=False),
+    Column("miner_coldkey", HotkeyColumn, nullable=False),
+    Column("state", String(12), nullable=False),  # held, done, superseded
+    Column("leased_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Index(
+        "uq_leases_held",
+        "submission_id",
+        "validator_hotkey",
+        unique=True,
+        sqlite_where=text("state = 'held'"),
+        postgresql_where=text("state = 'held'"),
+    ),
+    Index("ix_leases_validator_hotkey_miner_coldkey", "validator_hotkey", "miner_coldkey"),
+)
+
+verdicts = Table(
+    "verdicts",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("submission_id", Serial, ForeignKey("submissions.id"), nullable=False),
+    Column("validator_hotkey", HotkeyColumn, nullable=False),
+    Column("lease_id", String(64), nullable=False, unique=True),
+    # Evaluations of this submission by this validator so far; more than one only after infrastructure faults.
+    Column("attempt", Integer, nullable=False),
+    Column("is_final", Integer, nullable=False),  # 0: an infrastructure fault that will be tried again
+    Column("status", String(32), nullable=False),
+    Column("fault", String(32), nullable=False),
+    Column("measured_tokens_per_sec", Float),
+    Column("spread", Float),
+    Column("cosine_similarity", Float),
+    Column("max_abs_diff", Float),
+    Column("relative_error", Float),
+    Column("vram_mb", Float),
+    Column("gpu", String(200), nullable=False),
+    Column("versions", JSON, nullable=False),
+    Column("rules_version", Integer, nullable=False),
+    Column("evidence", JSON, nullable=False),
+    Column("signature", String(256), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("submission_id", "validator_hotkey"),
+)
+
+logit_checks = Table(
+    "logit_checks",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("miner_hotkey", HotkeyColumn, nullable=False),
+    Column("validator_hotkey", HotkeyColumn, nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("cosine_similarity", Float),
+    Column("max_abs_diff", Float),
+    Column("step", Integer),
+    Column("tokens_per_sec", Float),
+    Column("reason", String(1000), nullable=False),
+    Column("checked_at", UtcDateTime, nullable=False),
+    Column("signature", String(256), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint("miner_hotkey", "validator_hotkey", "checked_at"),
+)
+
+nonces = Table(
+    "nonces",
+    metadata,
+    Column("hotkey", HotkeyColumn, primary_key=True),
+    Column("nonce_ns", BigInteger, primary_key=True),
+    Column("seen_at", UtcDateTime, nullable=False, index=True),
+)
+
+Row = Any
+"""A row of a Core query; its attributes are the selected columns."""
