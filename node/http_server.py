@@ -219,7 +219,10 @@ class HttpServer:
             access_log=None,
             logger=_wire_log,
             handle_signals=False,
+            # Answers whose handlers are done may still be on their way out.
             shutdown_timeout=1.0,
+            # How long a body that was refused is read on, so that its sender gets to see why.
+            lingering_time=1.0,
         )
         await runner.setup()
         try:

@@ -89,16 +89,35 @@ async def _end(process: Process, patience_s: float) -> int:
     if patience_s > 0:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
-                await process.wait()
+                await wait_for_exit(process)
     kill_group(process)
     try:
         async with asyncio.timeout(REAP_TIMEOUT_S):
-            return await process.wait()
+            return await wait_for_exit(process)
     except TimeoutError as error:
         # Only a process stuck in the kernel (a GPU driver, a dead disk) outlives SIGKILL.
         raise WorkerFailed(
             f"process {process.pid} does not die: its device driver hangs, restart the host"
         ) from error
+
+
+async def wait_for_exit(process: Process) -> int:
+    """The exit code as soon as the child itself has ended.
+
+    `Process.wait` also waits for the ends of the pipes, which a paused reader never sees and a grandchild may
+    hold open.
+    """
+    pause_s = 0.001
+    while process.returncode is None:
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.05)
+    return process.returncode
+
+
+def close_pipes(process: Process) -> None:
+    """Close this end of the pipes of a child that has ended; what was not read is lost."""
+    # The transport is no public attribute, but nothing public closes pipes whose other end stays open.
+    process._transport.close()  # type: ignore[attr-defined]
 
 
 async def pump_lines(stream: asyncio.StreamReader, sink: LineSink) -> None:

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from dotenv.parser import parse_stream
 from pydantic import SecretStr
@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, TomlConfigSettingsSource
 from node.settings_names import (
     PREFIX,
     PROCESS_NAMES,
+    env_name,
     env_names,
     field_of,
     is_secret,
@@ -57,6 +58,7 @@ def read_command_line(overrides: Mapping[str, object]) -> Layer:
         if field_of(key) is None:
             shown = REDACTED if is_secret(key) else show_raw(value)
             raise ConfigError(f"command line: unknown key {key} = {shown}{suggest(key, keys())}")
+        _refuse_secret(key, value, "command line", "anybody on this machine can read a command line")
         raw = _from_text(key, value, f"command line: {key}") if isinstance(value, str) else value
         layer.set(key, raw, "command line")
     return layer
@@ -138,8 +140,18 @@ def read_toml(path: Path, *, must_exist: bool) -> Layer:
             key = f"{section}.{name}"
             if field_of(key) is None:
                 raise ConfigError(_unknown_toml_key(path, section, name, value))
+            _refuse_secret(key, value, path.name, "settings files get copied and committed")
             layer.set(key, value, path.name)
     return layer
+
+
+def _refuse_secret(key: str, value: object, place: str, reason: str) -> None:
+    """Secrets come from the environment or .env alone; a database address is one when it holds a password."""
+    if is_secret(key) and not (key == "api.database_url" and "@" not in str(value)):
+        section, _, name = key.partition(".")
+        raise ConfigError(
+            f"{place}: [{section}] {name} is a secret and {reason}: put {env_name(key)} into .env"
+        )
 
 
 def _unknown_toml_key(path: Path, section: str, name: str, value: Any) -> str:
@@ -164,9 +176,3 @@ def _read_text(path: Path, must_exist: bool) -> str | None:
         raise ConfigError(f"file {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
         raise ConfigError(f"file {path} cannot be read: {error.strerror}") from error
-
-
-def takes_none(key: str) -> bool:
-    """True when a key may be left out altogether (it has no value by default)."""
-    info = field_of(key)
-    return info is not None and type(None) in get_args(info.annotation)

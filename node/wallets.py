@@ -51,7 +51,7 @@ def load_wallet(section: WalletSection, name: str) -> bt.Wallet:
     """
     root = section.path.expanduser()
     for what, text in (("wallet name", name), ("hotkey name", section.hotkey)):
-        if not text or Path(text).name != text:
+        if text in ("", ".", "..") or Path(text).name != text:
             raise WalletError(f"{what} {text!r} is not a file name")
     if not root.is_dir():
         raise WalletError(

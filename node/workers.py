@@ -12,10 +12,12 @@ from node.clock import Clock, SystemClock
 from node.logs import get_logger
 from node.processes import (
     LineSink,
+    close_pipes,
     end_process,
     module_argv,
     pump_lines,
     start_process,
+    wait_for_exit,
     worker_environment,
 )
 from protocol.errors import WorkerFailed, WorkerRefused
@@ -203,6 +205,8 @@ class WorkerProcess:
         finally:
             if pump is not None:
                 await _stop_pump(pump)
+            if process is not None:
+                close_pipes(process)
 
     def _take_line(self, line: str) -> None:
         self._last_lines.append(line)
@@ -242,7 +246,7 @@ async def run_json_process(
     try:
         async with asyncio.timeout(timeout_s):
             answer = await _read_bounded(process.stdout, max_answer_bytes, name)
-            code = await process.wait()
+            code = await wait_for_exit(process)
     except TimeoutError as error:
         raise WorkerFailed(
             f"process {name} did not finish within {timeout_s:g} s and was killed{_last_words(last_lines)}"
@@ -254,6 +258,7 @@ async def run_json_process(
         finally:
             await asyncio.wait({feed})
             await _stop_pump(pump)
+            close_pipes(process)
     if code != 0:
         raise WorkerFailed(f"process {name} {describe_exit(code)}{_last_words(last_lines)}")
     try:

@@ -22,7 +22,9 @@ def _require_finite(value: float) -> float:
     return value
 
 
-HotkeyText = Annotated[str, StringConstraints(min_length=40, max_length=64, pattern=r"^[1-9A-HJ-NP-Za-km-z]+$")]
+HotkeyText = Annotated[
+    str, StringConstraints(min_length=40, max_length=64, pattern=r"^[1-9A-HJ-NP-Za-km-z]+$")
+]
 Sha256Text = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 CommitHashText = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 SaltText = Annotated[
@@ -58,7 +60,9 @@ class BenchmarkRow(Message):
     vram_mb: Finite | None = None
 
 
-Benchmarks = Annotated[dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,8}$")], BenchmarkRow], Field(max_length=32)]
+Benchmarks = Annotated[
+    dict[Annotated[str, StringConstraints(pattern=r"^[0-9]{1,8}$")], BenchmarkRow], Field(max_length=32)
+]
 
 
 class SubmitKernel(Message):
@@ -352,6 +356,16 @@ class LogitCheckAnswer(Answer):
 
     miner_hotkey: str
     outcome: LogitOutcome
+
+
+class LogitVerification(Answer):
+    """One entry of GET /verifications: where a hotkey's logit verification stands."""
+
+    miner_hotkey: str
+    outcome: LogitOutcome
+    checked_at: datetime
+    validators: int
+    """How many validators have checked it lately."""
 
 
 class StoredVerdict(Answer):

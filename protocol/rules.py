@@ -18,6 +18,9 @@ MAX_ABS_DIFFERENCE: Final = 0.1
 MAX_RELATIVE_TO_YARDSTICK: Final = 3.0
 """A kernel whose error exceeds this multiple of the yardstick's is `inaccurate`: unranked, no strike."""
 
+NEGLIGIBLE_RELATIVE_ERROR: Final = 1e-5
+"""An error of float32 rounding is never `inaccurate`, however exact the yardstick."""
+
 CLAIM_FRACTION: Final = 0.9
 """Measured throughput below this fraction of the claim scores zero."""
 

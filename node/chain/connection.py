@@ -26,7 +26,10 @@ TRANSPORT_ERRORS = (
 )
 """What the SDK lets through when the chain cannot be reached."""
 
-CLOSE_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 15.0
+"""Above the 10 s that a websocket itself waits for the other side before it drops the line."""
+CLOSE_PATIENCE_S = 2.0
+"""How long shutting down waits for connections to close."""
 BACK_OFF_MAX_S = 2.0
 LOST_NAMES = ("Dropped", "FinalityTimeout", "Retracted", "Usurped")
 """What the transaction pool says of an extrinsic that may still have been included."""
@@ -93,11 +96,11 @@ class Connection:
         return await self._attempt(what, operation, timeout_s)
 
     async def close(self) -> None:
-        """Close the client and wait for those still closing."""
+        """Close the client, and wait a little for those still closing."""
         if self._client is not None:
             self._discard(self._client)
         if self._closing:
-            await asyncio.wait(self._closing)
+            await asyncio.wait(self._closing, timeout=CLOSE_PATIENCE_S)
 
     async def _attempt(self, what: str, operation: Callable[[Any], Awaitable[T]], limit_s: float) -> T:
         client: Any = None

@@ -10,6 +10,7 @@ import bittensor as bt
 from node.chain.client import BittensorChain
 from node.chain.connection import Connection
 from node.chain.local import LocalChain
+from node.chain.remote import ClosingRpcSubstrate
 from node.chain.substrate import LocalSubstrate
 from node.clock import Clock
 from node.settings_model import ChainSection
@@ -40,11 +41,12 @@ def _public_client(chain: ChainSection) -> Callable[[], Any]:
                 f"chain network {name!r} is unknown: use finney, test, local or a ws:// or wss:// address"
             ) from error
 
+    _, endpoint = bt.settings.resolve_endpoint(chain.network)
+
     def open_client() -> Any:
-        # Without a list the SDK would add public endpoints of its own choice.
-        return bt.Client(
-            chain.network, fallback_endpoints=list(chain.fallback_endpoints), archive_endpoints=[]
-        )
+        # The endpoints of the settings alone: by itself the SDK would add public ones.
+        substrate = ClosingRpcSubstrate(endpoint, fallback_endpoints=list(chain.fallback_endpoints))
+        return bt.Client(chain.network, substrate=substrate)
 
     return open_client
 

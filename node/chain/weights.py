@@ -16,6 +16,7 @@ from protocol.types import BlockHeight, Hotkey
 
 log = structlog.get_logger(__name__)
 
+U16_MAX = 65_535
 INCLUSION_BLOCKS = 5
 """How many blocks an extrinsic may take to be included, and the read-back to show it."""
 
@@ -71,6 +72,22 @@ def weights_by_uid(weights: Mapping[Hotkey, float], metagraph: Metagraph) -> dic
     return found
 
 
+def within_limit(uids: Mapping[int, float], rules: WeightRules) -> dict[int, float]:
+    """Weights as shares of 1 with none above the subnet's limit.
+
+    The limit is taken a little lower than stated: rounding to 16 bits may raise the largest share, and
+    the chain then refuses what the SDK has clipped to the exact limit.
+    """
+    total = sum(uids.values())
+    shares = {uid: weight / total for uid, weight in uids.items()}
+    limit = rules.max_weight - len(uids) / U16_MAX
+    if rules.max_weight >= 1.0 or len(uids) == 1 or max(shares.values()) <= limit:
+        return shares
+    clipped = clip_to_max_weight(list(shares.values()), limit)
+    log.warning("weights clipped to the subnet's limit", max_weight=rules.max_weight, largest=max(clipped))
+    return dict(zip(shares, clipped, strict=True))
+
+
 async def submit_weights(
     connection: Connection,
     hotkey: Any,
@@ -85,13 +102,11 @@ async def submit_weights(
     `hotkey` is the keypair that signs. On a runtime without SubnetEpochConsensus, which the SDK's own
     intent reads, plain weights are submitted directly.
     """
-    total = sum(uids.values())
-    if len(uids) > 1 and max(uids.values()) > rules.max_weight * total:
-        log.warning("weights clipped to the subnet's limit", max_weight=rules.max_weight)
+    shares = within_limit(uids, rules)
 
     async def submit(client: Any) -> None:
         if await _knows_consensus(client, netuid):
-            intent = bt.SetWeights(netuid=netuid, weights=dict(uids), version_key=rules.version_key)
+            intent = bt.SetWeights(netuid=netuid, weights=shares, version_key=rules.version_key)
             result = await client.execute(intent, hotkey, wait_for_finalization=False)
         elif rules.commit_reveal:
             raise ChainRejected(
@@ -99,7 +114,7 @@ async def submit_weights(
                 "upgrade the chain or the bittensor package"
             )
         else:
-            call = _plain_call(uids, rules, netuid)
+            call = _plain_call(shares, rules, netuid)
             result = await client.submit_call(call, hotkey, signer="hotkey", wait_for_finalization=False)
         result.raise_for_failure()
 
@@ -114,11 +129,8 @@ async def _knows_consensus(client: Any, netuid: int) -> bool:
     return True
 
 
-def _plain_call(uids: Mapping[int, float], rules: WeightRules, netuid: int) -> Any:
-    shares = list(uids.values())
-    if rules.max_weight < 1.0:
-        shares = clip_to_max_weight(shares, rules.max_weight)
-    targets, values = bt.intents.normalize(list(uids), shares)
+def _plain_call(shares: Mapping[int, float], rules: WeightRules, netuid: int) -> Any:
+    targets, values = bt.intents.normalize(list(shares), list(shares.values()))
     if len(targets) < rules.min_allowed:
         raise ChainRejected(
             f"subnet {netuid} needs at least {rules.min_allowed} weights, only {len(targets)} are above zero"

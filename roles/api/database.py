@@ -20,6 +20,7 @@ from protocol.errors import ConfigError, Unavailable
 T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 5.0
+CONFLICT_ATTEMPTS = 3
 READERS = 4
 POSTGRESQL_CONNECTIONS = 10
 SQLITE_FILE = "api.sqlite"
@@ -29,7 +30,7 @@ class DatabaseUnavailable(Unavailable):
     """The database did not take or give data: it is away, locked, or its disk is full."""
 
 
-class WriteConflict(Exception):  # noqa: N818 - an outcome of a race, answered by reading again
+class _WriteConflict(Exception):
     """Another transaction wrote the same unique thing first."""
 
 
@@ -45,7 +46,9 @@ def database_url(text: str | None, data_dir: Path) -> URL:
         backend = url.get_backend_name()
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         # Never the text itself: it may hold a password.
-        raise ConfigError("api.database_url is not a database URL: use sqlite:///PATH or postgresql://...") from error
+        raise ConfigError(
+            "api.database_url is not a database URL: use sqlite:///PATH or postgresql://..."
+        ) from error
     if backend == "sqlite":
         if url.database in (None, "", ":memory:"):
             raise ConfigError("api.database_url names no file: an API that forgets is of no use")
@@ -68,23 +71,33 @@ class Database:
             self._writer = self._reader = _postgresql_engine(url)
         self._turn = asyncio.Lock()
         self.revision = 0
-        """Raised by every write of this process: what was computed before may be out of date."""
+        """Raised by every write that is not quiet: what was computed before may be out of date."""
 
-    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]], *, quiet: bool = False) -> T:
         """Run `work` in one transaction and return its result once that is durable.
 
-        Nothing is written when `work` raises. Raises WriteConflict when another replica wrote the same
-        unique thing first, DatabaseUnavailable.
+        Nothing is written when `work` raises. It reads before it inserts, so when another replica wrote the
+        same unique thing first it is run again and finds it. `quiet`: nothing that the standing
+        shows changes. Raises DatabaseUnavailable.
         """
         try:
-            async with _errors_named():
-                if self.is_sqlite:
-                    async with self._turn, self._writer.begin() as connection:
-                        return await work(connection)
-                async with self._writer.begin() as connection:
-                    return await work(connection)
+            for _ in range(CONFLICT_ATTEMPTS):
+                try:
+                    return await self._write_once(work)
+                except _WriteConflict as conflict:
+                    last = conflict
+            raise DatabaseUnavailable(f"the database kept refusing a write: {last}: try again") from last
         finally:
-            self.revision += 1
+            if not quiet:
+                self.revision += 1
+
+    async def _write_once(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        async with _errors_named():
+            if self.is_sqlite:
+                async with self._turn, self._writer.begin() as connection:
+                    return await work(connection)
+            async with self._writer.begin() as connection:
+                return await work(connection)
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `work`, which only reads, on one snapshot. Raises DatabaseUnavailable."""
@@ -103,7 +116,7 @@ async def _errors_named() -> AsyncIterator[None]:
     try:
         yield
     except IntegrityError as error:
-        raise WriteConflict(str(error.orig)) from error
+        raise _WriteConflict(str(error.orig)) from error
     except DBAPIError as error:
         if isinstance(error.orig, sqlite3.ProgrammingError):
             raise
@@ -143,4 +156,6 @@ def _postgresql_engine(url: URL) -> AsyncEngine:
     try:
         return create_async_engine(url, pool_size=POSTGRESQL_CONNECTIONS, pool_pre_ping=True)
     except ModuleNotFoundError as error:
-        raise ConfigError("api.database_url names PostgreSQL, which needs the package asyncpg: install it") from error
+        raise ConfigError(
+            "api.database_url names PostgreSQL, which needs the package asyncpg: install it"
+        ) from error

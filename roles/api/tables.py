@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     TypeDecorator,
     UniqueConstraint,
     text,
@@ -160,7 +162,8 @@ verdicts = Table(
     Column("lease_id", String(64), nullable=False, unique=True),
     # Evaluations of this submission by this validator so far; more than one only after infrastructure faults.
     Column("attempt", Integer, nullable=False),
-    Column("is_final", Integer, nullable=False),  # 0: an infrastructure fault that will be tried again
+    # False: an infrastructure fault that will be tried again.
+    Column("is_final", Boolean, nullable=False),
     Column("status", String(32), nullable=False),
     Column("fault", String(32), nullable=False),
     Column("measured_tokens_per_sec", Float),
@@ -169,7 +172,7 @@ verdicts = Table(
     Column("max_abs_diff", Float),
     Column("relative_error", Float),
     Column("vram_mb", Float),
-    Column("gpu", String(200), nullable=False),
+    Column("gpu", Text, nullable=False),
     Column("versions", JSON, nullable=False),
     Column("rules_version", Integer, nullable=False),
     Column("evidence", JSON, nullable=False),
@@ -190,7 +193,7 @@ logit_checks = Table(
     Column("step", Integer),
     Column("tokens_per_sec", Float),
     Column("reason", String(1000), nullable=False),
-    Column("checked_at", UtcDateTime, nullable=False),
+    Column("checked_at", UtcDateTime, nullable=False, index=True),
     Column("signature", String(256), nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     UniqueConstraint("miner_hotkey", "validator_hotkey", "checked_at"),

@@ -97,7 +97,9 @@ def test_rate_limit_in_blocks(chain: LocalChain) -> None:
         ([1], [-1], "InvalidValue"),
     ],
 )
-def test_bad_weights_change_nothing(chain: LocalChain, targets: list[int], values: list[int], name: str) -> None:
+def test_bad_weights_change_nothing(
+    chain: LocalChain, targets: list[int], values: list[int], name: str
+) -> None:
     with refused(name):
         chain.set_weights("validator", targets, values)
     assert chain.state().weights == {}

@@ -1,0 +1,105 @@
+"""QuasarAttention forward, a chunk of tokens at a time."""
+
+import torch
+
+from kernels.backend import tl, triton
+from kernels.chunk_intra_token_parallel import chunk_intra_token_parallel
+from kernels.gate import quasar_gate
+from kernels.shapes import check_arguments
+
+CHUNK_SIZE = 64
+NUM_WARPS = 4
+NUM_STAGES = 1
+
+
+@triton.jit
+def _state_kernel(
+    q, k, w, u, o, initial, final, boundaries,
+    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    sequence, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    start = tl.load(boundaries + sequence)
+    end = tl.load(boundaries + sequence + 1)
+    row = tl.arange(0, BD)
+    column = block * BV + tl.arange(0, BV)
+    index = tl.arange(0, C)
+    state_offset = (sequence.to(tl.int64) * H + head) * D * D + row[:, None] * D + column[None, :]
+    state_mask = (row < D)[:, None] & (column < D)[None, :]
+    state = tl.zeros((BD, BV), dtype=tl.float32)
+    if HAS_INITIAL:
+        state = tl.load(initial + state_offset, mask=state_mask, other=0.0)
+    for first in range(start, end, C):
+        token = first + index
+        inside = (token < end)[:, None]
+        base = (token[:, None] * H + head) * D
+        key_mask = inside & (row < D)[None, :]
+        value_mask = inside & (column < D)[None, :]
+        queries = tl.load(q + base + row[None, :], mask=key_mask, other=0.0).to(tl.float32)
+        keys = tl.load(k + base + row[None, :], mask=key_mask, other=0.0).to(tl.float32)
+        reads = tl.load(w + base + row[None, :], mask=key_mask, other=0.0)
+        written = tl.load(u + base + column[None, :], mask=value_mask, other=0.0)
+        written -= tl.dot(reads, state, input_precision=PRECISION)
+        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
+        scores = tl.where(index[:, None] >= index[None, :], scores, 0.0)
+        out = tl.dot(queries, state, input_precision=PRECISION)
+        out += tl.dot(scores, written, input_precision=PRECISION)
+        tl.store(o + base + column[None, :], out.to(o.dtype.element_ty), mask=value_mask)
+        state += tl.dot(tl.trans(keys), written, input_precision=PRECISION)
+    if HAS_FINAL:
+        tl.store(final + state_offset, state, mask=state_mask)
+
+
+def chunk_quasar(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: torch.Tensor | None = None,
+    **kwargs: object,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return o [B, T, H, D] in q's dtype and, when asked, the final state [N, H, D, D] in float32.
+
+    q, k, v [B, T, H, D] (bfloat16, float16 or float32), beta [H], initial_state float32 [N, H, D, D], cu_seqlens
+    [N + 1] for sequences packed into a batch of 1. Further keyword arguments are accepted and ignored.
+
+    Raises:
+        ValueError: a shape, dtype or device is wrong.
+    """
+    boundaries = check_arguments(q, k, v, beta, initial_state, cu_seqlens)
+    _, _, heads, dim = q.shape
+    # float32 inputs keep float32 products; tf32 is finer than the 16-bit inputs.
+    precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    chunk_size = CHUNK_SIZE if dim <= 128 else min(CHUNK_SIZE, 32)
+    flat_q, flat_k, flat_v = (x.contiguous().view(-1, heads, dim) for x in (q, k, v))
+    o = torch.empty_like(flat_q)
+    count = len(boundaries) - 1
+    final = torch.empty(count, heads, dim, dim, dtype=torch.float32, device=q.device) if output_final_state else None
+    alpha = quasar_gate(flat_k, beta)
+    launch = {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES}
+    w, u = chunk_intra_token_parallel(
+        flat_k, flat_v, alpha, _chunks(boundaries, chunk_size, q.device),
+        chunk_size=chunk_size, precision=precision, **launch,
+    )  # fmt: skip
+    block_d = max(16, triton.next_power_of_2(dim))
+    block_v = min(block_d, 64)
+    _state_kernel[(count, heads, triton.cdiv(dim, block_v))](
+        flat_q, flat_k, w, u, o,
+        initial_state.contiguous() if initial_state is not None else w, final if final is not None else w,
+        torch.tensor(boundaries, dtype=torch.int64, device=q.device),
+        heads, dim, block_d, block_v, chunk_size, initial_state is not None, output_final_state, precision,
+        **launch,
+    )  # fmt: skip
+    return o.view(q.shape), final
+
+
+def _chunks(boundaries: list[int], chunk_size: int, device: torch.device) -> torch.Tensor:
+    """Return the chunks [N, 2] (first token, one past the last) of all sequences."""
+    rows = [
+        (first, min(first + chunk_size, end))
+        for start, end in zip(boundaries, boundaries[1:], strict=False)
+        for first in range(start, end, chunk_size)
+    ]
+    return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 2)

@@ -1,0 +1,52 @@
+"""The cut of the pinned fla-core on which every submission runs: what a kernel file may lean on, and no more."""
+
+import importlib.metadata
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+_COPIED: Final = ("backends.py", "utils", "ops/utils")
+_FORBIDDEN: Final = ("gla", "kda")
+
+_STUB = '''"""Stands where fla.ops.{name} was: submissions may not use it."""
+
+raise ImportError("fla.ops.{name} is forbidden: a submission must bring its own kernels")
+'''
+
+
+def write_fla_base(dest: Path) -> None:
+    """Lay out `fla/` of the installed fla-core under `dest`, cut to utilities, without importing it.
+
+    `fla/__init__.py` holds the version alone and `fla/ops/__init__.py` is empty: the originals import every
+    operator. `fla.ops.gla` and `fla.ops.kda` raise when imported.
+
+    Raises:
+        FileNotFoundError: fla-core is not installed.
+    """
+    source = _installed_fla()
+    package = dest / "fla"
+    (package / "ops").mkdir(parents=True, exist_ok=True)
+    for name in _COPIED:
+        _copy(source / name, package / name)
+    version = importlib.metadata.version("fla-core")
+    (package / "__init__.py").write_text(f'__version__ = "{version}"\n')
+    (package / "ops" / "__init__.py").write_text("")
+    for name in _FORBIDDEN:
+        stub = package / "ops" / name
+        stub.mkdir(exist_ok=True)
+        (stub / "__init__.py").write_text(_STUB.format(name=name))
+
+
+def _installed_fla() -> Path:
+    spec = find_spec("fla")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("fla-core is not installed: run `make install`")
+    return Path(spec.origin).parent
+
+
+def _copy(source: Path, dest: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, dest, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"), dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, dest)

@@ -1,0 +1,39 @@
+"""The gate alpha = (1 - exp(-beta |k|^2)) / |k|^2 of every token and head."""
+
+import torch
+
+from kernels.backend import tl, triton
+
+BLOCK_ROWS = 64
+
+
+@triton.jit
+def gate_of(squared_norm, beta):
+    """Return alpha for squared key norms, exact in the limit of a vanishing key."""
+    x = squared_norm * beta
+    # 1 - exp(-x) cancels for small x; the series to x^5 is exact to float32 below 1/8.
+    series = 1.0 + x * (-1 / 2 + x * (1 / 6 + x * (-1 / 24 + x * (1 / 120 - x / 720))))
+    ratio = (1.0 - tl.exp(-x)) / tl.where(x < 0.125, 1.0, x)
+    return beta * tl.where(x < 0.125, series, ratio)
+
+
+@triton.jit
+def _gate_kernel(k, beta, alpha, rows, H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.arange(0, BD)
+    inside = row < rows
+    keys = tl.load(k + row[:, None] * D + column[None, :], mask=inside[:, None] & (column < D)[None, :], other=0.0)
+    keys = keys.to(tl.float32)
+    rate = tl.load(beta + row % H, mask=inside, other=1.0).to(tl.float32)
+    tl.store(alpha + row, gate_of(tl.sum(keys * keys, axis=1), rate), mask=inside)
+
+
+def quasar_gate(k: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """Return alpha [T, H] in float32 for contiguous k [T, H, D] and beta [H]."""
+    length, heads, dim = k.shape
+    alpha = torch.empty(length, heads, dtype=torch.float32, device=k.device)
+    rows = length * heads
+    if rows:
+        grid = (triton.cdiv(rows, BLOCK_ROWS),)
+        _gate_kernel[grid](k, beta, alpha, rows, heads, dim, triton.next_power_of_2(dim), BLOCK_ROWS)
+    return alpha

@@ -1,0 +1,35 @@
+"""Launch parameters per GPU (source: seed, GPU configuration reference), mapped onto our kernels.
+
+The seed's BLOCK_M becomes the chunk of tokens that one program handles; more than 64 tokens would square the
+work inside a chunk, so larger blocks become warps and stages.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """Meta-parameters of the kernels and the longest sequence that the GPU's memory is known to hold."""
+
+    gpu: str
+    vram_gb: int
+    max_sequence_length: int
+    chunk_size: int = 64
+    num_warps: int = 4
+    num_stages: int = 1
+
+
+DEFAULT: Final = Preset(gpu="any", vram_gb=0, max_sequence_length=100_000)
+PRESETS: Final = (
+    Preset(gpu="RTX 3090", vram_gb=24, max_sequence_length=200_000, num_stages=2),
+    Preset(gpu="RTX 4090", vram_gb=24, max_sequence_length=250_000, num_stages=2),
+    Preset(gpu="A100", vram_gb=80, max_sequence_length=1_048_576, num_warps=8, num_stages=3),
+    Preset(gpu="H100", vram_gb=80, max_sequence_length=1_048_576, num_stages=4),
+    Preset(gpu="H200", vram_gb=141, max_sequence_length=1_048_576, num_stages=4),
+)
+
+
+def preset_for(gpu_name: str) -> Preset:
+    """Return the preset whose name occurs in a device name such as `NVIDIA H200`, else the default."""
+    return next((preset for preset in PRESETS if preset.gpu in gpu_name), DEFAULT)

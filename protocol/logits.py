@@ -1,0 +1,115 @@
+"""Comparison of a miner's logits with the reference's (all over float32 values)."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import InvalidMessage
+from protocol.rules import MAX_ABS_DIFFERENCE, MIN_COSINE_SIMILARITY
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How near two logit vectors are."""
+
+    cosine_similarity: float
+    max_abs_diff: float
+
+
+def compare_logits(reference: npt.NDArray[np.floating], captured: npt.NDArray[np.floating]) -> Comparison:
+    """Compare two logit vectors of shape `[V]`; NaN or infinity anywhere makes the figures NaN.
+
+    Raises:
+        InvalidMessage: the shapes differ, or are not one dimension of at least one value.
+    """
+    if reference.shape != captured.shape or reference.ndim != 1 or reference.size == 0:
+        raise InvalidMessage(
+            f"captured_logits have shape {captured.shape} where the reference has {reference.shape}; "
+            "send one value for each token of the vocabulary"
+        )
+    one = reference.astype(np.float64)
+    other = captured.astype(np.float64)
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return Comparison(cosine_similarity=float("nan"), max_abs_diff=float("nan"))
+    # Scaled first, so that neither huge nor tiny values leave the range of the squares.
+    scale_one, scale_other = np.abs(one).max(), np.abs(other).max()
+    cosine = float("nan")
+    if scale_one > 0 and scale_other > 0:
+        unit_one, unit_other = one / scale_one, other / scale_other
+        cosine = float(unit_one @ unit_other / (np.linalg.norm(unit_one) * np.linalg.norm(unit_other)))
+    with np.errstate(over="ignore"):
+        difference = float(np.abs(one - other).max())
+    return Comparison(cosine_similarity=cosine, max_abs_diff=difference)
+
+
+def logits_match(comparison: Comparison) -> bool:
+    """Tell whether a comparison meets the subnet's thresholds; a NaN does not."""
+    return (
+        comparison.cosine_similarity >= MIN_COSINE_SIMILARITY
+        and comparison.max_abs_diff <= MAX_ABS_DIFFERENCE
+    )
+
+
+def encode_logits(array: npt.NDArray[np.floating]) -> str:
+    """Encode logits as base64 of little-endian float32 values."""
+    with np.errstate(over="ignore"):
+        return base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")
+
+
+def decode_logits(captured: list[float] | str, vocab_size: int) -> Float32Array:
+    """Decode captured logits, given as a list of numbers or as base64, to float32 `[V]`; NaN passes through.
+
+    Raises:
+        InvalidMessage: not base64, not numbers, or not one value for each token of the vocabulary.
+    """
+    values = _from_base64(captured, vocab_size) if isinstance(captured, str) else _from_list(captured)
+    if values.shape != (vocab_size,):
+        raise InvalidMessage(
+            f"captured_logits hold {values.size} values; the model's vocabulary has {vocab_size}: send one each"
+        )
+    return values
+
+
+def tokens_match(
+    tokens: Sequence[int], reference_logits: npt.NDArray[np.floating], tolerance: float
+) -> int | None:
+    """Find the first generated token that the reference would not have taken; None when it took them all.
+
+    `reference_logits` is `[G, V]`: row i is the distribution from which token i was taken. A token is right when
+    its logit lies within `tolerance` of the row's largest, so a near-tie does not fail an honest miner. Tokens
+    outside the vocabulary are wrong; with too few or too many tokens the first unpaired index is returned.
+    """
+    rows, vocab_size = reference_logits.shape
+    for index, token in enumerate(tokens[:rows]):
+        if not 0 <= token < vocab_size:
+            return index
+        row = reference_logits[index]
+        if not bool(row[token] >= row.max() - tolerance):
+            return index
+    return None if len(tokens) == rows else min(len(tokens), rows)
+
+
+def _from_base64(text: str, vocab_size: int) -> Float32Array:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidMessage(f"captured_logits are not base64: {error}") from error
+    if len(data) != 4 * vocab_size:
+        raise InvalidMessage(
+            f"captured_logits are {len(data)} bytes; {vocab_size} little-endian float32 values are {4 * vocab_size}"
+        )
+    return np.frombuffer(data, dtype="<f4").astype(np.float32)
+
+
+def _from_list(values: list[float]) -> Float32Array:
+    try:
+        with np.errstate(over="ignore"):
+            return np.asarray(values, dtype=np.float64).astype(np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidMessage(f"captured_logits are not a list of numbers: {error}") from error

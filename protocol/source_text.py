@@ -1,0 +1,49 @@
+"""Reading of hostile source text: to a syntax tree, or to one sentence that says why not; never to a crash."""
+
+import ast
+import re
+import warnings
+from typing import Final
+
+from protocol.errors import SourceRejected
+
+MAX_SOURCE_BYTES: Final = 1_000_000
+"""Of one file; far above any kernel, far below what hurts."""
+
+_CODING = re.compile(r"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)", re.ASCII)
+_UTF8_NAMES: Final = frozenset({"utf-8", "utf8", "utf_8", "utf-8-sig", "ascii", "us-ascii"})
+
+
+def parse_source(name: str, source: str | bytes) -> ast.Module:
+    """Parse one Python file.
+
+    Raises:
+        SourceRejected: it is too large, not UTF-8, declares another encoding (the interpreter would then read
+            other code than these rules), holds null bytes, is not Python, or is nested too deeply.
+    """
+    if len(source) > MAX_SOURCE_BYTES:
+        raise SourceRejected(f"{name}: {len(source)} bytes long; a file may have {MAX_SOURCE_BYTES}")
+    text = _decoded(name, source)
+    for line in re.split(r"\r\n|\r|\n", text, maxsplit=2)[:2]:
+        declared = _CODING.match(line)
+        if declared is not None and declared[1].lower() not in _UTF8_NAMES:
+            raise SourceRejected(f"{name}: declares the encoding {declared[1]!r}; write the file in UTF-8")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text, filename=name)
+    except SyntaxError as error:
+        raise SourceRejected(f"{name}: line {error.lineno}: {error.msg}") from error
+    except ValueError as error:
+        raise SourceRejected(f"{name}: {error}") from error
+    except (RecursionError, MemoryError) as error:
+        raise SourceRejected(f"{name}: nested too deeply to be read") from error
+
+
+def _decoded(name: str, source: str | bytes) -> str:
+    if isinstance(source, bytes):
+        try:
+            source = source.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SourceRejected(f"{name}: not UTF-8 (byte {error.start}: {error.reason})") from error
+    return source.removeprefix("\ufeff")

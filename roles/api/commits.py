@@ -1,0 +1,122 @@
+"""POST /commit_submission: phase 1 of commit-reveal."""
+
+from datetime import timedelta
+from typing import Final
+
+from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from node.chain.interface import Neuron
+from node.http_server import ApiProblem
+from protocol.commitments import reveal_window
+from protocol.messages import CommitSubmission, CommitSubmissionAnswer, Receipt
+from protocol.signing import commit_text, receipt_text, sign_text
+from protocol.types import BlockCount, BlockHeight
+from roles.api import store_submissions as store
+from roles.api.answers import model_answer
+from roles.api.context import Api
+from roles.api.tables import Row
+
+MAX_OPEN_COMMITMENTS: Final = 16
+"""Unrevealed commitments of one hotkey at a time."""
+RETRY_AFTER_S: Final = 60
+UNSIGNED: Final = ""
+
+
+class CommitHandler:
+    """Takes commitments and signs receipts for them."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._blocks_until_reveal = BlockCount(api.settings.api.blocks_until_reveal)
+        self._window_blocks = BlockCount(api.settings.api.reveal_window_blocks)
+
+    async def commit(self, request: web.Request) -> web.Response:
+        """Take a commitment: 200 with a signed receipt; the same one again gives the same record."""
+        api = self._api
+        message, neuron = await api.authentication.miner(request, CommitSubmission, commit_text)
+        height = await api.chain.fresh_height()
+        block_hash = await api.chain.block_hash(height)
+        block_time_s = await api.chain.block_time_s()
+
+        async def work(connection: AsyncConnection) -> Row:
+            known = await store.find_commitment(connection, message.miner_hotkey, message.commitment_hash)
+            if known is None:
+                return await self._insert_commitment(connection, message, neuron, height, block_hash)
+            if known.target_sequence_length != message.target_sequence_length:
+                raise ApiProblem(
+                    409,
+                    f"commitment_hash {message.commitment_hash} is submission {known.id} with "
+                    f"target_sequence_length {known.target_sequence_length}, "
+                    f"not {message.target_sequence_length}",
+                )
+            return known
+
+        row = await api.database.write(work, quiet=True)
+        return model_answer(self._commit_answer(row, block_time_s))
+
+    async def _insert_commitment(
+        self,
+        connection: AsyncConnection,
+        message: CommitSubmission,
+        neuron: Neuron,
+        height: BlockHeight,
+        block_hash: str,
+    ) -> Row:
+        pending = await store.list_pending(connection, height, message.miner_hotkey)
+        if len(pending) >= MAX_OPEN_COMMITMENTS:
+            raise ApiProblem(
+                429,
+                f"hotkey {message.miner_hotkey} has {len(pending)} unrevealed commitments, the limit is "
+                f"{MAX_OPEN_COMMITMENTS}: reveal one first",
+                {"Retry-After": str(RETRY_AFTER_S)},
+            )
+        window = reveal_window(height, self._blocks_until_reveal, self._window_blocks)
+        now = self._api.clock.now()
+        submission_id = await store.insert_submission(
+            connection,
+            {
+                "miner_hotkey": message.miner_hotkey,
+                "miner_coldkey": neuron.coldkey,
+                "target_sequence_length": message.target_sequence_length,
+                "created_at": now,
+                "commitment_hash": message.commitment_hash,
+                "commit_block": height,
+                "commit_block_hash": block_hash,
+                "reveal_block": window.opens,
+                "expires_block": window.expires,
+            },
+        )
+        receipt = Receipt(
+            submission_id=submission_id,
+            commitment_hash=message.commitment_hash,
+            block_number=height,
+            block_hash=block_hash,
+            api_hotkey=self._api.signer.ss58_address,
+            signature=UNSIGNED,
+        )
+        signature = sign_text(self._api.signer, receipt_text(receipt))
+        await store.update_submission(connection, submission_id, {"receipt_signature": signature})
+        return await store.find_submission(connection, submission_id)
+
+    def _commit_answer(self, row: Row, block_time_s: float) -> CommitSubmissionAnswer:
+        return CommitSubmissionAnswer(
+            submission_id=row.id,
+            commitment_hash=row.commitment_hash,
+            reveal_block=row.reveal_block,
+            expires_block=row.expires_block,
+            estimated_reveal_time=row.created_at
+            + timedelta(seconds=(row.reveal_block - row.commit_block) * block_time_s),
+            message=(
+                f"commitment taken at block {row.commit_block}: reveal it from block {row.reveal_block} "
+                f"to block {row.expires_block}"
+            ),
+            receipt=Receipt(
+                submission_id=row.id,
+                commitment_hash=row.commitment_hash,
+                block_number=row.commit_block,
+                block_hash=row.commit_block_hash,
+                api_hotkey=self._api.signer.ss58_address,
+                signature=row.receipt_signature,
+            ),
+        )

@@ -1,0 +1,190 @@
+"""The evaluation queue: validators lease submissions, keep the lease alive and hand in signed verdicts.
+
+Validators judge independently: a lease is one validator's on one submission and keeps no other validator
+from the same submission. One that is not renewed returns the submission to its validator's queue.
+"""
+
+import secrets
+from datetime import timedelta
+from typing import Final
+
+from aiohttp import web
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from node.chain.interface import Neuron
+from node.http_server import ApiProblem, FieldsInvalid, json_body
+from protocol.messages import Heartbeat, HeartbeatAnswer, LeaseAnswer, Verdict, VerdictAnswer
+from protocol.rules import RULES_VERSION
+from protocol.signing import verdict_text, verify_text
+from protocol.verdicts import Status
+from roles.api import store_evaluations as store
+from roles.api.answers import model_answer
+from roles.api.context import Api
+from roles.api.finite import non_finite_fields
+from roles.api.store_submissions import find_submission, mark_judged
+from roles.api.tables import Row
+
+MAX_INFRASTRUCTURE_RETRIES: Final = 2
+"""A validator that fails for reasons of its own gets the submission this many times again."""
+
+
+class EvaluationHandlers:
+    """Handlers of the endpoints through which validators judge."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._lease_time = timedelta(seconds=api.settings.api.lease_s)
+
+    async def lease(self, request: web.Request) -> web.Response:
+        """Give the validator the submission that it should judge next: 200, or 204 when there is none."""
+        validator = await self._api.authentication.validator(request)
+        registered = (await self._api.chain.metagraph()).neurons.keys()
+
+        async def work(connection: AsyncConnection) -> tuple[Row, str] | None:
+            now = self._api.clock.now()
+            row = await store.find_next(
+                connection, validator_hotkey=validator.hotkey, miner_hotkeys=registered, now=now
+            )
+            if row is None:
+                return None
+            lease_id = secrets.token_hex(16)
+            await store.insert_lease(
+                connection,
+                {
+                    "lease_id": lease_id,
+                    "submission_id": row.id,
+                    "validator_hotkey": validator.hotkey,
+                    "miner_coldkey": row.miner_coldkey,
+                    "leased_at": now,
+                    "expires_at": now + self._lease_time,
+                },
+            )
+            return row, lease_id
+
+        found = await self._api.database.write(work, quiet=True)
+        if found is None:
+            return web.Response(status=204)
+        row, lease_id = found
+        answer = LeaseAnswer(
+            lease_id=lease_id,
+            submission_id=row.id,
+            miner_hotkey=row.miner_hotkey,
+            fork_url=row.fork_url,
+            commit_hash=row.commit_hash,
+            target_sequence_length=row.target_sequence_length,
+            claimed_tokens_per_sec=row.claimed_tokens_per_sec,
+            code_fixed_at=row.code_fixed_at,
+            round_number=row.round_number,
+            expires_at=self._api.clock.now() + self._lease_time,
+            heartbeat_s=self._api.settings.api.heartbeat_s,
+        )
+        return model_answer(answer)
+
+    async def heartbeat(self, request: web.Request) -> web.Response:
+        """Extend a lease; one that expired but was not given again lives on."""
+        validator = await self._api.authentication.validator(request)
+        submission_id = path_id(request)
+        message = await json_body(request, Heartbeat)
+        expires_at = self._api.clock.now() + self._lease_time
+
+        async def work(connection: AsyncConnection) -> None:
+            await self._held_lease(connection, validator, submission_id, message.lease_id)
+            await store.update_lease(connection, message.lease_id, {"expires_at": expires_at})
+
+        await self._api.database.write(work, quiet=True)
+        return model_answer(HeartbeatAnswer(expires_at=expires_at))
+
+    async def verdict(self, request: web.Request) -> web.Response:
+        """Store a validator's verdict and end its lease; the same one again gives the same answer."""
+        validator = await self._api.authentication.validator(request)
+        submission_id = path_id(request)
+        message = await json_body(request, Verdict)
+        _check_verdict(message, validator, submission_id)
+        verify_text(message.validator_hotkey, verdict_text(message), message.signature)
+        is_new = await self._api.database.write(
+            lambda connection: self._record_verdict(connection, validator, message)
+        )
+        if is_new:
+            self._api.metrics.evaluations.labels(message.status.value, message.fault.value).inc()
+        return model_answer(VerdictAnswer(submission_id=submission_id, status=message.status))
+
+    async def _record_verdict(self, connection: AsyncConnection, validator: Neuron, message: Verdict) -> bool:
+        earlier = await store.find_verdict(connection, message.submission_id, validator.hotkey)
+        if earlier is not None and earlier.lease_id == message.lease_id:
+            if earlier.status == message.status and earlier.evidence == message.evidence:
+                return False
+            raise ApiProblem(
+                409,
+                f"submission {message.submission_id} has a verdict {earlier.status!r} under this lease_id",
+            )
+        await self._held_lease(connection, validator, message.submission_id, message.lease_id)
+        now = self._api.clock.now()
+        attempt = 1 if earlier is None else earlier.attempt + 1
+        is_final = message.status is not Status.INFRASTRUCTURE or attempt > MAX_INFRASTRUCTURE_RETRIES
+        values = message.model_dump(exclude={"status", "fault"})
+        await store.put_verdict(
+            connection,
+            {
+                **values,
+                "status": message.status.value,
+                "fault": message.fault.value,
+                "attempt": attempt,
+                "is_final": is_final,
+                "created_at": now,
+            },
+            replaces=earlier,
+        )
+        await store.update_lease(connection, message.lease_id, {"state": store.DONE})
+        if is_final:
+            await mark_judged(connection, message.submission_id, now)
+        return True
+
+    async def _held_lease(
+        self, connection: AsyncConnection, validator: Neuron, submission_id: int, lease_id: str
+    ) -> Row:
+        if await find_submission(connection, submission_id) is None:
+            raise ApiProblem(404, f"there is no submission {submission_id}")
+        lease = await store.find_lease(connection, lease_id)
+        if lease is None or lease.submission_id != submission_id:
+            raise ApiProblem(404, f"lease_id {lease_id} is no lease of submission {submission_id}")
+        if lease.validator_hotkey != validator.hotkey:
+            raise ApiProblem(403, f"lease_id {lease_id} does not belong to hotkey {validator.hotkey}")
+        if lease.state == store.SUPERSEDED:
+            raise ApiProblem(409, f"lease_id {lease_id} expired and the submission was leased again since")
+        if lease.state == store.DONE:
+            raise ApiProblem(409, f"lease_id {lease_id} has ended with a verdict")
+        return lease
+
+
+def path_id(request: web.Request) -> int:
+    """The submission's number from the path; raises ApiProblem 404 for one that cannot exist."""
+    text = request.match_info["submission_id"]
+    if len(text) > 18:
+        raise ApiProblem(404, f"there is no submission {text[:18]}...")
+    return int(text)
+
+
+def _check_verdict(message: Verdict, validator: Neuron, submission_id: int) -> None:
+    if message.validator_hotkey != validator.hotkey:
+        raise ApiProblem(
+            403,
+            f"the request is signed by {validator.hotkey}, not by validator_hotkey {message.validator_hotkey}",
+        )
+    problems = non_finite_fields("evidence", message.evidence)
+    if message.submission_id != submission_id:
+        problems.append(
+            _problem("submission_id", f"must be {submission_id} as in the path", message.submission_id)
+        )
+    if message.rules_version != RULES_VERSION:
+        problems.append(_problem("rules_version", f"must be {RULES_VERSION}", message.rules_version))
+    measured = message.measured_tokens_per_sec
+    if message.status is Status.PASSED and (measured is None or measured <= 0):
+        problems.append(
+            _problem("measured_tokens_per_sec", "must be above 0 when the status is passed", measured)
+        )
+    if problems:
+        raise FieldsInvalid(problems)
+
+
+def _problem(field: str, message: str, value: object) -> dict[str, str]:
+    return {"field": field, "message": message, "value": str(value)}

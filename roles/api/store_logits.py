@@ -1,0 +1,52 @@
+"""Queries on logit checks."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from roles.api.tables import Row, logit_checks
+
+
+async def find_check(
+    connection: AsyncConnection, miner_hotkey: str, validator_hotkey: str, checked_at: datetime
+) -> Row | None:
+    """The check that this validator made of this miner at that moment."""
+    query = select(logit_checks).where(
+        logit_checks.c.miner_hotkey == miner_hotkey,
+        logit_checks.c.validator_hotkey == validator_hotkey,
+        logit_checks.c.checked_at == checked_at,
+    )
+    return (await connection.execute(query)).first()
+
+
+async def insert_check(connection: AsyncConnection, values: Mapping[str, Any]) -> None:
+    """Store a check."""
+    await connection.execute(insert(logit_checks).values(**values))
+
+
+async def list_latest(connection: AsyncConnection, since: datetime) -> Sequence[Row]:
+    """The latest check of every miner by every validator, leaving out checks made before `since`."""
+    newest_first = (
+        func.row_number()
+        .over(
+            partition_by=(logit_checks.c.miner_hotkey, logit_checks.c.validator_hotkey),
+            order_by=(logit_checks.c.checked_at.desc(), logit_checks.c.id.desc()),
+        )
+        .label("age")
+    )
+    checks = (
+        select(
+            logit_checks.c.miner_hotkey,
+            logit_checks.c.validator_hotkey,
+            logit_checks.c.outcome,
+            logit_checks.c.checked_at,
+            newest_first,
+        )
+        .where(logit_checks.c.checked_at >= since)
+        .subquery()
+    )
+    query = select(checks).where(checks.c.age == 1).order_by(checks.c.miner_hotkey, checks.c.checked_at)
+    return (await connection.execute(query)).all()

@@ -1,0 +1,215 @@
+"""Heights on the bus: monotone, with honest gaps, through every kind of trouble."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+
+from node.bus import Bus, Subscription
+from node.chain import open_chain
+from node.chain.watcher import BlockWatcher
+from node.clock import SystemClock
+from node.settings_model import ChainSection
+from protocol.errors import ChainRejected, ChainUnavailable
+from protocol.events import BlockAdvanced
+from protocol.types import BlockHeight
+from tests.fakes.clock import FakeClock
+from tests.fakes.subnet import NETUID, MakeSubnet, Subnet
+
+
+@dataclass
+class ScriptedChain:
+    """A public chain whose head, block time and failures the test dictates."""
+
+    block_time: float = 12.0
+    head: int = 1
+    error: Exception | None = None
+    polls: int = 0
+    heads: list[int] = field(default_factory=list)
+
+    async def height(self) -> BlockHeight:
+        self.polls += 1
+        if self.error is not None:
+            raise self.error
+        if self.heads:
+            self.head = self.heads.pop(0)
+        return BlockHeight(self.head)
+
+    async def block_time_s(self) -> float:
+        if self.error is not None:
+            raise self.error
+        return self.block_time
+
+
+@dataclass
+class Watched:
+    chain: ScriptedChain
+    clock: FakeClock
+    watcher: BlockWatcher
+    subscription: Subscription[BlockAdvanced]
+    task: asyncio.Task[None]
+
+    async def next_event(self) -> tuple[int, int | None]:
+        async with asyncio.timeout(5):
+            event = await anext(aiter(self.subscription))
+        return event.height, event.previous
+
+
+@asynccontextmanager
+async def watching(chain: ScriptedChain, *, unreachable_after_s: float = 60.0) -> AsyncIterator[Watched]:
+    bus, clock = Bus(), FakeClock()
+    subscription = bus.subscribe(BlockAdvanced)
+    watcher = BlockWatcher(
+        chain,  # type: ignore[arg-type]
+        bus,
+        clock,
+        unreachable_after_s=unreachable_after_s,
+    )
+    task = asyncio.create_task(watcher.run())
+    try:
+        await clock.advance(0)
+        yield Watched(chain, clock, watcher, subscription, task)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_gaps_are_gaps() -> None:
+    async with watching(ScriptedChain(head=10)) as watched:
+        assert await watched.next_event() == (10, None)
+        assert watched.watcher.height == 10
+        watched.chain.head = 17
+        await watched.clock.advance(3)
+        assert await watched.next_event() == (17, 10)
+        await watched.clock.advance(30)
+        assert len(watched.subscription) == 0, "a head that stands still is no event"
+
+
+async def test_polls_at_half_a_block_and_at_least_every_three_seconds() -> None:
+    for block_time, expected in ((12.0, 4), (2.0, 11), (0.25, 81)):
+        async with watching(ScriptedChain(block_time=block_time)) as watched:
+            await watched.clock.advance(10.01)
+            assert watched.chain.polls == expected
+
+
+async def test_a_head_that_goes_back_waits_until_it_is_passed() -> None:
+    chain = ScriptedChain(heads=[100, 90, 95, 100, 101, 50, 1000])
+    async with watching(chain) as watched:
+        seen = []
+        for _ in range(7):
+            if len(watched.subscription):
+                seen.append(await watched.next_event())
+            await watched.clock.advance(3)
+        if len(watched.subscription):
+            seen.append(await watched.next_event())
+        assert seen == [(100, None), (101, 100), (1000, 101)]
+        assert watched.watcher.height == 1000
+
+
+@pytest.mark.parametrize("error", [ChainUnavailable("black hole"), ChainRejected("internal error")])
+async def test_an_outage_is_survived(error: Exception) -> None:
+    async with watching(ScriptedChain(head=5)) as watched:
+        assert await watched.next_event() == (5, None)
+        watched.chain.error = error
+        await watched.clock.advance(50)
+        assert not watched.task.done()
+        assert watched.watcher.silent_s > 40
+        assert watched.watcher.height == 5
+        watched.chain.error = None
+        watched.chain.head = 9
+        await watched.clock.advance(3)
+        assert await watched.next_event() == (9, 5)
+        assert watched.watcher.silent_s <= 3
+
+
+@pytest.mark.parametrize("answers_first", [True, False])
+async def test_a_silent_chain_ends_the_watcher(answers_first: bool) -> None:
+    error = ChainUnavailable("no route to host")
+    chain = ScriptedChain(error=None if answers_first else error)
+    async with watching(chain, unreachable_after_s=30) as watched:
+        chain.error = error
+        await watched.clock.advance(25)
+        assert not watched.task.done()
+        await watched.clock.advance(10)
+        sentence = r"not answered for 3\d s, the limit is 30 s .*: no route to host"
+        with pytest.raises(ChainUnavailable, match=sentence):
+            await watched.task
+        assert watched.task.exception().exit_code == 69  # type: ignore[union-attr]
+
+
+async def test_a_bug_is_not_taken_for_an_outage() -> None:
+    async with watching(ScriptedChain(error=RuntimeError("bug"))) as watched:
+        with pytest.raises(RuntimeError, match="bug"):
+            await watched.task
+
+
+async def collect(subnet: Subnet, act: Callable[[list[BlockAdvanced]], bool]) -> list[BlockAdvanced]:
+    """Watch a real local chain until `act`, called after every event, is satisfied."""
+    section = ChainSection(network="local", netuid=NETUID, local_state=subnet.path, call_timeout_s=0.3)
+    chain, bus, clock = open_chain(section, SystemClock()), Bus(), SystemClock()
+    subscription = bus.subscribe(BlockAdvanced)
+    watcher = BlockWatcher(chain, bus, clock, unreachable_after_s=20)
+    task = asyncio.create_task(watcher.run())
+    events: list[BlockAdvanced] = []
+    try:
+        async with asyncio.timeout(20):
+            async for event in subscription:
+                events.append(event)
+                if act(events):
+                    break
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await chain.close()
+    return events
+
+
+def assert_monotone(events: list[BlockAdvanced]) -> None:
+    assert events[0].previous is None
+    for earlier, later in pairwise(events):
+        assert later.previous == earlier.height
+        assert later.height > earlier.height
+
+
+async def test_the_local_chain_is_followed_through_jumps(make_subnet: MakeSubnet) -> None:
+    subnet = make_subnet(block_time_s=0.05)
+
+    def act(events: list[BlockAdvanced]) -> bool:
+        if len(events) == 3:
+            subnet.chain.advance(100)
+        if len(events) == 6:
+            subnet.chain.advance(-5)
+        return len(events) == 10
+
+    events = await collect(subnet, act)
+    assert_monotone(events)
+    assert any(event.previous and event.height - event.previous >= 100 for event in events)
+
+
+async def test_the_local_chain_goes_away_and_comes_back(make_subnet: MakeSubnet) -> None:
+    subnet = make_subnet(block_time_s=0.05)
+    away = subnet.path.with_name("away")
+    returns: list[asyncio.TimerHandle] = []
+
+    def act(events: list[BlockAdvanced]) -> bool:
+        if len(events) == 3:
+            subnet.path.rename(away)
+            returns.append(asyncio.get_running_loop().call_later(0.6, away.rename, subnet.path))
+        return len(events) >= 8
+
+    events = await collect(subnet, act)
+    assert returns
+    assert_monotone(events)
+    assert max(later.height - (later.previous or later.height) for later in events) >= 5
+
+
+async def test_a_chain_locked_by_a_writer_is_still_read(make_subnet: MakeSubnet) -> None:
+    subnet = make_subnet(block_time_s=0.05)
+    with subnet.chain._store.writing() as connection:
+        connection.execute("UPDATE parameters SET tempo = 1")
+        events = await collect(subnet, lambda events: len(events) >= 5)
+    assert_monotone(events)

@@ -1,2 +1,0 @@
-def test_a():
-    import tests.fakes.clock
