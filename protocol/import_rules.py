@@ -11,11 +11,16 @@ from typing import Final
 
 from protocol.errors import SourceRejected
 from protocol.forks import TARGET_FILES
-from protocol.import_reach import PACKAGE, Reach, import_source, package_of
+from protocol.import_names import PACKAGE, import_source, package_of
+from protocol.import_reach import Reach
 from protocol.source_text import parse_source
 from protocol.verdicts import Status
 
 REQUIRED_IN: Final = "chunk.py"
+
+MAX_SENTENCES: Final = 40
+MAX_CHARS: Final = 400
+"""Limits of a report."""
 
 REQUIRED_MODULES: Final = (
     ("torch", "torch", "import torch"),
@@ -65,11 +70,10 @@ def check_imports(sources: Mapping[str, str | bytes]) -> ImportReport:
             broken.append(str(error))
     reach = Reach(trees)
     forbidden: list[str] = []
+    notes: list[str] = []
     for name in trees:
-        try:
-            forbidden += reach.problems(name)
-        except RecursionError:
-            broken.append(f"{name}: nested too deeply to be read")
+        forbidden += reach.problems(name)
+        notes += reach.notes(name)
     missing = [
         f"{name}: missing from {PACKAGE.replace('.', '/')}" for name in TARGET_FILES if name not in sources
     ]
@@ -77,9 +81,19 @@ def check_imports(sources: Mapping[str, str | bytes]) -> ImportReport:
         missing += _missing_imports(trees[REQUIRED_IN])
     return ImportReport(
         status=_gravest(forbidden, broken, missing),
-        problems=(*forbidden, *broken, *missing),
-        notes=tuple(reach.notes),
+        problems=_shown([*forbidden, *broken, *missing]),
+        notes=_shown(notes),
     )
+
+
+def _shown(sentences: list[str]) -> tuple[str, ...]:
+    """Keep what a person can read: hostile files can make sentences without end."""
+    shown = [
+        text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}..." for text in sentences[:MAX_SENTENCES]
+    ]
+    if len(sentences) > MAX_SENTENCES:
+        shown.append(f"and {len(sentences) - MAX_SENTENCES} more")
+    return tuple(shown)
 
 
 def _gravest(forbidden: list[str], broken: list[str], missing: list[str]) -> Status | None:

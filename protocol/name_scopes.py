@@ -2,12 +2,13 @@
 
 import ast
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from protocol.import_names import import_source, package_of
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
-_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 @dataclass(slots=True, eq=False)
@@ -25,10 +26,6 @@ class Scope:
     """Name -> (module, name in it); None for the module itself."""
     pinned: set[str] = field(default_factory=set)
     """Names that count as they are spelled."""
-
-    def bind(self, text: str) -> None:
-        """Record a binding; inside a comprehension a walrus binds in the scope around it."""
-        self.bound[text] += 1
 
     def module(self) -> "Scope":
         """The module's scope around this one."""
@@ -79,7 +76,7 @@ class ScopeTree:
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda():
                 self._open_function(node, scope)
             case ast.ClassDef():
-                scope.bind(node.name)
+                scope.bound[node.name] += 1
                 self._start(node.body, Scope("class", scope, scope.file))
             case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
                 self._start(ast.iter_child_nodes(node), Scope("comprehension", scope, scope.file))
@@ -99,19 +96,19 @@ class ScopeTree:
     def _open_function(self, node: Function, scope: Scope) -> None:
         inner = Scope("function", scope, scope.file)
         if not isinstance(node, ast.Lambda):
-            scope.bind(node.name)
+            scope.bound[node.name] += 1
             scope.functions[node.name] = node
         self.scoped_functions.append((node, inner))
         self._start([node.args], inner)
         self._start([node.body] if isinstance(node, ast.Lambda) else node.body, inner)
         outside = [*node.args.defaults, *(one for one in node.args.kw_defaults if one is not None)]
         for parameter in parameters_of(node):
-            inner.bind(parameter.arg)
+            inner.bound[parameter.arg] += 1
             if parameter.annotation is not None:
                 outside.append(parameter.annotation)
         self._start(outside, scope)
 
-    def _start(self, nodes: "Iterator[ast.AST] | list[ast.expr] | list[ast.stmt] | list[ast.arguments]", scope: Scope) -> None:
+    def _start(self, nodes: Iterable[ast.AST], scope: Scope) -> None:
         for node in nodes:
             self._starts[id(node)] = scope
 
@@ -119,16 +116,26 @@ class ScopeTree:
 def _bind(node: ast.AST, scope: Scope) -> None:
     match node:
         case ast.Name(id=text, ctx=ast.Store() | ast.Del()):
-            scope.bind(text)
+            scope.bound[text] += 1
+        case ast.Import(names=aliases):
+            for alias in aliases:
+                root = alias.name.partition(".")[0]
+                scope.bound[alias.asname or root] += 1
+                scope.imports[alias.asname or root] = (alias.name if alias.asname else root, None)
+        case ast.ImportFrom(names=aliases):
+            module = import_source(node, package_of(scope.file))
+            for alias in aliases:
+                scope.bound[alias.asname or alias.name] += 1
+                scope.imports[alias.asname or alias.name] = (module, alias.name)
         case ast.Global(names=names):
             scope.elsewhere.update(dict.fromkeys(names, "global"))
             for text in names:
-                scope.module().bind(text)
+                scope.module().bound[text] += 1
         case ast.Nonlocal(names=names):
             scope.elsewhere.update(dict.fromkeys(names, "nonlocal"))
         case ast.ExceptHandler(name=str(text)) | ast.MatchAs(name=str(text)) | ast.MatchStar(name=str(text)):
-            scope.bind(text)
+            scope.bound[text] += 1
         case ast.MatchMapping(rest=str(text)):
-            scope.bind(text)
+            scope.bound[text] += 1
         case _:
             pass

@@ -10,6 +10,9 @@ from protocol.errors import SourceRejected
 MAX_SOURCE_BYTES: Final = 1_000_000
 """Of one file; far above any kernel, far below what hurts."""
 
+MAX_DEPTH: Final = 120
+"""Levels of a syntax tree; real kernels stay below 30, and everything that walks a tree recurses."""
+
 _CODING = re.compile(r"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)", re.ASCII)
 _UTF8_NAMES: Final = frozenset({"utf-8", "utf8", "utf_8", "utf-8-sig", "ascii", "us-ascii"})
 
@@ -31,13 +34,26 @@ def parse_source(name: str, source: str | bytes) -> ast.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ast.parse(text, filename=name)
+            tree = ast.parse(text, filename=name)
     except SyntaxError as error:
-        raise SourceRejected(f"{name}: line {error.lineno}: {error.msg}") from error
+        place = "" if error.lineno is None else f"line {error.lineno}: "
+        raise SourceRejected(f"{name}: {place}{error.msg}") from error
     except ValueError as error:
         raise SourceRejected(f"{name}: {error}") from error
     except (RecursionError, MemoryError) as error:
         raise SourceRejected(f"{name}: nested too deeply to be read") from error
+    if _is_deeper_than(tree, MAX_DEPTH):
+        raise SourceRejected(f"{name}: nested too deeply to be read; {MAX_DEPTH} levels are allowed")
+    return tree
+
+
+def _is_deeper_than(tree: ast.Module, limit: int) -> bool:
+    level: list[ast.AST] = [tree]
+    for _ in range(limit):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return False
+    return True
 
 
 def _decoded(name: str, source: str | bytes) -> str:

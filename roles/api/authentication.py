@@ -67,11 +67,8 @@ class Authentication:
             self._limits.check_address(request)
         message = await json_body(request, model)
         signer = await self._header_signer(request)
-        if signer is not None and signer != message.miner_hotkey:
-            raise ApiProblem(
-                403,
-                f"the request is signed by {signer}, who cannot act for {message.miner_hotkey}",
-            )
+        if signer is not None:
+            check_same_hotkey("miner_hotkey", message.miner_hotkey, signer)
         if not self._is_legacy(request):
             verify_text(message.miner_hotkey, text_of(message), message.signature)
         neuron = await self._chain.neuron(message.miner_hotkey)
@@ -96,14 +93,15 @@ class Authentication:
         return self._settings.legacy_auth and all(name in request.headers for name in LEGACY_HEADERS)
 
     async def _verified(self, request: web.Request) -> Hotkey:
+        now = self._clock.now()
         caller = verify_request(
             request.headers,
             await request.read(),
             method=request.method,
             path=request.raw_path,
             self_hotkey=self._self_hotkey,
+            now_ns=int(now.timestamp() * 1e9),
         )
-        now = self._clock.now()
         forgets = self._clock.monotonic() - self._forgot_at_s > NONCE_MEMORY_S
 
         async def remember(connection: AsyncConnection) -> bool:
@@ -118,3 +116,9 @@ class Authentication:
         if forgets:
             self._forgot_at_s = self._clock.monotonic()
         return caller.hotkey
+
+
+def check_same_hotkey(field: str, named: str, signer: str) -> None:
+    """Raise ApiProblem 403 when a message names another hotkey than the one that signed the request."""
+    if named != signer:
+        raise ApiProblem(403, f"the request is signed by {signer}, who cannot act for {field} {named}")

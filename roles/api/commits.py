@@ -109,7 +109,7 @@ class CommitHandler:
             + timedelta(seconds=(row.reveal_block - row.commit_block) * block_time_s),
             message=(
                 f"commitment taken at block {row.commit_block}: reveal it from block {row.reveal_block} "
-                f"to block {row.expires_block}"
+                f"and before block {row.expires_block}"
             ),
             receipt=Receipt(
                 submission_id=row.id,

@@ -19,6 +19,7 @@ from protocol.signing import verdict_text, verify_text
 from protocol.verdicts import Status
 from roles.api import store_evaluations as store
 from roles.api.answers import model_answer
+from roles.api.authentication import check_same_hotkey
 from roles.api.context import Api
 from roles.api.finite import non_finite_fields
 from roles.api.store_submissions import find_submission, mark_judged
@@ -165,11 +166,7 @@ def path_id(request: web.Request) -> int:
 
 
 def _check_verdict(message: Verdict, validator: Neuron, submission_id: int) -> None:
-    if message.validator_hotkey != validator.hotkey:
-        raise ApiProblem(
-            403,
-            f"the request is signed by {validator.hotkey}, not by validator_hotkey {message.validator_hotkey}",
-        )
+    check_same_hotkey("validator_hotkey", message.validator_hotkey, validator.hotkey)
     problems = non_finite_fields("evidence", message.evidence)
     if message.submission_id != submission_id:
         problems.append(

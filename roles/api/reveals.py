@@ -57,7 +57,7 @@ class RevealHandler:
         if row.miner_hotkey != message.miner_hotkey:
             raise ApiProblem(
                 403,
-                f"submission_id {message.submission_id} belongs to another hotkey than {message.miner_hotkey}",
+                f"submission_id {message.submission_id} is not a submission of {message.miner_hotkey}",
             )
         return row
 

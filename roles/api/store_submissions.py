@@ -76,7 +76,7 @@ async def list_pending(
     query = select(submissions).where(
         submissions.c.revealed_at.is_(None),
         submissions.c.commitment_hash.is_not(None),
-        submissions.c.expires_block >= height,
+        submissions.c.expires_block > height,
     )
     if miner_hotkey is not None:
         query = query.where(submissions.c.miner_hotkey == miner_hotkey)

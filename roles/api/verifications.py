@@ -12,6 +12,7 @@ from protocol.messages import LogitCheck, LogitCheckAnswer, LogitVerification
 from protocol.signing import logit_check_text, verify_text
 from roles.api import store_logits as store
 from roles.api.answers import list_answer, model_answer
+from roles.api.authentication import check_same_hotkey
 from roles.api.context import Api
 
 MAX_FUTURE: Final = timedelta(seconds=60)
@@ -29,11 +30,7 @@ class VerificationHandlers:
         """Store a logit check; the same one again gives the same answer."""
         validator = await self._api.authentication.validator(request)
         message = await json_body(request, LogitCheck)
-        if message.validator_hotkey != validator.hotkey:
-            raise ApiProblem(
-                403,
-                f"the request is signed by {validator.hotkey}, not by validator_hotkey {message.validator_hotkey}",
-            )
+        check_same_hotkey("validator_hotkey", message.validator_hotkey, validator.hotkey)
         self._check_fields(message)
         verify_text(message.validator_hotkey, logit_check_text(message), message.signature)
         try:

@@ -91,7 +91,8 @@ def _state(row: Row, *, is_leased: bool, height: BlockHeight) -> str:
         return "judged"
     if row.revealed_at is not None:
         return "evaluating" if is_leased else "queued"
-    return "expired" if height > row.expires_block else "committed"
+    window = RevealWindow(opens=row.reveal_block, expires=row.expires_block)
+    return "expired" if window.state(height) == "expired" else "committed"
 
 
 def leaderboard_row(place: Place) -> LeaderboardRow:

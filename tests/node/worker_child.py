@@ -49,7 +49,6 @@ def environment(_params: dict[str, Any]) -> dict[str, Any]:
     return {"env": dict(os.environ), "argv": sys.argv[1:], "sid": os.getsid(0), "pid": os.getpid()}
 
 
-
 HANDLERS = {
     "echo": echo,
     "refuse": refuse,

@@ -1,0 +1,280 @@
+"""git without configuration: fetch one commit by hash and read its blobs; commit and push a miner's work tree.
+
+Every call runs with an empty configuration, no hooks, no prompts and one allowed transport; a URL always
+follows `--`. Nothing that a stranger wrote is ever checked out.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import SecretStr
+
+from protocol.errors import SourceRejected
+from protocol.forks import check_commit_hash
+from protocol.types import CommitHash
+
+FETCH_TIMEOUT_S: Final = 120.0
+LOCAL_TIMEOUT_S: Final = 60.0
+MAX_FETCH_BYTES: Final = 256 * 2**20
+MAX_BLOB_BYTES: Final = 1 * 2**20
+MAX_BLOBS: Final = 256
+REGULAR_FILE: Final = "100644"
+
+# Read from the environment of this one process, so the token is in no argument, URL or file.
+_CREDENTIAL_HELPER: Final = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" x-access-token "$QUASAR_GIT_TOKEN"; }; f'
+
+
+def git_environment(protocols: Sequence[str]) -> dict[str, str]:
+    """Return the environment of a git process: no configuration, no prompt, only the given transports."""
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "HOME": "/nonexistent",
+        "LC_ALL": "C",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_SYSTEM": os.devnull,
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_ALLOW_PROTOCOL": ":".join(protocols),
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_ASKPASS": "/bin/false",
+        "GIT_LFS_SKIP_SMUDGE": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
+    }
+
+
+_SAFE: Final = (
+    "-c", "core.hooksPath=/dev/null",
+    "-c", "protocol.version=2",
+    "-c", "gc.auto=0",
+    "-c", "submodule.recurse=false",
+    "-c", "fetch.fsckObjects=true",
+    "-c", "safe.directory=*",
+    "-c", "http.followRedirects=false",
+    "-c", "core.symlinks=false",
+)  # fmt: skip
+
+
+def _run(
+    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout_s: float, stdin: bytes | None = None
+) -> bytes:
+    """Run git; its process group is killed when the deadline passes.
+
+    Raises:
+        SourceRejected: git failed or took too long.
+    """
+    process = subprocess.Popen(
+        ["git", *_SAFE, *arguments],
+        cwd=cwd,
+        env=dict(env),
+        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(stdin, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise SourceRejected(f"git {arguments[0]} did not finish within {timeout_s:.0f} s") from None
+    if process.returncode != 0:
+        tail = errors.decode(errors="replace").strip().splitlines()
+        raise SourceRejected(f"git {arguments[0]} failed: {tail[-1] if tail else process.returncode}")
+    return output
+
+
+def create_bare_repository(path: Path) -> None:
+    """Create an empty bare repository that serves any commit by its hash, as GitHub does."""
+    path.mkdir(parents=True)
+    env = git_environment(())
+    _run(["init", "--quiet", "--bare", "--initial-branch=main"], cwd=path, env=env, timeout_s=LOCAL_TIMEOUT_S)
+    _run(
+        ["config", "uploadpack.allowAnySHA1InWant", "true"], cwd=path, env=env, timeout_s=LOCAL_TIMEOUT_S
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """One file of a commit."""
+
+    mode: str
+    object_id: str
+    path: str
+
+
+class GitStore:
+    """A bare repository that holds fetched commits; emptied when it outgrows its quota."""
+
+    def __init__(self, path: Path, *, quota_bytes: int = 2 * 2**30) -> None:
+        self._path = path
+        self._quota_bytes = quota_bytes
+
+    def fetch_commit(
+        self,
+        url: str,
+        commit_hash: CommitHash,
+        *,
+        allow_file: bool = False,
+        timeout_s: float = FETCH_TIMEOUT_S,
+        max_bytes: int = MAX_FETCH_BYTES,
+    ) -> None:
+        """Fetch one commit, without history; a commit that is already here is not fetched again.
+
+        Raises:
+            SourceRejected: not found, too large, too slow.
+        """
+        check_commit_hash(commit_hash)
+        self._prepare()
+        if self._has(commit_hash):
+            return
+        env = git_environment(("https", "file") if allow_file else ("https",))
+        before = _folder_bytes(self._path)
+        _run(
+            ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules",
+             "--filter=blob:limit=1m", "--", url, commit_hash],
+            cwd=self._path, env=env, timeout_s=timeout_s,
+        )  # fmt: skip
+        if not self._has(commit_hash):
+            raise SourceRejected(f"{url} does not hold commit {commit_hash}")
+        fetched = _folder_bytes(self._path) - before
+        if fetched > max_bytes:
+            shutil.rmtree(self._path)
+            raise SourceRejected(f"{url} at {commit_hash} is {fetched:,} bytes, more than {max_bytes:,}")
+
+    def read_blobs(self, commit_hash: CommitHash, folder: str, suffix: str = ".py") -> dict[str, bytes]:
+        """Return name -> content of the regular files directly in a folder of a commit.
+
+        Raises:
+            SourceRejected: the folder is missing, or a file is too large.
+        """
+        blobs = [blob for blob in self._list(commit_hash, folder) if blob.path.endswith(suffix)]
+        if not blobs:
+            raise SourceRejected(f"commit {commit_hash} has no {suffix} files in {folder}/")
+        if len(blobs) > MAX_BLOBS:
+            raise SourceRejected(f"{folder}/ holds {len(blobs)} files, more than {MAX_BLOBS}")
+        files: dict[str, bytes] = {}
+        for blob in blobs:
+            name = blob.path.removeprefix(f"{folder}/")
+            if blob.mode != REGULAR_FILE or "/" in name:
+                continue
+            size = int(self._git(["cat-file", "-s", blob.object_id]))
+            if size > MAX_BLOB_BYTES:
+                raise SourceRejected(f"{blob.path} is {size:,} bytes, more than {MAX_BLOB_BYTES:,}")
+            files[name] = self._git(["cat-file", "blob", blob.object_id])
+        return files
+
+    def _list(self, commit_hash: CommitHash, folder: str) -> list[Blob]:
+        listing = self._git(["ls-tree", "-z", commit_hash, "--", f"{folder}/"])
+        blobs = []
+        for line in listing.decode("utf-8", errors="replace").split("\0"):
+            if line:
+                head, path = line.split("\t", 1)
+                mode, _, object_id = head.split(" ")
+                blobs.append(Blob(mode=mode, object_id=object_id, path=path))
+        return blobs
+
+    def _prepare(self) -> None:
+        if self._path.exists() and _folder_bytes(self._path) > self._quota_bytes:
+            shutil.rmtree(self._path)
+        if not (self._path / "HEAD").exists():
+            shutil.rmtree(self._path, ignore_errors=True)
+            self._path.mkdir(parents=True)
+            self._git(["init", "--quiet", "--bare"])
+
+    def _has(self, commit_hash: CommitHash) -> bool:
+        try:
+            return self._git(["cat-file", "-t", commit_hash]).strip() == b"commit"
+        except SourceRejected:
+            return False
+
+    def _git(self, arguments: Sequence[str]) -> bytes:
+        return _run(arguments, cwd=self._path, env=git_environment(()), timeout_s=LOCAL_TIMEOUT_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Author:
+    """Who a commit is by."""
+
+    name: str
+    email: str
+
+
+class GitWorkTree:
+    """The miner's own fork on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def ensure(self) -> None:
+        """Create the repository when it is not there yet."""
+        if not (self.path / ".git").exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._git(["init", "--quiet", "--initial-branch=main"])
+
+    def commit_all(self, message: str, author: Author) -> CommitHash:
+        """Commit the whole tree and return the hash; an unchanged tree returns the commit that is there."""
+        self._git(["add", "--all"])
+        if self._git(["status", "--porcelain"]).strip() or not self._has_head():
+            identity = {
+                f"GIT_{who}_{what}": value
+                for who in ("AUTHOR", "COMMITTER")
+                for what, value in (("NAME", author.name), ("EMAIL", author.email))
+            }
+            self._git(["commit", "--quiet", "--no-verify", "--allow-empty", "-m", message], extra=identity)
+        return self.head()
+
+    def head(self) -> CommitHash:
+        """Return the hash of the current commit."""
+        return CommitHash(self._git(["rev-parse", "HEAD"]).decode().strip())
+
+    def push(
+        self, remote_url: str, commit_hash: CommitHash, branch: str, *, token: SecretStr | None = None,
+        timeout_s: float = FETCH_TIMEOUT_S,
+    ) -> None:  # fmt: skip
+        """Push one commit to a branch; the token goes through a credential helper in memory.
+
+        Raises:
+            SourceRejected: the remote refused or did not answer.
+        """
+        self._remote(
+            ["push", "--quiet", "--force", "--no-verify", "--", remote_url, f"{commit_hash}:refs/heads/{branch}"],
+            token=token, timeout_s=timeout_s,
+        )  # fmt: skip
+
+    def remote_has(
+        self, remote_url: str, commit_hash: CommitHash, branch: str, *, token: SecretStr | None = None,
+        timeout_s: float = FETCH_TIMEOUT_S,
+    ) -> bool:  # fmt: skip
+        """True when the remote's branch is at this commit."""
+        listing = self._remote(
+            ["ls-remote", "--heads", "--", remote_url, f"refs/heads/{branch}"], token=token, timeout_s=timeout_s
+        )
+        return listing.decode(errors="replace").startswith(commit_hash)
+
+    def _remote(self, arguments: Sequence[str], *, token: SecretStr | None, timeout_s: float) -> bytes:
+        env = git_environment(("https", "file"))
+        helper: list[str] = []
+        if token is not None:
+            env["QUASAR_GIT_TOKEN"] = token.get_secret_value()
+            helper = ["-c", f"credential.helper={_CREDENTIAL_HELPER}"]
+        return _run([*helper, *arguments], cwd=self.path, env=env, timeout_s=timeout_s)
+
+    def _has_head(self) -> bool:
+        try:
+            self._git(["rev-parse", "--verify", "--quiet", "HEAD"])
+        except SourceRejected:
+            return False
+        return True
+
+    def _git(self, arguments: Sequence[str], extra: Mapping[str, str] | None = None) -> bytes:
+        env = {**git_environment(()), **(extra or {})}
+        return _run(arguments, cwd=self.path, env=env, timeout_s=LOCAL_TIMEOUT_S)
+
+
+def _folder_bytes(path: Path) -> int:
+    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())

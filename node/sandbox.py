@@ -1,0 +1,246 @@
+"""Isolation for hostile code: bubblewrap with new namespaces, an empty environment and an unprivileged user.
+
+What each step is for was found by attacking it: bwrap's own environment would show in /proc/1/environ, so it
+starts with none; the root file system is remounted read-only last; as root, bwrap's --uid is still the real uid
+0, so the process drops to an unprivileged user first, and what that user could not read (an interpreter under a
+private home) is bind-mounted on a readable staging folder in a mount namespace of its own.
+"""
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Final
+
+from protocol.errors import SandboxUnavailable
+
+UNPRIVILEGED_ID: Final = 65534
+PROBE_TIMEOUT_S: Final = 20.0
+
+
+class SandboxTier(StrEnum):
+    """How strong the isolation of this host is."""
+
+    BWRAP = "bwrap+rlimits"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the sandboxed process may use; `data_bytes` None leaves CUDA its huge private mappings."""
+
+    data_bytes: int | None = 8 * 2**30
+    file_bytes: int = 256 * 2**20
+    processes: int = 512
+    open_files: int = 512
+    tmp_bytes: int = 1 * 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A host path that is readable inside under another path."""
+
+    host: Path
+    inside: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSpec:
+    """What runs in the sandbox and what it sees."""
+
+    argv: Sequence[str]
+    mounts: Sequence[Mount] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    devices: Sequence[Path] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+_STAGE_SCRIPT: Final = """\
+set -e
+stage=$1; shift
+mount -t tmpfs -o mode=0755,size=1m tmpfs "$stage"
+index=0
+while [ "$1" != -- ]; do
+    if [ -d "$1" ]; then mkdir "$stage/$index"; else : > "$stage/$index"; fi
+    mount --bind "$1" "$stage/$index"
+    index=$((index + 1)); shift
+done
+shift
+exec setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs -- "$@"
+"""
+
+
+class SandboxedProcess:
+    """A running sandbox; `kill` ends everything in it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], stage: Path | None) -> None:
+        self._process = process
+        self._stage = stage
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """Wait for the end; None when it still runs after the timeout."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        """End the process and, with its pid namespace, all that it started; safe to call again."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._stage is not None:
+            self._stage.rmdir()
+            self._stage = None
+
+
+def start_sandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[bytes]) -> SandboxedProcess:
+    """Start `spec` in the sandbox; stdout and stderr go to `output`, stdin is empty.
+
+    Raises:
+        SandboxUnavailable: bubblewrap, or as root unshare or setpriv, is missing.
+    """
+    _require("bwrap", "prlimit")
+    stage: Path | None = None
+    if os.geteuid() == 0:
+        _require("unshare", "setpriv", "mount")
+        # Not under TMPDIR: an unprivileged user must be able to walk to it.
+        stage = Path(tempfile.mkdtemp(prefix="quasar-stage-", dir="/tmp"))  # noqa: S108
+        stage.chmod(0o755)
+        sources = [stage / str(index) for index in range(len(spec.mounts))]
+        argv = [
+            "unshare", "--mount", "--propagation", "private", "--",
+            "sh", "-c", _STAGE_SCRIPT, "sh", str(stage), *(str(mount.host.resolve()) for mount in spec.mounts), "--",
+            *_bwrap_command(spec, sources),
+        ]  # fmt: skip
+    else:
+        argv = _bwrap_command(spec, [mount.host.resolve() for mount in spec.mounts])
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env={"PATH": os.environ.get("PATH", os.defpath)} if os.geteuid() == 0 else {},
+        executable=shutil.which(argv[0]),
+        close_fds=True,
+        pass_fds=tuple(pass_fds),
+        start_new_session=True,
+        cwd="/",
+    )
+    return SandboxedProcess(process, stage)
+
+
+def start_unsandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[bytes]) -> SandboxedProcess:
+    """Start `spec` with an empty environment and nothing else between it and the host (local chain only)."""
+    process = subprocess.Popen(
+        list(spec.argv),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=dict(spec.environment),
+        pass_fds=tuple(pass_fds),
+        start_new_session=True,
+        cwd="/",
+    )
+    return SandboxedProcess(process, None)
+
+
+def _require(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            raise SandboxUnavailable(
+                f"{program} is missing, and hostile code runs only in a sandbox: "
+                "apt-get install bubblewrap util-linux"
+            )
+
+
+def _bwrap_command(spec: SandboxSpec, sources: Sequence[Path]) -> list[str]:
+    command = [
+        _absolute("env"), "-i", _absolute("prlimit"), *_limit_flags(spec.limits), "--",
+        _absolute("bwrap"),
+        "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
+        "--unshare-cgroup-try", "--disable-userns", "--die-with-parent", "--new-session",
+        "--cap-drop", "ALL", "--hostname", "sandbox", "--clearenv",
+        "--ro-bind", "/usr", "/usr",
+    ]  # fmt: skip
+    for name in ("lib", "lib64", "bin", "sbin"):
+        root = Path("/") / name
+        if root.is_symlink():
+            command += ["--symlink", os.readlink(root), str(root)]
+        elif root.exists():
+            command += ["--ro-bind", str(root), str(root)]
+    command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
+    # --size applies to the tmpfs that follows it.
+    command += ["--size", str(spec.limits.tmp_bytes), "--tmpfs", "/tmp"]  # noqa: S108
+    command += ["--size", str(spec.limits.tmp_bytes), "--tmpfs", "/dev/shm"]  # noqa: S108
+    for source, mount in zip(sources, spec.mounts, strict=True):
+        command += ["--ro-bind", str(source), str(mount.inside)]
+    if spec.devices:
+        command += ["--ro-bind", "/sys", "/sys"]
+    for device in spec.devices:
+        command += ["--dev-bind-try", str(device), str(device)]
+    for name, value in {"HOME": "/tmp", "PATH": "/usr/bin:/bin", **spec.environment}.items():  # noqa: S108
+        command += ["--setenv", name, value]
+    return [*command, "--chdir", "/tmp", "--remount-ro", "/", "--", *spec.argv]  # noqa: S108
+
+
+def _absolute(program: str) -> str:
+    return shutil.which(program) or f"/usr/bin/{program}"
+
+
+def _limit_flags(limits: Limits) -> list[str]:
+    flags = [
+        "--core=0",
+        f"--fsize={limits.file_bytes}",
+        f"--nproc={limits.processes}",
+        f"--nofile={limits.open_files}",
+    ]
+    if limits.data_bytes is not None:
+        flags.append(f"--data={limits.data_bytes}")
+    return flags
+
+
+@functools.cache
+def detect_tier() -> SandboxTier:
+    """Return the tier that this host really gives, found by starting a sandbox once."""
+    with tempfile.TemporaryFile() as output:
+        try:
+            process = start_sandboxed(SandboxSpec(argv=["/bin/true"]), pass_fds=(), output=output)
+        except (SandboxUnavailable, OSError):
+            return SandboxTier.NONE
+        code = process.wait(PROBE_TIMEOUT_S)
+        process.kill()
+    return SandboxTier.BWRAP if code == 0 else SandboxTier.NONE
+
+
+def python_mounts() -> list[Mount]:
+    """Return what the interpreter of this process needs inside: its base prefix and its site-packages."""
+    prefix = Path(sys.base_prefix).resolve()
+    # A prefix of /usr is in every sandbox already.
+    mounts = [] if prefix == Path("/usr") else [Mount(host=prefix, inside=prefix)]
+    paths = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+    return mounts + [
+        Mount(host=path, inside=Path(f"/quasar/site{index}")) for index, path in enumerate(sorted(paths))
+    ]
+
+
+def python_argv(program: str, mounts: Sequence[Mount], *arguments: str) -> list[str]:
+    """Return the command that runs `program` text isolated, importing from the mounted site-packages.
+
+    The base interpreter is run: a virtual environment's link does not resolve inside.
+    """
+    site = [str(mount.inside) for mount in mounts if str(mount.inside).startswith("/quasar/")]
+    interpreter = str(Path(sys.executable).resolve())
+    return [interpreter, "-I", "-c", f"import sys; sys.path[:0] = {site!r}; {program}", *arguments]
