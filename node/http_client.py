@@ -105,6 +105,7 @@ class HttpClient:
         body: BaseModel | None = None,
         params: Mapping[str, str | int] | None = None,
         signed: bool = False,
+        is_retried: bool = True,
     ) -> AnswerT: ...
 
     @overload
@@ -117,6 +118,7 @@ class HttpClient:
         body: BaseModel | None = None,
         params: Mapping[str, str | int] | None = None,
         signed: bool = False,
+        is_retried: bool = True,
     ) -> None: ...
 
     async def request(
@@ -128,14 +130,15 @@ class HttpClient:
         body: BaseModel | None = None,
         params: Mapping[str, str | int] | None = None,
         signed: bool = False,
+        is_retried: bool = True,
     ) -> AnswerT | None:
         """Send a request and read its answer as `answer` (a model, or any type that pydantic knows).
 
         Raises ApiRefused for a 4xx or a redirect (`retry_after_s` for 425 and 429), ApiUnavailable when no
         usable answer came before the deadline. Connection failures, 5xx and 429 are retried, other refusals
-        not.
+        not; without `is_retried` there is one attempt, for a caller that must ask before it sends again.
         """
-        raw = await self._send(method, path, body, params, signed)
+        raw = await self._send(method, path, body, params, signed, is_retried=is_retried)
         if answer is None:
             return None
         return self._parse(raw, answer, method, path)
@@ -178,6 +181,8 @@ class HttpClient:
         body: BaseModel | None,
         params: Mapping[str, str | int] | None,
         signed: bool,
+        *,
+        is_retried: bool = True,
     ) -> RawAnswer:
         url = self._url(path, params)
         payload = b"" if body is None else body.model_dump_json(exclude_none=True).encode()
@@ -189,7 +194,7 @@ class HttpClient:
 
         def out_of_time(state: RetryCallState) -> bool:
             spent_s = self._clock.monotonic() - started
-            return spent_s + state.upcoming_sleep >= self._deadline_s
+            return not is_retried or spent_s + state.upcoming_sleep >= self._deadline_s
 
         retrying = AsyncRetrying(
             sleep=self._clock.sleep,

@@ -236,11 +236,10 @@ def python_mounts() -> list[Mount]:
     ]
 
 
-def python_argv(program: str, mounts: Sequence[Mount], *arguments: str) -> list[str]:
-    """Return the command that runs `program` text isolated, importing from the mounted site-packages.
+def python_argv(program: str, paths: Sequence[str], *arguments: str) -> list[str]:
+    """Return the command that runs `program` text isolated, with `paths` in front of the module search path.
 
     The base interpreter is run: a virtual environment's link does not resolve inside.
     """
-    site = [str(mount.inside) for mount in mounts if str(mount.inside).startswith("/quasar/")]
     interpreter = str(Path(sys.executable).resolve())
-    return [interpreter, "-I", "-c", f"import sys; sys.path[:0] = {site!r}; {program}", *arguments]
+    return [interpreter, "-I", "-c", f"import sys; sys.path[:0] = {list(paths)!r}; {program}", *arguments]

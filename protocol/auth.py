@@ -1,7 +1,7 @@
 """Who sent a request: btauth/1 headers, and the seed's replayable legacy headers.
 
-The caller keeps the nonces: a request is fresh only if its (hotkey, nonce) was never seen before. A nonce older
-than `NONCE_LIFETIME_S` is refused here, so it may be forgotten.
+The caller keeps the nonces: a request is fresh only if its (hotkey, nonce) was never seen before. A nonce
+older than `NONCE_LIFETIME_S` is refused here, so it may be forgotten.
 """
 
 from collections.abc import Mapping
@@ -39,8 +39,8 @@ def sign_request(
 ) -> dict[str, str]:
     """Sign one HTTP request for one receiver: the headers to send with it.
 
-    `path` is the request target as it is sent, query included; every retry must be signed anew. `nonce_ns` is the
-    time in nanoseconds since the epoch, the system's when None.
+    `path` is the request target as it is sent, query included; every retry must be signed anew. `nonce_ns`
+    is the time in nanoseconds since the epoch, the system's when None.
     """
     headers: dict[str, str] = http_auth.sign(
         _KeyAdapter(signer), method=method, path=path, body=body, receiver_ss58=receiver, nonce_ns=nonce_ns
@@ -62,8 +62,8 @@ def verify_request(
     `now_ns` is the time in nanoseconds since the epoch, the system's when None.
 
     Raises:
-        SignatureInvalid: a header is missing or malformed, the request is stale or signed for another receiver, or
-            the signature does not fit.
+        SignatureInvalid: a header is missing or malformed, the request is stale or signed for another
+            receiver, or the signature does not fit.
     """
     try:
         caller = http_auth.verify(

@@ -2,8 +2,8 @@
 
 Docstrings, comments, formatting and `pass` do not count. Names that the files themselves bind (variables,
 parameters, functions, classes, imported names) count only by who refers to whom; names from outside (modules,
-builtins, attributes, keywords of foreign functions) count as they are. Two different programs therefore do not
-share a fingerprint: each one can be written down again from what is hashed.
+builtins, attributes, keywords of foreign functions) count as they are. Two different programs therefore do
+not share a fingerprint: each one can be written down again from what is hashed.
 """
 
 import ast

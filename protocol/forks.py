@@ -1,4 +1,4 @@
-"""Where submissions live: the target files inside a fork, and the fork URLs and commit hashes that are allowed."""
+"""Where submissions live: the target files inside a fork, and the fork URLs and commit hashes allowed."""
 
 import re
 from collections.abc import Collection

@@ -1,7 +1,7 @@
 """Which modules the names and expressions of a submission's files may stand for.
 
-Names are followed through imports, plain assignments and the files of the submission, without regard to flow or
-scope: what a name may be anywhere in a file, it may be everywhere in it.
+Names are followed through imports, plain assignments and the files of the submission, without regard to
+flow or scope: what a name may be anywhere in a file, it may be everywhere in it.
 """
 
 import ast
@@ -127,7 +127,7 @@ class ImportNames:
         return set().union(*(self.member(path, attribute) for path in self.paths(name, base) or {"?"}))
 
     def member(self, module: str, attribute: str) -> set[str]:
-        """What a member of a module may be: modules carry what they import, `fla` and `sys` under their names."""
+        """What a member of a module may be; any module may carry `fla` and `sys` under their names."""
         paths = {f"{module}.{attribute}"}
         if attribute in GATEWAYS:
             paths.add(attribute)

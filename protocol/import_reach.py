@@ -2,7 +2,8 @@
 
 Two kinds of value are watched: forbidden modules, which must not be reached at all, and *gateways* (`fla`,
 `fla.ops`, `sys`), from which they could be. A gateway may be imported, renamed and followed by an attribute;
-handing it to anything else is refused, because from there on nothing can be followed. No honest kernel does that.
+handing it to anything else is refused, because from there on nothing can be followed. No honest kernel does
+that.
 """
 
 import ast

@@ -1,7 +1,7 @@
 """The import rules, on the syntax tree: what `chunk.py` must import and what no file may reach.
 
-Static rules are triage: they name the honest mistake and the plain evasion in one sentence. The sandbox, in which
-the forbidden modules are stubs that raise, is what holds against the rest.
+Static rules are triage: they name the honest mistake and the plain evasion in one sentence. The sandbox, in
+which the forbidden modules are stubs that raise, is what holds against the rest.
 """
 
 import ast
@@ -58,8 +58,8 @@ class ImportReport:
 def check_imports(sources: Mapping[str, str | bytes]) -> ImportReport:
     """Check the files of a submission, keyed by their names inside `fla/ops/quasar`.
 
-    All five target files must be there, `chunk.py` must hold the required imports as statements that run when it is
-    imported, and no file, also beside the five, may reach `fla.ops.gla` or `fla.ops.kda`.
+    All five target files must be there, `chunk.py` must hold the required imports as statements that run
+    when it is imported, and no file, also beside the five, may reach `fla.ops.gla` or `fla.ops.kda`.
     """
     trees: dict[str, ast.Module] = {}
     broken: list[str] = []

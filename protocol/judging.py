@@ -37,8 +37,8 @@ def judge(
 
     The first that applies, in this order:
 
-    1. `infrastructure`: the referee's own figures (the yardstick's error, the throughput) are not finite or make
-       no sense; no submission answers for them.
+    1. `infrastructure`: the referee's own figures (the yardstick's error, the throughput) are not finite or
+       make no sense; no submission answers for them.
     2. `nan_or_inf`: an error figure of the submission is not finite.
     3. `wrong_output`: cosine similarity or maximum difference misses the subnet's threshold.
     4. `inaccurate`: the relative error exceeds its multiple of the yardstick's and is not negligible.
@@ -70,8 +70,8 @@ def fault_of(status: Status, *, scoring_gpu: bool = True) -> Fault:
     - `infrastructure` is the infrastructure's.
     - Nobody's: `passed`; `duplicate`, `inaccurate` and `implausible`, which cost the rank and no strike; and
       `fetch_failed`, because a validator cannot tell a deleted repository from a git host that is away.
-    - `below_claim` is the miner's on the GPU type that the subnet scores on (`scoring_gpu`), elsewhere nobody's:
-      a claim is made for that type.
+    - `below_claim` is the miner's on the GPU type that the subnet scores on (`scoring_gpu`), elsewhere
+      nobody's: a claim is made for that type.
     - Everything else is the miner's.
     """
     match status:

@@ -1,4 +1,4 @@
-"""Leagues: the class of a target sequence length, and the score it multiplies (source: seed, scoring section)."""
+"""Leagues: the class of a target length and the score it multiplies (source: seed, scoring section)."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -71,7 +71,7 @@ def decode_logits(captured: list[float] | str, vocab_size: int) -> Float32Array:
     values = _from_base64(captured, vocab_size) if isinstance(captured, str) else _from_list(captured)
     if values.shape != (vocab_size,):
         raise InvalidMessage(
-            f"captured_logits hold {values.size} values; the model's vocabulary has {vocab_size}: send one each"
+            f"captured_logits hold {values.size} values; send one for each of the {vocab_size} tokens"
         )
     return values
 
@@ -81,9 +81,10 @@ def tokens_match(
 ) -> int | None:
     """Find the first generated token that the reference would not have taken; None when it took them all.
 
-    `reference_logits` is `[G, V]`: row i is the distribution from which token i was taken. A token is right when
-    its logit lies within `tolerance` of the row's largest, so a near-tie does not fail an honest miner. Tokens
-    outside the vocabulary are wrong; with too few or too many tokens the first unpaired index is returned.
+    `reference_logits` is `[G, V]`: row i is the distribution from which token i was taken. A token is right
+    when its logit lies within `tolerance` of the row's largest, so a near-tie does not fail an honest
+    miner. Tokens outside the vocabulary are wrong; with too few or too many tokens the first unpaired index
+    is returned.
     """
     rows, vocab_size = reference_logits.shape
     for index, token in enumerate(tokens[:rows]):
@@ -102,7 +103,7 @@ def _from_base64(text: str, vocab_size: int) -> Float32Array:
         raise InvalidMessage(f"captured_logits are not base64: {error}") from error
     if len(data) != 4 * vocab_size:
         raise InvalidMessage(
-            f"captured_logits are {len(data)} bytes; {vocab_size} little-endian float32 values are {4 * vocab_size}"
+            f"captured_logits are {len(data)} bytes; {vocab_size} float32 values are {4 * vocab_size}"
         )
     return np.frombuffer(data, dtype="<f4").astype(np.float32)
 

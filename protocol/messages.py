@@ -1,4 +1,4 @@
-"""Wire formats of the subnet API, of the inference server and of the referee (pydantic, shared by both ends)."""
+"""Wire formats of the subnet API, the inference server and the referee (pydantic, shared by both ends)."""
 
 import math
 from datetime import datetime
@@ -50,7 +50,7 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-# --- miners -------------------------------------------------------------------------------------------------------
+# --- miners -------------------------------------------------------------------------------------------------
 
 
 class BenchmarkRow(Message):
@@ -168,7 +168,7 @@ class PendingReveals(Answer):
     pending_reveals: list[PendingReveal]
 
 
-# --- statistics ---------------------------------------------------------------------------------------------------
+# --- statistics ---------------------------------------------------------------------------------------------
 
 
 class SubmissionSummary(Answer):
@@ -266,7 +266,7 @@ class Health(Answer):
     status: str
 
 
-# --- validators ---------------------------------------------------------------------------------------------------
+# --- validators ---------------------------------------------------------------------------------------------
 
 
 class LeaseAnswer(Answer):
@@ -409,7 +409,7 @@ class SubmissionDetail(Answer):
     verdicts: list[StoredVerdict]
 
 
-# --- referee (JSON between processes) -----------------------------------------------------------------------------
+# --- referee (JSON between processes) -----------------------------------------------------------------------
 
 
 class GitSource(Message):
@@ -463,7 +463,7 @@ class EvaluationReport(Message):
     sandbox_tier: str
 
 
-# --- inference ----------------------------------------------------------------------------------------------------
+# --- inference ----------------------------------------------------------------------------------------------
 
 
 class InferenceRequest(Message):

@@ -1,4 +1,4 @@
-"""Normal form of a set of files: their syntax trees as a list of tokens that does not depend on the files' own names."""
+"""Normal form of a set of files: their syntax trees as tokens that do not depend on the files' own names."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,10 @@ _NAMESPACES: Final = frozenset({"globals", "locals", "vars"})
 class NormalForm:
     """The tokens of a set of files, and the decisions that they rest on.
 
-    A name counts as it is spelled (is *pinned*) where something outside the scoping rules may refer to it: class
-    members, public functions, parameters that a call passes by name to something that cannot be followed, module
-    members while a file of the set is imported as a whole, everything when a namespace is read by strings.
+    A name counts as it is spelled (is *pinned*) where something outside the scoping rules may refer to it:
+    class members, public functions, parameters that a call passes by name to something that cannot be
+    followed, module members while a file of the set is imported as a whole, everything when a namespace is
+    read by strings.
     """
 
     def __init__(self, trees: Mapping[str, ast.Module]) -> None:
@@ -45,7 +46,7 @@ class NormalForm:
     # --- what refers to what ---
 
     def _kernel_slots(self) -> dict[str, str]:
-        """Map each parameter name of a decorated function to all its places: tuners name parameters in strings."""
+        """Map the parameter names of decorated functions to their places: tuners name them in strings."""
         slots: dict[str, list[str]] = {}
         for order, (function, _) in enumerate(self._scopes.scoped_functions):
             if not isinstance(function, ast.Lambda) and function.decorator_list:
@@ -54,7 +55,7 @@ class NormalForm:
         return {text: " ".join(places) for text, places in slots.items()}
 
     def _callee(self, func: ast.expr, scope: Scope) -> Function | None:
-        """The function of these files that `name(...)` or `name[grid](...)` calls; None when it is not certain."""
+        """The function of these files that `name(...)` or `name[grid](...)` calls; None when not certain."""
         while isinstance(func, ast.Subscript):
             func = func.value
         if not isinstance(func, ast.Name):

@@ -76,17 +76,17 @@ def rank(
 
     1. Scores that are zero, negative or not finite are dropped.
     2. Of each hotkey and round the first `max_scored_per_round` in time (then submission id) stay.
-    3. Walking them in time order, a score that lies above an earlier effective score by at most the margin takes
-       that effective score, the lowest one if there are several. Hence the whole meaning of the margin: a
-       submission passes an earlier one exactly when its score exceeds that one's effective score by more than
-       the margin. (With the highest one, a copy measured by chance just above a third submission would pass its
-       original.)
+    3. Walking them in time order, a score that lies above an earlier effective score by at most the margin
+       takes that effective score, the lowest one if there are several. Hence the whole meaning of the
+       margin: a submission passes an earlier one exactly when its score exceeds that one's effective score
+       by more than the margin. (With the highest one, a copy measured by chance just above a third
+       submission would pass its original.)
     4. Order: effective score descending, time ascending, submission id ascending.
     5. One place for each hotkey: its best submission.
 
     Raises:
-        InvalidMessage: two different entries carry the same submission id, or the margin is not a finite number
-            from 0 up.
+        InvalidMessage: two different entries carry the same submission id, or the margin is not a finite
+            number from 0 up.
     """
     if not (math.isfinite(tie_margin) and tie_margin >= 0):
         raise InvalidMessage(f"tie_margin {tie_margin!r} is not a finite number from 0 up")
@@ -117,7 +117,7 @@ def _scored_in_time_order(entries: Iterable[Entry], max_scored_per_round: int) -
     for entry in entries:
         if by_id.setdefault(entry.submission_id, entry) != entry:
             raise InvalidMessage(
-                f"submission_id {entry.submission_id} stands in the ranking twice; pool its measurements first"
+                f"submission_id {entry.submission_id} is there twice; pool its measurements first"
             )
     scored: list[tuple[Entry, float]] = []
     count: Counter[tuple[Hotkey, int]] = Counter()

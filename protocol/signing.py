@@ -88,7 +88,8 @@ def logit_check_text(message: LogitCheck) -> str:
 def inference_text(*, nonce: str, tokens: Sequence[int], captured_logits_sha256: str) -> str:
     """Write the text that a miner signs under an inference answer.
 
-    `captured_logits_sha256` is the hex SHA-256 of the logits' little-endian float32 bytes, or "" without logits.
+    `captured_logits_sha256` is the hex SHA-256 of the logits' little-endian float32 bytes, or "" without
+    logits.
     """
     return (
         f"quasar:inference:{nonce}:{','.join(str(int(token)) for token in tokens)}:{captured_logits_sha256}"
@@ -104,13 +105,13 @@ def verify_text(hotkey: str, text: str, signature: str) -> None:
     """Check a hotkey's signature over a text.
 
     Raises:
-        SignatureInvalid: the signature is another's or of another text, is not 64 bytes of hex, or the hotkey is
-            not an address.
+        SignatureInvalid: the signature is another's or of another text, is not 64 bytes of hex, or the
+            hotkey is not an address.
     """
     digits = _SIGNATURE.fullmatch(signature)
     if digits is None:
         raise SignatureInvalid(
-            f"signature is not 64 bytes of hex ({len(signature)} characters given); sign the request's text again"
+            f"signature has {len(signature)} characters and is not 64 bytes of hex; sign the request's text"
         )
     try:
         valid = sp_core.verify(text.encode(), bytes.fromhex(digits[1]), hotkey)

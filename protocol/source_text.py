@@ -1,4 +1,4 @@
-"""Reading of hostile source text: to a syntax tree, or to one sentence that says why not; never to a crash."""
+"""Reading of hostile source text: to a syntax tree, or to one sentence that says why not; never a crash."""
 
 import ast
 import re

@@ -1,0 +1,1 @@
+"""What runs inside the referee (trusted) and inside the sandboxed worker (hostile)."""

@@ -1,0 +1,93 @@
+"""Messages between referee and worker: JSON datagrams with file descriptors over a Unix socket pair."""
+
+import array
+import json
+import socket
+from dataclasses import dataclass
+from typing import Any, Final
+
+MAX_MESSAGE_BYTES: Final = 65_536
+_FD_BYTES: Final = array.array("i").itemsize
+
+
+class WireBroken(Exception):
+    """The peer closed the connection, was silent too long, or sent something that is no message."""
+
+
+class WireSilent(WireBroken):
+    """The peer sent nothing before the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One message and the descriptors that came with it (the receiver closes them)."""
+
+    message: dict[str, Any]
+    descriptors: list[int]
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return two ends that keep message boundaries."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(connection: socket.socket, message: dict[str, Any], descriptors: tuple[int, ...] = ()) -> None:
+    """Send one message.
+
+    Raises:
+        WireBroken: the peer is gone.
+    """
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    try:
+        connection.sendmsg([json.dumps(message).encode()], ancillary)
+    except (BrokenPipeError, ConnectionError, TimeoutError) as error:
+        raise WireBroken(f"the peer is gone: {error}") from error
+
+
+def receive(connection: socket.socket, *, timeout_s: float | None = None, max_descriptors: int = 0) -> Received:
+    """Receive one message.
+
+    Raises:
+        WireSilent: nothing came in time. WireBroken: the peer is gone or sent no JSON object.
+    """
+    connection.settimeout(timeout_s)
+    try:
+        data, ancillary, flags, _ = connection.recvmsg(
+            MAX_MESSAGE_BYTES, socket.CMSG_SPACE(max_descriptors * _FD_BYTES) if max_descriptors else 0
+        )
+    except TimeoutError as error:
+        raise WireSilent(f"no message within {timeout_s} s") from error
+    except ConnectionError as error:
+        raise WireBroken(f"the peer is gone: {error}") from error
+    descriptors = _descriptors(ancillary)
+    if not data:
+        raise WireBroken("the peer closed the connection")
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        raise WireBroken("a message was longer than allowed")
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise WireBroken(f"not a JSON message: {error}") from error
+    if not isinstance(message, dict):
+        raise WireBroken(f"not a JSON object but {type(message).__name__}")
+    return Received(message, descriptors)
+
+
+def is_quiet(connection: socket.socket) -> bool:
+    """True when nothing waits to be read."""
+    connection.setblocking(False)
+    try:
+        connection.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+    return False
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % _FD_BYTES])
+    return list(found)

@@ -1,0 +1,260 @@
+"""The subnet API as miners and validators call it: typed, with every body built and signed here."""
+
+from datetime import datetime
+from typing import Any
+
+from node.clock import Clock
+from node.http_client import HttpClient
+from node.logs import get_logger
+from node.settings_model import Settings
+from protocol.errors import ApiRefused, ConfigError
+from protocol.messages import (
+    ApiInfo,
+    Benchmarks,
+    CommitSubmission,
+    CommitSubmissionAnswer,
+    CurrentRound,
+    Heartbeat,
+    HeartbeatAnswer,
+    Leaderboard,
+    LeaseAnswer,
+    LogitCheck,
+    LogitCheckAnswer,
+    PendingReveals,
+    RevealSubmission,
+    RevealSubmissionAnswer,
+    SubmissionDetail,
+    SubmitKernel,
+    SubmitKernelAnswer,
+    Verdict,
+    VerdictAnswer,
+)
+from protocol.rules import RULES_VERSION
+from protocol.signing import Signer, signed
+from protocol.types import CommitHash, Hotkey, LeaseId, SubmissionId
+
+ATTEMPT_S = 10.0
+CALL_S = 30.0
+"""A whole call with its retries; callers that must not give up call again."""
+
+_log = get_logger(__name__)
+
+
+def is_final_refusal(error: ApiRefused) -> bool:
+    """True when sending the same again cannot help: a 4xx that is not about time or load."""
+    return 400 <= error.status < 500 and error.status not in (408, 425, 429)
+
+
+class SubnetApi:
+    """Calls the API with one hotkey; `close` it at the end.
+
+    Every method raises ApiRefused (4xx) and ApiUnavailable (no usable answer within about half a minute).
+    """
+
+    def __init__(self, http: HttpClient, receiver: "Receiver", signer: Signer) -> None:
+        self._http = http
+        self._receiver = receiver
+        self._signer = signer
+
+    @property
+    def hotkey(self) -> Hotkey:
+        """The hotkey that signs."""
+        return Hotkey(self._signer.ss58_address)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.close()
+        await self._receiver.close()
+
+    # --- miners
+
+    async def commit(self, commitment_hash: str, target_sequence_length: int) -> CommitSubmissionAnswer:
+        """Send a commitment; the same one again gives the same answer."""
+        body = signed(
+            self._signer,
+            CommitSubmission,
+            commitment_hash=commitment_hash,
+            target_sequence_length=target_sequence_length,
+        )
+        return await self._http.request("POST", "/commit_submission", body=body, answer=CommitSubmissionAnswer)
+
+    async def reveal(
+        self,
+        submission_id: SubmissionId,
+        *,
+        salt: str,
+        fork_url: str,
+        commit_hash: CommitHash,
+        tokens_per_sec: float,
+        vram_mb: float | None = None,
+        benchmarks: Benchmarks | None = None,
+    ) -> RevealSubmissionAnswer:
+        """Open a commitment, in one attempt: whoever got no answer must ask before sending it again."""
+        body = signed(
+            self._signer,
+            RevealSubmission,
+            submission_id=submission_id,
+            commitment_salt=salt,
+            fork_url=fork_url,
+            commit_hash=commit_hash,
+            tokens_per_sec=tokens_per_sec,
+            vram_mb=vram_mb,
+            benchmarks=benchmarks,
+        )
+        return await self._http.request(
+            "POST", "/reveal_submission", body=body, answer=RevealSubmissionAnswer, is_retried=False
+        )
+
+    async def submit(
+        self,
+        *,
+        fork_url: str,
+        commit_hash: CommitHash,
+        target_sequence_length: int,
+        tokens_per_sec: float,
+        vram_mb: float | None = None,
+        benchmarks: Benchmarks | None = None,
+    ) -> SubmitKernelAnswer:
+        """Submit directly; the same again gives the same answer."""
+        body = signed(
+            self._signer,
+            SubmitKernel,
+            fork_url=fork_url,
+            commit_hash=commit_hash,
+            target_sequence_length=target_sequence_length,
+            tokens_per_sec=tokens_per_sec,
+            vram_mb=vram_mb,
+            benchmarks=benchmarks,
+        )
+        return await self._http.request("POST", "/submit_kernel", body=body, answer=SubmitKernelAnswer)
+
+    # --- everybody
+
+    async def info(self) -> ApiInfo:
+        """To whom requests are bound, and the limits. Raises ConfigError for the API of another subnet."""
+        return await self._receiver.info()
+
+    async def submission(self, submission_id: SubmissionId) -> SubmissionDetail:
+        """One submission with its verdicts."""
+        return await self._http.request("GET", f"/submissions/{submission_id}", answer=SubmissionDetail)
+
+    async def submissions_of(self, hotkey: Hotkey, *, limit: int = 50) -> list[SubmissionDetail]:
+        """The newest submissions of a hotkey."""
+        return await self._http.request(
+            "GET", "/submissions", params={"hotkey": hotkey, "limit": limit}, answer=list[SubmissionDetail]
+        )
+
+    async def pending_reveals(self) -> PendingReveals:
+        """Commitments that wait for their reveal."""
+        return await self._http.request("GET", "/pending_reveals", answer=PendingReveals)
+
+    async def current_round(self) -> CurrentRound:
+        """The open round."""
+        return await self._http.request("GET", "/get_current_round", answer=CurrentRound)
+
+    async def leaderboard(self) -> Leaderboard:
+        """The ranking over all verdicts."""
+        return await self._http.request("GET", "/leaderboard", answer=Leaderboard)
+
+    # --- validators
+
+    async def lease(self) -> LeaseAnswer | None:
+        """Take the next submission to judge; None when the queue is empty."""
+        return await self._http.request_optional(
+            "POST", "/evaluations/lease", answer=LeaseAnswer, signed=True
+        )
+
+    async def heartbeat(self, submission_id: SubmissionId, lease_id: LeaseId) -> datetime:
+        """Keep a lease alive; returns when it now ends."""
+        answer = await self._http.request(
+            "POST",
+            f"/evaluations/{submission_id}/heartbeat",
+            body=Heartbeat(lease_id=lease_id),
+            answer=HeartbeatAnswer,
+            signed=True,
+        )
+        return answer.expires_at
+
+    def sign_verdict(self, **fields: Any) -> Verdict:
+        """Build a verdict of this hotkey; `fields` are those of `Verdict` but the signer and the signature."""
+        return signed(self._signer, Verdict, **fields)
+
+    async def send_verdict(self, verdict: Verdict) -> VerdictAnswer:
+        """Hand in a verdict; the same again gives the same answer."""
+        return await self._http.request(
+            "POST",
+            f"/evaluations/{verdict.submission_id}/verdict",
+            body=verdict,
+            answer=VerdictAnswer,
+            signed=True,
+        )
+
+    def sign_logit_check(self, **fields: Any) -> LogitCheck:
+        """Build a logit check of this hotkey; `fields` as for `sign_verdict`."""
+        return signed(self._signer, LogitCheck, **fields)
+
+    async def send_logit_check(self, check: LogitCheck) -> LogitCheckAnswer:
+        """Hand in a logit check; the same again gives the same answer."""
+        return await self._http.request(
+            "POST", "/record_verification", body=check, answer=LogitCheckAnswer, signed=True
+        )
+
+
+class Receiver:
+    """Finds the hotkey that signed requests are bound to, and asks again after a while.
+
+    An API that was set up anew has another hotkey; requests bound to the old one are refused with 401.
+    """
+
+    MAX_AGE_S = 60.0
+
+    def __init__(self, http: HttpClient, clock: Clock, *, netuid: int) -> None:
+        self._http = http
+        self._clock = clock
+        self._netuid = netuid
+        self._hotkey: str | None = None
+        self._asked_at_s = 0.0
+
+    async def __call__(self) -> str:
+        """The API's hotkey. Raises ApiUnavailable, ConfigError for the API of another subnet."""
+        if self._hotkey is None or self._clock.monotonic() - self._asked_at_s > self.MAX_AGE_S:
+            info = await self.info()
+            if info.rules_version != RULES_VERSION:
+                _log.warning(
+                    "the API follows other rules: one of the two needs an upgrade",
+                    api_rules_version=info.rules_version,
+                    own_rules_version=RULES_VERSION,
+                )
+            self._hotkey = info.hotkey
+            self._asked_at_s = self._clock.monotonic()
+        return self._hotkey
+
+    async def info(self) -> ApiInfo:
+        """What the API says about itself. Raises ConfigError for the API of another subnet."""
+        info = await self._http.request("GET", "/info", answer=ApiInfo)
+        if info.netuid != self._netuid:
+            raise ConfigError(
+                f"chain.netuid is {self._netuid} but the API at api.url serves subnet {info.netuid}: "
+                "correct one of them"
+            )
+        return info
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.close()
+
+
+def open_api(settings: Settings, signer: Signer, clock: Clock) -> SubnetApi:
+    """The API at `api.url`; it connects at the first call. Raises ConfigError for an address that is none."""
+    url, netuid = settings.api.url, settings.chain.netuid
+    asking = HttpClient(base_url=url, timeout_s=ATTEMPT_S, attempts_deadline_s=CALL_S, clock=clock)
+    receiver = Receiver(asking, clock, netuid=netuid)
+    calling = HttpClient(
+        base_url=url,
+        timeout_s=ATTEMPT_S,
+        attempts_deadline_s=CALL_S,
+        signer=signer,
+        receiver=receiver,
+        clock=clock,
+    )
+    return SubnetApi(calling, receiver, signer)

@@ -1,0 +1,1 @@
+"""The referee: a trusted process that fetches, checks, runs and times one submission, and judges it."""

@@ -1,0 +1,74 @@
+"""Take a submission's files, as data, and check what can be checked without running them."""
+
+from pathlib import Path
+from typing import Final
+
+from node.git import MAX_BLOB_BYTES, MAX_BLOBS, GitStore
+from protocol.errors import InvalidForkUrl, SourceRejected
+from protocol.fingerprint import fingerprint
+from protocol.forks import TARGET_DIR, TARGET_FILES, check_commit_hash, check_fork_url
+from protocol.import_rules import check_imports
+from protocol.messages import DirectorySource, EvaluationJob, GitSource
+from protocol.verdicts import Status
+from roles.referee.stages import Ended, Record
+
+MAX_SOURCES_BYTES: Final = 8 * 2**20
+
+
+def take_sources(job: EvaluationJob) -> dict[str, str]:
+    """Return file name -> text of the submission's `fla/ops/quasar/*.py`.
+
+    Raises:
+        Ended: fetch_failed, build_failed.
+    """
+    try:
+        blobs = _from_git(job.source, job.work_dir) if isinstance(job.source, GitSource) else _from_folder(job.source)
+    except (SourceRejected, InvalidForkUrl) as error:
+        raise Ended(Status.FETCH_FAILED, str(error)) from error
+    if sum(map(len, blobs.values())) > MAX_SOURCES_BYTES:
+        raise Ended(Status.BUILD_FAILED, f"the files of {TARGET_DIR}/ are larger than {MAX_SOURCES_BYTES:,} bytes")
+    sources = {}
+    for name, blob in blobs.items():
+        try:
+            sources[name] = blob.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Ended(Status.BUILD_FAILED, f"{name}: not UTF-8: {error}") from error
+    return sources
+
+
+def _from_git(source: GitSource, work_dir: str) -> dict[str, bytes]:
+    url = check_fork_url(source.fork_url, allowed_hosts=source.allowed_hosts, allow_file=source.allow_file)
+    commit_hash = check_commit_hash(source.commit_hash)
+    store = GitStore(Path(work_dir) / "objects.git")
+    store.fetch_commit(url, commit_hash, allow_file=source.allow_file)
+    return store.read_blobs(commit_hash, TARGET_DIR)
+
+
+def _from_folder(source: DirectorySource) -> dict[str, bytes]:
+    folder = Path(source.path) / TARGET_DIR
+    if not folder.is_dir():
+        raise SourceRejected(f"{source.path} has no folder {TARGET_DIR}/: name the root of a fork's working tree")
+    files = sorted(path for path in folder.glob("*.py") if path.is_file() and not path.is_symlink())
+    if not files or len(files) > MAX_BLOBS:
+        raise SourceRejected(f"{folder} holds {len(files)} Python files; 1 to {MAX_BLOBS} are expected")
+    for path in files:
+        if path.stat().st_size > MAX_BLOB_BYTES:
+            raise SourceRejected(f"{path} is larger than {MAX_BLOB_BYTES:,} bytes")
+    return {path.name: path.read_bytes() for path in files}
+
+
+def check_sources(sources: dict[str, str], job: EvaluationJob, record: Record) -> None:
+    """Check the import rules, then whether another hotkey's submission came first.
+
+    Raises:
+        Ended: imports_missing, imports_forbidden, build_failed, duplicate.
+    """
+    report = check_imports(sources)
+    if report.notes:
+        record.evidence["import_notes"] = list(report.notes)
+    if report.status is not None:
+        raise Ended(report.status, "; ".join(report.problems[:10]))
+    record.fingerprint = fingerprint({name: sources[name] for name in TARGET_FILES})
+    earlier = job.known_fingerprints.get(record.fingerprint)
+    if earlier is not None:
+        raise Ended(Status.DUPLICATE, f"the five files are those of submission {earlier} of another hotkey")

@@ -1,0 +1,36 @@
+"""What every stage of an evaluation leaves behind: seconds, evidence, and the way to end early."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from protocol.verdicts import Status
+
+
+class Ended(Exception):
+    """The evaluation is over: the status is known before the last stage."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Record:
+    """Collects the evidence of one evaluation."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.stage_s: dict[str, float] = {}
+        self.evidence: dict[str, Any] = {}
+        self.fingerprint: str | None = None
+
+    @contextmanager
+    def stage(self, name: str, announce: Callable[[str], None]) -> Iterator[None]:
+        """Time one stage, also when it ends the evaluation."""
+        announce(name)
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self.stage_s[name] = round(self._clock() - started, 4)

@@ -1,0 +1,146 @@
+"""Start the candidate's worker in the sandbox, with its tree laid over the pinned base."""
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+import kernels
+from kernels.fork_base import write_fla_base
+from kernels.harness.session import Session
+from kernels.harness.wire import socket_pair
+from node.devices import gpu_device_files
+from node.sandbox import (
+    Limits,
+    Mount,
+    SandboxSpec,
+    SandboxTier,
+    detect_tier,
+    python_argv,
+    python_mounts,
+    start_sandboxed,
+    start_unsandboxed,
+)
+from protocol.errors import SandboxUnavailable
+from protocol.forks import TARGET_DIR
+from protocol.messages import EvaluationJob
+
+LOG_TAIL_BYTES: Final = 4000
+_PROGRAM: Final = "from kernels.harness.worker import main; main(sys.argv[1:])"
+_GPU_CONTROL: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A started worker and what it printed."""
+
+    session: Session
+    log: IO[bytes]
+
+    def log_tail(self) -> str:
+        """Return the end of what the worker printed, in printable characters."""
+        size = self.log.seek(0, os.SEEK_END)
+        self.log.seek(max(0, size - LOG_TAIL_BYTES))
+        text = self.log.read().decode("utf-8", errors="replace")
+        return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+
+
+def choose_tier(job: EvaluationJob) -> SandboxTier:
+    """Return the isolation that this evaluation gets.
+
+    Raises:
+        SandboxUnavailable: there is none, and the job demands one.
+    """
+    tier = detect_tier()
+    if tier is SandboxTier.NONE and job.require_sandbox:
+        raise SandboxUnavailable(
+            "this host offers no sandbox, and hostile code runs only in one: apt-get install bubblewrap"
+        )
+    return tier
+
+
+@contextmanager
+def running_worker(
+    files: Mapping[str, str], job: EvaluationJob, tier: SandboxTier, deadline_s: Callable[[], float]
+) -> Iterator[Worker]:
+    """Run a worker for the files of `fla/ops/quasar/`; everything of it is gone afterwards."""
+    with tempfile.TemporaryDirectory(dir=job.work_dir) as folder, tempfile.TemporaryFile() as log:
+        tree = Path(folder) / "tree"
+        _lay_out(tree, files)
+        ours, theirs = socket_pair()
+        with ours:
+            with theirs:
+                process = _start(tree, job, tier, theirs, log)
+            try:
+                yield Worker(Session(ours, deadline_s=deadline_s), log)
+            finally:
+                process.kill()
+
+
+def _lay_out(tree: Path, files: Mapping[str, str]) -> None:
+    tree.mkdir(mode=0o755)
+    write_fla_base(tree)
+    target = tree / TARGET_DIR
+    target.mkdir(parents=True)
+    for name, text in files.items():
+        (target / name).write_text(text, encoding="utf-8")
+    # The fork's own __init__ may import what a submission does not bring.
+    (target / "__init__.py").write_text("")
+    for path in (tree, *tree.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _start(tree: Path, job: EvaluationJob, tier: SandboxTier, end: socket.socket, log: IO[bytes]):  # type: ignore[no-untyped-def]
+    package = Path(kernels.__file__).parent
+    is_gpu = job.device != "cpu"
+    environment = {
+        "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108 - the sandbox's own
+        "OMP_NUM_THREADS": "1",
+        **({} if is_gpu else {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}),
+        **{name: os.environ[name] for name in ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES") if is_gpu and name in os.environ},
+    }
+    descriptor = str(end.fileno())
+    if tier is SandboxTier.NONE:
+        mounts = python_mounts()
+        paths = [*(str(mount.host) for mount in mounts[-2:]), str(package.parent)]
+        environment |= {"PATH": os.defpath, "HOME": str(tree.parent), "TRITON_CACHE_DIR": str(tree.parent / "triton")}
+        spec = SandboxSpec(
+            argv=python_argv(_PROGRAM, paths, descriptor, str(tree), job.device), environment=environment
+        )
+        return start_unsandboxed(spec, pass_fds=(end.fileno(),), output=log)
+    interpreter = python_mounts()
+    mounts = [
+        *interpreter,
+        Mount(host=package, inside=Path("/quasar/src/kernels")),
+        Mount(host=tree, inside=Path("/quasar/tree")),
+    ]
+    paths = [str(mount.inside) for mount in interpreter if mount.inside.is_relative_to("/quasar")]
+    spec = SandboxSpec(
+        argv=python_argv(_PROGRAM, [*paths, "/quasar/src"], descriptor, "/quasar/tree", job.device),
+        mounts=mounts,
+        environment=environment,
+        devices=_devices(job.device),
+        # CUDA reserves address space far beyond what it uses.
+        limits=Limits(data_bytes=None) if is_gpu else Limits(),
+    )
+    return start_sandboxed(spec, pass_fds=(end.fileno(),), output=log)
+
+
+def _devices(device: str) -> list[Path]:
+    if device == "cpu":
+        return []
+    files = gpu_device_files()
+    index = int(device.partition(":")[2] or 0)
+    chosen = files[index : index + 1]
+    return [*chosen, *(Path("/dev") / name for name in _GPU_CONTROL)]
+
+
+def empty_caches(work_dir: Path) -> None:
+    """Remove what an evaluation that was killed left behind."""
+    for path in work_dir.glob("tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
