@@ -216,6 +216,22 @@ class GitWorkTree:
             self.path.mkdir(parents=True, exist_ok=True)
             self._git(["init", "--quiet", "--initial-branch=main"])
 
+    def start_from(
+        self, remote_url: str, *, token: SecretStr | None = None, timeout_s: float = FETCH_TIMEOUT_S
+    ) -> CommitHash:
+        """Make the tip of the remote's default branch the current commit, without its history; return it.
+
+        Raises:
+            SourceRejected: the remote is not there, is empty or did not answer.
+        """
+        self.ensure()
+        self._remote(
+            ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--", remote_url, "HEAD"],
+            token=token, timeout_s=timeout_s,
+        )  # fmt: skip
+        self._git(["reset", "--quiet", "--hard", "FETCH_HEAD"])
+        return self.head()
+
     def commit_all(self, message: str, author: Author) -> CommitHash:
         """Commit the whole tree and return the hash; an unchanged tree returns the commit that is there."""
         self._git(["add", "--all"])

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, TypeVar
 from bittensor import sp_core
 from pydantic import BaseModel
 
-from protocol.errors import InvalidMessage, SignatureInvalid
+from protocol.errors import SignatureInvalid
 from protocol.messages import CommitSubmission, LogitCheck, Receipt, RevealSubmission, SubmitKernel, Verdict
 
 _SIGNATURE = re.compile(r"(?:0x)?([0-9a-fA-F]{128})")
@@ -162,9 +162,6 @@ def _line(verb: str, hotkey: str, *fields: str) -> str:
 
 
 def _canonical_json(message: BaseModel) -> str:
-    # From the form on the wire, so that both ends write the same text.
+    # From the form on the wire, so that both ends write the same text: there NaN, say, is null.
     wire = json.loads(message.model_dump_json(exclude={"signature"}))
-    try:
-        return json.dumps(wire, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    except ValueError as error:
-        raise InvalidMessage(f"a message to sign holds a number that is not finite: {error}") from error
+    return json.dumps(wire, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)

@@ -76,7 +76,9 @@ class SubnetApi:
             commitment_hash=commitment_hash,
             target_sequence_length=target_sequence_length,
         )
-        return await self._http.request("POST", "/commit_submission", body=body, answer=CommitSubmissionAnswer)
+        return await self._http.request(
+            "POST", "/commit_submission", body=body, answer=CommitSubmissionAnswer
+        )
 
     async def reveal(
         self,
@@ -176,7 +178,7 @@ class SubnetApi:
         return answer.expires_at
 
     def sign_verdict(self, **fields: Any) -> Verdict:
-        """Build a verdict of this hotkey; `fields` are those of `Verdict` but the signer and the signature."""
+        """Build a verdict of this hotkey; `fields`: those of `Verdict` but signer and signature."""
         return signed(self._signer, Verdict, **fields)
 
     async def send_verdict(self, verdict: Verdict) -> VerdictAnswer:

@@ -1,20 +1,18 @@
 """Entry point `quasar-node`: one binary, one role, and the commands around it."""
 
 import argparse
-import asyncio
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 from node.logs import configure_logging, get_logger
-from node.runtime import main_guard, run_components
+from node.runtime import main_guard, run_role
 from node.settings import LoadedSettings, add_arguments, load_settings, overrides_from
-from node.settings_model import Settings
 from protocol.errors import UsageError
-from roles.graph import Graph
 
 ROLES: Final = ("miner", "validator", "api", "inference")
 COMMANDS: Final = ("devnet", "verify", "export", "sign", "status", "doctor", "config")
@@ -44,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _module(command: str):  # type: ignore[no-untyped-def]
+def _module(command: str) -> ModuleType:
     return importlib.import_module(f"roles.commands.{command}")
 
 
@@ -56,24 +54,18 @@ def _dispatch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     loaded = load_settings(overrides_from(args), config_file=config_file, env=os.environ)
     if args.command is not None:
         return int(_module(args.command).run(args, loaded))
-    return run_role(args.role, loaded)
+    return start_role(args.role, loaded)
 
 
-def run_role(role: str, loaded: LoadedSettings) -> int:
+def start_role(role: str, loaded: LoadedSettings) -> int:
     """Run one role until it is told to stop; returns the exit code."""
     settings = loaded.settings
     configure_logging(settings.node.log_level, settings.node.log_format)
+    # What `.env` says for workers (PYTORCH_CUDA_ALLOC_CONF) reaches them through the environment.
+    os.environ.update(loaded.worker_env)
     settings.node.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     get_logger("cli").info(
-        "started", role=role, network=settings.chain.network, netuid=settings.chain.netuid, pid=os.getpid()
+        "starting", role=role, network=settings.chain.network, netuid=settings.chain.netuid, pid=os.getpid()
     )
-    return asyncio.run(_run_graph(role, settings))
-
-
-async def _run_graph(role: str, settings: Settings) -> int:
-    graph: Graph = await importlib.import_module(f"roles.{role}.wiring").build(settings)
-    try:
-        return await run_components(graph.components, drain_s=settings.node.drain_s)
-    finally:
-        for close in reversed(graph.closers):
-            await close()
+    wiring = importlib.import_module(f"roles.{role}.wiring")
+    return run_role(lambda: wiring.build(settings), drain_s=settings.node.drain_s)

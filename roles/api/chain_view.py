@@ -172,12 +172,17 @@ class ChainView:
             raise ChainUnavailable(f"the chain did not give the hash of block {height}: try again") from error
 
     async def metagraph(self) -> Metagraph:
-        """The subnet's neurons; an older copy while the chain is away. Raises ChainUnavailable if none."""
+        """The subnet's neurons; an older copy while the chain is slow or away.
+
+        Raises ChainUnavailable when there is no copy, or it is too old to go by.
+        """
+        known = self._metagraph.last
+        is_usable = known is not None and self._metagraph.age_s <= STALE_METAGRAPH_S
+        patience_s = READ_PATIENCE_S if is_usable else REQUEST_PATIENCE_S
         try:
-            return await self._metagraph.get(self._metagraph_max_age_s)
+            return await self._metagraph.get(self._metagraph_max_age_s, patience_s=patience_s)
         except ChainUnavailable:
-            known = self._metagraph.last
-            if known is None or self._metagraph.age_s > STALE_METAGRAPH_S:
+            if known is None or not is_usable:
                 raise
             return known
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
@@ -121,7 +122,7 @@ async def _errors_named() -> AsyncIterator[None]:
         if isinstance(error.orig, sqlite3.ProgrammingError):
             raise
         raise DatabaseUnavailable(f"the database refused: {error.orig}: try again") from error
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, PoolTimeout) as error:
         raise DatabaseUnavailable(f"the database cannot be reached: {error}: try again") from error
 
 

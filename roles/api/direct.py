@@ -37,7 +37,7 @@ class SubmitHandler:
                 raise already_submitted(known)
             return known
 
-        row = await api.database.write(work)
+        row = await api.database.write(work, quiet=True)
         answer = SubmitKernelAnswer(
             submission_id=row.id,
             miner_hotkey=row.miner_hotkey,

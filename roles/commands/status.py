@@ -13,7 +13,6 @@ from node.settings import LoadedSettings
 from node.settings_model import Settings
 from protocol.errors import ApiUnavailable, ConfigError
 from protocol.messages import CurrentRound
-from roles.status import STATUS_FILE
 
 
 def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -31,6 +30,8 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
         ConfigError: no node has run in this data directory.
         ApiUnavailable: the API does not answer.
     """
+    from roles.status import STATUS_FILE
+
     settings = loaded.settings
     file = settings.node.data_dir / STATUS_FILE
     if not file.exists():

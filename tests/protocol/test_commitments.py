@@ -34,7 +34,9 @@ def test_the_seed_form_is_the_hash_of_salt_and_url() -> None:
 
 def test_the_bound_form_is_the_hash_of_its_text() -> None:
     text = f"{SALT}{HOTKEY}:100000:{URL}@{COMMIT}"
-    assert bound_commitment_hash(SALT, HOTKEY, 100_000, URL, COMMIT) == hashlib.sha256(text.encode()).hexdigest()
+    assert (
+        bound_commitment_hash(SALT, HOTKEY, 100_000, URL, COMMIT) == hashlib.sha256(text.encode()).hexdigest()
+    )
 
 
 def test_a_salt_is_sixteen_random_bytes_in_hex() -> None:
@@ -44,7 +46,9 @@ def test_a_salt_is_sixteen_random_bytes_in_hex() -> None:
 
 
 @given(salts, hotkeys, lengths, urls, commits)
-def test_a_reveal_opens_its_own_commitment(salt: str, hotkey: str, length: int, url: str, commit: str) -> None:
+def test_a_reveal_opens_its_own_commitment(
+    salt: str, hotkey: str, length: int, url: str, commit: str
+) -> None:
     def opened(commitment: str) -> CommitmentForm | None:
         return match_commitment(
             commitment,
@@ -97,7 +101,9 @@ def test_the_window(height: int, state: str, left: int) -> None:
 
 
 @given(st.integers(0, 10**9), st.integers(0, 1000), st.integers(1, 1000), st.integers(0, 3000))
-def test_a_window_is_passed_once_and_in_order(start: int, until: int, window_blocks: int, passed: int) -> None:
+def test_a_window_is_passed_once_and_in_order(
+    start: int, until: int, window_blocks: int, passed: int
+) -> None:
     window = reveal_window(BlockHeight(start), until, window_blocks)
     order = ["early", "open", "expired"]
     now = window.state(BlockHeight(start + passed))

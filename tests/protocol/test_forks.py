@@ -85,7 +85,9 @@ def test_credentials_do_not_reach_the_message() -> None:
 
 
 def test_other_hosts_must_be_named() -> None:
-    assert check_fork_url("https://git.example/a/b", allowed_hosts=["Git.Example"]) == "https://git.example/a/b"
+    assert (
+        check_fork_url("https://git.example/a/b", allowed_hosts=["Git.Example"]) == "https://git.example/a/b"
+    )
     with pytest.raises(InvalidForkUrl, match=re.escape("use one of: git.example")):
         check_fork_url("https://github.com/a/b", allowed_hosts=["git.example"])
 
@@ -126,7 +128,9 @@ def test_no_text_gets_past_the_form(text: str) -> None:
             normal = check_fork_url(url)
         except InvalidForkUrl:
             continue
-        assert re.fullmatch(r"https://github\.com/[A-Za-z0-9_][A-Za-z0-9_-]*/[A-Za-z0-9_.][A-Za-z0-9_.-]*", normal)
+        assert re.fullmatch(
+            r"https://github\.com/[A-Za-z0-9_][A-Za-z0-9_-]*/[A-Za-z0-9_.][A-Za-z0-9_.-]*", normal
+        )
         assert ".." not in normal
 
 
@@ -135,7 +139,20 @@ def test_a_commit_hash_is_forty_lower_case_digits() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "abc123", "A" * 40, "g" * 40, "a" * 39, "a" * 41, "a" * 40 + "\n", "HEAD", "--x", "٣" * 40, "a" * 9000]
+    "text",
+    [
+        "",
+        "abc123",
+        "A" * 40,
+        "g" * 40,
+        "a" * 39,
+        "a" * 41,
+        "a" * 40 + "\n",
+        "HEAD",
+        "--x",
+        "٣" * 40,
+        "a" * 9000,
+    ],
 )
 def test_anything_else_is_no_commit_hash(text: str) -> None:
     with pytest.raises(InvalidForkUrl, match="commit_hash") as caught:

@@ -59,7 +59,13 @@ def test_without_a_claim_or_a_roofline_nothing_gates() -> None:
     assert judge(GOOD, None, roofline_tokens_per_sec=math.nan) is Status.IMPLAUSIBLE
 
 
-FIGURES = ["cosine_similarity", "max_abs_diff", "relative_error", "yardstick_relative_error", "tokens_per_sec"]
+FIGURES = [
+    "cosine_similarity",
+    "max_abs_diff",
+    "relative_error",
+    "yardstick_relative_error",
+    "tokens_per_sec",
+]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +94,9 @@ def test_every_status_has_its_fault() -> None:
         Status.IMPLAUSIBLE,
         Status.FETCH_FAILED,
     }
-    assert {status for status, fault in faults.items() if fault is Fault.INFRASTRUCTURE} == {Status.INFRASTRUCTURE}
+    assert {status for status, fault in faults.items() if fault is Fault.INFRASTRUCTURE} == {
+        Status.INFRASTRUCTURE
+    }
     assert faults[Status.BELOW_CLAIM] is Fault.MINER
 
 

@@ -140,7 +140,9 @@ LOGITS = np.array([[0.0, 1.0, 0.95], [2.0, 0.0, 0.0]], dtype=np.float32)
         ([1, 0, 0], 0.1, 2),
     ],
 )
-def test_tokens_are_the_references_own_or_near_ties(tokens: list[int], tolerance: float, wrong: int | None) -> None:
+def test_tokens_are_the_references_own_or_near_ties(
+    tokens: list[int], tolerance: float, wrong: int | None
+) -> None:
     assert tokens_match(tokens, LOGITS, tolerance) == wrong
 
 

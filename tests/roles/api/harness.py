@@ -183,9 +183,7 @@ class Code:
 
 def commit_message(miner: Key, commitment_hash: str, target: int = TARGET) -> CommitSubmission:
     """A signed commitment."""
-    return signed(
-        miner, CommitSubmission, commitment_hash=commitment_hash, target_sequence_length=target
-    )
+    return signed(miner, CommitSubmission, commitment_hash=commitment_hash, target_sequence_length=target)
 
 
 def reveal_message(miner: Key, submission_id: int, code: Code) -> RevealSubmission:

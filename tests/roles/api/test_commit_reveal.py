@@ -91,9 +91,7 @@ async def test_same_reveal_again_gives_the_same_record(api: Client, subnet: Subn
     assert (first.status, again.status) == (200, 200)
     assert first.body == again.body
     other = Code(tokens_per_sec=7.0)
-    reply = await api.post(
-        "/reveal_submission", reveal_message(subnet.miner, committed.submission_id, other)
-    )
+    reply = await api.post("/reveal_submission", reveal_message(subnet.miner, committed.submission_id, other))
     assert reply.status == 409
 
 
@@ -125,9 +123,7 @@ async def test_expired_commitment(api: Client, subnet: Subnet) -> None:
 async def test_reveal_that_does_not_open_the_commitment(api: Client, subnet: Subnet, wrong: Code) -> None:
     committed = await api.commit(subnet.miner, Code())
     subnet.chain.advance(100)
-    reply = await api.post(
-        "/reveal_submission", reveal_message(subnet.miner, committed.submission_id, wrong)
-    )
+    reply = await api.post("/reveal_submission", reveal_message(subnet.miner, committed.submission_id, wrong))
     assert reply.status == 400
     assert wrong.commit_hash in reply.detail
     # Nothing was half-written: the right reveal still works.

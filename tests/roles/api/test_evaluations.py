@@ -54,9 +54,10 @@ async def test_from_commit_to_leaderboard(api: Client, subnet: Subnet) -> None:
     assert judged.state == "judged"
     assert judged.rank is None
     assert (await api.get("/leaderboard")).body["rows"] == []
-    assert (
-        await api.check_logits(subnet.validator, subnet.miner, LogitOutcome.PASSED)
-    ).body == {"miner_hotkey": subnet.miner.ss58_address, "outcome": "passed"}
+    assert (await api.check_logits(subnet.validator, subnet.miner, LogitOutcome.PASSED)).body == {
+        "miner_hotkey": subnet.miner.ss58_address,
+        "outcome": "passed",
+    }
     [row] = (await api.get("/leaderboard")).body["rows"]
     assert row["place"] == 1
     assert row["submission_id"] == committed.submission_id
@@ -185,7 +186,7 @@ async def test_miner_that_left_the_subnet_is_not_ranked(api: Client, subnet: Sub
     await until(lambda: _is_empty(api))
 
 
-async def _is_empty(api: Client) -> bool:
+async def _is_empty(api: Client) -> Any:
     return (await api.get("/leaderboard")).body["rows"] == []
 
 
@@ -281,9 +282,7 @@ async def test_verdict_under_a_lease_of_somebody_else(api: Client, subnet: Subne
     beat = f"/evaluations/{submitted.submission_id}/heartbeat"
     assert (await api.post(beat, heartbeat, subnet.validator2)).status == 403
     # Somebody else's verdict carried by an own request.
-    assert (
-        await api.post(path, verdict_message(subnet.validator, lease), subnet.validator2)
-    ).status == 403
+    assert (await api.post(path, verdict_message(subnet.validator, lease), subnet.validator2)).status == 403
 
 
 async def test_verdict_with_a_foreign_signature(api: Client, subnet: Subnet) -> None:
@@ -299,9 +298,7 @@ async def test_verdict_with_a_foreign_signature(api: Client, subnet: Subnet) -> 
 @pytest.mark.parametrize("number", ["77", "9223372036854775807", "9223372036854775808", "1" * 40])
 async def test_submission_that_does_not_exist(api: Client, subnet: Subnet, number: str) -> None:
     assert (await api.get(f"/submissions/{number}")).status == 404
-    reply = await api.post(
-        f"/evaluations/{number}/heartbeat", Heartbeat(lease_id="none"), subnet.validator
-    )
+    reply = await api.post(f"/evaluations/{number}/heartbeat", Heartbeat(lease_id="none"), subnet.validator)
     assert reply.status == 404
 
 

@@ -1,0 +1,123 @@
+"""Start the referee: the one way in which validator, miner and `verify` have a submission judged."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import ValidationError
+
+from node.devices import resolve_device
+from node.logs import get_logger
+from node.processes import module_argv, worker_environment
+from node.settings_model import Settings
+from node.workers import run_json_process
+from protocol.errors import WorkerFailed
+from protocol.judging import fault_of
+from protocol.messages import DirectorySource, EvaluationJob, EvaluationReport, Figures, GitSource
+from protocol.rules import RULES_VERSION
+from protocol.verdicts import Status
+
+CPU_SEQUENCE_LENGTH: Final = 256
+"""T of the CPU profile: an operator call is a fraction of a second in Triton's interpreter."""
+LOCK_PATIENCE_S: Final = 1800.0
+"""Other measurements on this machine come first; they take turns."""
+START_S: Final = 120.0
+
+_log = get_logger(__name__)
+
+
+class Referee:
+    """Has submissions judged, each in a referee process of its own."""
+
+    def __init__(
+        self, settings: Settings, data_dir: Path, *, on_stage: Callable[[str], None] | None = None
+    ) -> None:
+        self._settings = settings
+        self._work_dir = data_dir / "evaluations"
+        self._device = resolve_device(settings.node.device)
+        self._on_stage = on_stage
+
+    @property
+    def profile(self) -> Literal["cpu", "gpu"]:
+        """The measuring profile of this host."""
+        chosen = self._settings.evaluation.profile
+        if chosen == "auto":
+            return "cpu" if self._device == "cpu" else "gpu"
+        return chosen
+
+    def sequence_length(self, target_sequence_length: int) -> int:
+        """Return T that is really run for a target length."""
+        limit = self._settings.evaluation.max_sequence_length
+        if self.profile == "cpu":
+            limit = min(limit or CPU_SEQUENCE_LENGTH, CPU_SEQUENCE_LENGTH)
+        return min(target_sequence_length, limit) if limit is not None else target_sequence_length
+
+    async def evaluate(
+        self,
+        source: GitSource | DirectorySource,
+        *,
+        target_sequence_length: int,
+        claimed_tokens_per_sec: float | None,
+        known_fingerprints: Mapping[str, int] | None = None,
+    ) -> EvaluationReport:
+        """Judge one submission; a referee that crashes or hangs gives an `infrastructure` report."""
+        own = self._settings.evaluation
+        job = EvaluationJob(
+            source=source,
+            target_sequence_length=target_sequence_length,
+            sequence_length=self.sequence_length(target_sequence_length),
+            claimed_tokens_per_sec=claimed_tokens_per_sec,
+            profile=self.profile,
+            device=self._device,
+            trials_min=own.trials_min,
+            trials_max=max(own.trials_min, own.trials_max),
+            time_budget_s=own.time_budget_s,
+            deadline_s=own.deadline_s,
+            work_dir=str(self._work_dir.absolute()),
+            require_sandbox=not self._may_go_unsandboxed(),
+            known_fingerprints=dict(known_fingerprints or {}),
+        )
+        self._work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            answer = await run_json_process(
+                module_argv("roles.referee"),
+                job.model_dump_json(),
+                timeout_s=LOCK_PATIENCE_S + START_S + 2 * own.deadline_s,
+                env=worker_environment(),
+                on_stderr_line=self._take_line,
+            )
+            return EvaluationReport.model_validate_json(answer)
+        except (WorkerFailed, ValidationError) as error:
+            _log.error("the referee failed", error=str(error))
+            return self._infrastructure(str(error))
+
+    def _may_go_unsandboxed(self) -> bool:
+        # Elsewhere than on the local chain an unsandboxed verdict would score beside a wallet.
+        return self._settings.validator.unsafe_no_sandbox and self._settings.is_local_chain
+
+    def _take_line(self, line: str) -> None:
+        if line.startswith("stage: "):
+            if self._on_stage is not None:
+                self._on_stage(line.removeprefix("stage: "))
+            return
+        _log.info("referee says", line=line)
+
+    def _infrastructure(self, reason: str) -> EvaluationReport:
+        return EvaluationReport(
+            figures=Figures(
+                status=Status.INFRASTRUCTURE,
+                fault=fault_of(Status.INFRASTRUCTURE),
+                gpu=self._device,
+                versions={},
+                rules_version=RULES_VERSION,
+                evidence={"reason": reason[:2000]},
+            ),
+            fingerprint=None,
+            sandbox_tier="unknown",
+        )
+
+
+def report_as_json(report: EvaluationReport) -> str:
+    """Return a report as an indented JSON document."""
+    return json.dumps(report.model_dump(mode="json"), indent=2)

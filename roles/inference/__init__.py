@@ -1,0 +1,1 @@
+"""The miner's inference server: HTTP in front of a language model in a worker process."""

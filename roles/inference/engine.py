@@ -1,0 +1,165 @@
+"""A causal language model on one device: loads, describes itself, generates, and reads given text (needs torch).
+
+Shared by the miner's worker, which generates, and the validator's, which reads what a miner generated.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from protocol.errors import ConfigError, QuasarError
+from roles.inference.decoding import Decoder, Generation, PlainDecoder
+from roles.kernels_package import check_kernels_package
+
+FEW_PARAMETERS: Final = 10_000_000
+"""A model smaller than this gains nothing from more than one CPU thread."""
+MAX_REASON_CHARS: Final = 300
+
+
+class OutOfDeviceMemory(QuasarError):
+    """The request does not fit into the device's memory; the model is still there."""
+
+
+class Engine:
+    """One loaded model; not safe for threads, one call at a time.
+
+    float16 on CUDA, because bfloat16 logits miss the subnet's limit of 0.1, and float32 on the CPU.
+    """
+
+    def __init__(self, model: Any, name: str, device: torch.device) -> None:
+        self._model = model
+        self._name = name
+        self._device = device
+        self._config = model.config.get_text_config()
+        self._context_length = _context_length(self._config, name)
+        self._vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self._decoder: Decoder = PlainDecoder(model, device)
+
+    @classmethod
+    def load(cls, name: str, device: str, *, trust_remote_code: bool = False) -> Self:
+        """Load a model by its name or from a folder.
+
+        Raises ConfigError: there is no such model, it is no causal language model, or the device is missing.
+        """
+        check_kernels_package()
+        target = torch.device(device)
+        if target.type == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f'device "{device}" but torch sees no CUDA GPU: check the driver, or set DEVICE=cpu')
+        import transformers
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        transformers_logging.set_verbosity_error()
+        # Half-precision sums in half-precision products cost more accuracy than they give speed.
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=torch.float16 if target.type == "cuda" else torch.float32,
+                trust_remote_code=trust_remote_code,
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ConfigError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+        if target.type == "cpu" and model.num_parameters() < FEW_PARAMETERS:
+            torch.set_num_threads(1)
+        try:
+            model = model.to(target).eval().requires_grad_(False)
+        except torch.cuda.OutOfMemoryError as error:
+            raise OutOfDeviceMemory(
+                f"model {name!r} does not fit into the free memory of {device}: {_first_line(error)}"
+            ) from error
+        return cls(model, name, target)
+
+    def info(self) -> dict[str, Any]:
+        """Describe the model: the fields of `protocol.messages.ModelInfo`."""
+        return {
+            "model_name": self._name,
+            "vocab_size": self._vocab_size,
+            "dtype": str(self._model.dtype).removeprefix("torch."),
+            "device": str(self._device),
+            "num_layers": int(self._config.num_hidden_layers),
+            "hidden_size": int(self._config.hidden_size),
+            "context_length": self._context_length,
+        }
+
+    def begin(self, prompt: list[int], gen_len: int, logits_at_step: int | None) -> None:
+        """Take up a greedy answer of `gen_len` tokens; what was under way is dropped. Raises QuasarError."""
+        self._check_tokens(prompt, room_for=gen_len)
+        self._decoder.begin(prompt, gen_len, logits_at_step)
+
+    def advance(self, budget_s: float) -> Generation | None:
+        """Work on the answer for about `budget_s` seconds; returns it once finished.
+
+        Raises OutOfDeviceMemory, LogitsNotFinite.
+        """
+        try:
+            return self._decoder.advance(budget_s)
+        except torch.cuda.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
+
+    @torch.inference_mode()
+    def read(self, prompt: list[int], tokens: list[int]) -> npt.NDArray[np.float32]:
+        """Logits `[G, V]` from which each of `tokens` `[G]` would be taken, in one forward pass.
+
+        Row i is the distribution after the prompt and the first i tokens. Raises QuasarError,
+        OutOfDeviceMemory.
+        """
+        self._check_tokens(prompt + tokens, room_for=0)
+        given = torch.tensor([prompt + tokens[:-1]], dtype=torch.long, device=self._device)
+        try:
+            logits = self._model(input_ids=given, use_cache=False, logits_to_keep=len(tokens)).logits
+            rows: npt.NDArray[np.float32] = logits[0].float().cpu().numpy()
+        except torch.cuda.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
+        return rows
+
+    def ordinary_tokens(self) -> list[int]:
+        """Token ids that stand for text: neither special nor added to the vocabulary. Raises ConfigError."""
+        import transformers
+
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self._name)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise ConfigError(f"the tokenizer of {self._name!r} cannot be loaded: {_first_line(error)}") from error
+        excluded = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+        return [token for token in range(min(len(tokenizer), self._vocab_size)) if token not in excluded]
+
+    def _check_tokens(self, tokens: list[int], *, room_for: int) -> None:
+        # A token outside the vocabulary would poison the CUDA context of everybody after this request.
+        wrong = next((token for token in tokens if not 0 <= token < self._vocab_size), None)
+        if wrong is not None or not tokens:
+            raise QuasarError(f"token {wrong} is outside the vocabulary 0..{self._vocab_size - 1}")
+        if len(tokens) + room_for > self._context_length:
+            raise QuasarError(
+                f"{len(tokens) + room_for} tokens exceed the context of {self._context_length}"
+            )
+
+    def _out_of_memory(self) -> OutOfDeviceMemory:
+        self._decoder = PlainDecoder(self._model, self._device)
+        torch.cuda.empty_cache()
+        return OutOfDeviceMemory(f"{self._device} has no memory left for this request: ask for fewer tokens")
+
+
+def check_model_path(name: str) -> str:
+    """The model's name as given, `~` expanded; ConfigError when it is a path and nothing is there."""
+    if not name.startswith(("/", "./", "../", "~")):
+        return name
+    path = Path(name).expanduser()
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"reference model {name!r} is no folder with a config.json: write a model there")
+    return os.fspath(path)
+
+
+def _context_length(config: Any, name: str) -> int:
+    length = getattr(config, "max_position_embeddings", None)
+    if not isinstance(length, int) or length < 2:
+        raise ConfigError(f"model {name!r} states no context length (max_position_embeddings): serve another")
+    return length
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:MAX_REASON_CHARS]
