@@ -12,9 +12,11 @@ def gate_of(squared_norm, beta):
     """Return alpha for squared key norms, exact in the limit of a vanishing key."""
     x = squared_norm * beta
     # 1 - exp(-x) cancels for small x; the series to x^5 is exact to float32 below 1/8.
-    series = 1.0 + x * (-1 / 2 + x * (1 / 6 + x * (-1 / 24 + x * (1 / 120 - x / 720))))
-    ratio = (1.0 - tl.exp(-x)) / tl.where(x < 0.125, 1.0, x)
-    return beta * tl.where(x < 0.125, series, ratio)
+    is_small = x < 0.125
+    y = tl.where(is_small, x, 0.0)
+    series = 1.0 + y * (-1 / 2 + y * (1 / 6 + y * (-1 / 24 + y * (1 / 120 - y / 720))))
+    ratio = (1.0 - tl.exp(-x)) / tl.where(is_small, 1.0, x)
+    return beta * tl.where(is_small, series, ratio)
 
 
 @triton.jit

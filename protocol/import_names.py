@@ -21,6 +21,8 @@ _REEXPORTED: Final = frozenset(
 
 _NAMESPACES: Final = frozenset({"globals", "locals", "vars"})
 _MAX_PASSES: Final = 20
+_MAX_MEANINGS: Final = 32
+"""Limits of following; no honest file comes near."""
 
 
 def package_of(name: str) -> str:
@@ -106,14 +108,22 @@ class ImportNames:
         self._names: dict[str, dict[str, set[str]]] = {name: {} for name in trees}
         self._imports: list[tuple[str, ast.ImportFrom]] = []
         self._assignments: list[tuple[str, str, ast.expr]] = []
+        self._crowded = False
+        self._known: dict[int, set[str]] = {}
         for name, tree in trees.items():
             for node in ast.walk(tree):
                 self._collect(name, node)
-        self.complete = any(not self._follow() for _ in range(_MAX_PASSES))
+        self.complete = any(not self._follow() for _ in range(_MAX_PASSES)) and not self._crowded
         """False when names are passed on so often that following them was given up."""
 
     def paths(self, name: str, node: ast.AST) -> set[str]:
         """The dotted paths that an expression in a file may stand for."""
+        known = self._known.get(id(node))
+        if known is None:
+            known = self._known[id(node)] = self._paths(name, node)
+        return known
+
+    def _paths(self, name: str, node: ast.AST) -> set[str]:
         if isinstance(node, ast.Name):
             return self._names[name].get(node.id, set())
         if isinstance(node, ast.NamedExpr):
@@ -159,6 +169,7 @@ class ImportNames:
     def _follow(self) -> bool:
         """Give names the meanings of what is assigned to them; tell whether any was new."""
         new = False
+        self._known.clear()
         for name, node in self._imports:
             module = import_source(node, package_of(name))
             for alias in node.names:
@@ -169,6 +180,9 @@ class ImportNames:
 
     def _add(self, name: str, target: str, paths: set[str]) -> bool:
         known = self._names[name].setdefault(target, set())
-        before = len(known)
-        known |= paths
-        return len(known) > before
+        new = {path for path in paths if path.partition(".")[0] in GATEWAYS} - known
+        if len(known) + len(new) > _MAX_MEANINGS:
+            self._crowded = True
+            return False
+        known |= new
+        return bool(new)

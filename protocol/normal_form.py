@@ -1,6 +1,7 @@
 """Normal form of a set of files: their syntax trees as tokens that do not depend on the files' own names."""
 
 import ast
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Final
 
@@ -33,6 +34,7 @@ class NormalForm:
         self._slots = self._kernel_slots()
         self._callees = {id(call): self._callee(call.func, scope) for call, scope in self._scopes.calls}
         self._pin()
+        self._places: dict[int, dict[str, int]] = {}
         self._tokens: list[str] = []
 
     def tokens(self) -> list[str]:
@@ -52,7 +54,7 @@ class NormalForm:
             if not isinstance(function, ast.Lambda) and function.decorator_list:
                 for place, parameter in enumerate(parameters_of(function)):
                     slots.setdefault(parameter.arg, []).append(f"{order}.{place}")
-        return {text: " ".join(places) for text, places in slots.items()}
+        return {text: hashlib.sha256(" ".join(places).encode()).hexdigest() for text, places in slots.items()}
 
     def _callee(self, func: ast.expr, scope: Scope) -> Function | None:
         """The function of these files that `name(...)` or `name[grid](...)` calls; None when not certain."""
@@ -61,7 +63,9 @@ class NormalForm:
         if not isinstance(func, ast.Name):
             return None
         owner, text = scope.find(func.id), func.id
-        while owner is not None and owner.bound[text] == 1:
+        for _ in range(1 + len(self._trees)):  # Files can import a name from each other in a circle.
+            if owner is None or owner.bound[text] != 1:
+                return None
             if text in owner.functions:
                 return owner.functions[text]
             module, member = owner.imports.get(text, ("", None))
@@ -88,13 +92,15 @@ class NormalForm:
     def _pin(self) -> None:
         by_name: set[str] = set()
         strings = set(self._free_strings())
+        unpacks = False
         for call, scope in self._scopes.calls:
             if self._is_foreign(call, scope):
                 continue
             if self._callees[id(call)] is None:
                 by_name |= {keyword.arg for keyword in call.keywords if keyword.arg is not None}
-            if any(keyword.arg is None for keyword in call.keywords):
-                by_name |= strings
+            unpacks |= any(keyword.arg is None for keyword in call.keywords)
+        if unpacks:
+            by_name |= strings
         for function, scope in self._scopes.scoped_functions:
             scope.pinned |= by_name & {parameter.arg for parameter in parameters_of(function)}
             if getattr(function, "name", "") in PUBLIC_FUNCTIONS:
@@ -111,8 +117,8 @@ class NormalForm:
             node = stack.pop()
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
-            decorators = getattr(node, "decorator_list", [])
-            stack += [child for child in ast.iter_child_nodes(node) if child not in decorators]
+            decorators = {id(one) for one in getattr(node, "decorator_list", [])}
+            stack += [child for child in ast.iter_child_nodes(node) if id(child) not in decorators]
 
     def _reads_namespaces(self) -> bool:
         return any(
@@ -187,11 +193,13 @@ class NormalForm:
 
     def _keyword(self, call: ast.Call, keyword: ast.keyword) -> str:
         callee = self._callees[id(call)]
-        if callee is not None and keyword.arg is not None:
-            for place, parameter in enumerate(parameters_of(callee)):
-                if parameter.arg == keyword.arg:
-                    return f"#{place}"
-        return f"={keyword.arg}"
+        if callee is None or keyword.arg is None:
+            return f"={keyword.arg}"
+        places = self._places.get(id(callee))
+        if places is None:
+            places = {parameter.arg: place for place, parameter in enumerate(parameters_of(callee))}
+            self._places[id(callee)] = places
+        return f"#{places[keyword.arg]}" if keyword.arg in places else f"={keyword.arg}"
 
     def _emit_import_from(self, node: ast.ImportFrom, scope: Scope) -> None:
         module = import_source(node, package_of(scope.file))

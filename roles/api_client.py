@@ -45,6 +45,11 @@ def is_final_refusal(error: ApiRefused) -> bool:
     return 400 <= error.status < 500 and error.status not in (408, 425, 429)
 
 
+def is_about_content(error: ApiRefused) -> bool:
+    """True when the refusal is about what was sent, and not about who sent it (a permit may come back)."""
+    return is_final_refusal(error) and error.status not in (401, 403)
+
+
 class SubnetApi:
     """Calls the API with one hotkey; `close` it at the end.
 

@@ -25,8 +25,8 @@ _log = get_logger(__name__)
 class StatusKeeper:
     """Component that logs the node's events and keeps `status.json` at most a second behind them.
 
-    `facts`: events of which the latest is shown, each under its own name. `sections`: parts that are asked for
-    at every write. Blocks are shown as the height, and not logged.
+    `facts`: events of which the latest is shown, each under its own name. `sections`: parts that are asked
+    for at every write. Blocks are shown as the height, and not logged.
     """
 
     name = "status"
@@ -81,4 +81,6 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _name(fact: type[Event]) -> str:
     """`CommitmentRecorded` -> `commitment_recorded`."""
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in fact.__name__).lstrip("_")
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in fact.__name__).lstrip(
+        "_"
+    )

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from kernels.fork_base import write_fla_base
 from node.bus import Bus
@@ -14,9 +14,10 @@ from node.settings_model import MinerSection
 from protocol.errors import SourceRejected
 from protocol.events import CandidateVerified
 from protocol.leagues import weighted_score
-from protocol.messages import DirectorySource, EvaluationReport, Figures, GitSource
+from protocol.messages import DirectorySource, Figures
 from protocol.types import CommitHash
 from protocol.verdicts import Status
+from roles.evaluator import Evaluator
 from roles.miner.fork import Fork, write_kernels
 from roles.miner.ledger import CandidateLedger, Stage, SubmissionLedger, Trial
 from roles.miner.proposer import Candidate, Proposer
@@ -26,20 +27,6 @@ MEASURE_ATTEMPTS: Final = 3
 FORK_RETRY_S: Final = 30.0
 
 _log = get_logger(__name__)
-
-
-class Evaluator(Protocol):
-    """Whoever judges a kernel; `roles.evaluation.Referee`."""
-
-    async def evaluate(
-        self,
-        source: GitSource | DirectorySource,
-        *,
-        target_sequence_length: int,
-        claimed_tokens_per_sec: float | None,
-        known_fingerprints: Mapping[str, int] | None = None,
-    ) -> EvaluationReport:
-        """Check and time one kernel."""
 
 
 class Optimiser:

@@ -32,7 +32,9 @@ WARPS = [2, 4] if IS_AMD else [4, 8]
     **autotune_cache_kwargs,
 )
 @triton.jit
-def output_kernel(q_ptr, o_ptr, h0, T, S: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, HAS_STATE: tl.constexpr):
+def output_kernel(
+    q_ptr, o_ptr, h0, T, S: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, HAS_STATE: tl.constexpr
+):
     """Docstring."""
     row = tl.program_id(0) * BT
     for step in range(row, row + BT):
@@ -97,7 +99,7 @@ FILES = {
     "chunk.py": CHUNK,
     "fused_recurrent.py": "def fused_recurrent_quasar(q, k, v, beta, initial_state=None): return q, None\n",
     "forward_substitution.py": "def forward_substitution_kernel(L, A, BT): return L\n",
-    "chunk_intra_token_parallel.py": "from .chunk import launch\n\n\ndef intra(q):\n    return launch(q, q, block=3)\n",
+    "chunk_intra_token_parallel.py": "from .chunk import launch\ndef intra(q): launch(q, q, block=3)\n",
     "gate.py": GATE,
 }
 ORIGINAL = fingerprint(FILES)
@@ -224,7 +226,7 @@ def test_locals_may_be_renamed_in_one_function_alone() -> None:
         ("def chunk_quasar(", "def chunk_other("),
         ("initial_state=None", "other_state=None"),
         ("def forward(", "def backward("),
-        ("@staticmethod\n", ""),
+        ("    @staticmethod\n", ""),
         ('meta["BV"]', 'meta["BT"]'),
         ('meta["BV"]', 'meta["num_warps"]'),
         ('key=["S", "BT"]', 'key=["BT", "S"]'),
@@ -362,6 +364,17 @@ def test_a_keyword_may_stay_when_its_function_takes_any() -> None:
     first, second = pair("def f(a, **more): ...\nf(1, b=2)", "def f(a, **rest): ...\nf(1, b=2)")
     assert first == second
     first, second = pair("def f(a, **more): ...\nf(1, b=2)", "def f(a, **more): ...\nf(1, c=2)")
+    assert first != second
+
+
+def test_files_that_import_a_name_from_each_other_in_a_circle() -> None:
+    circle = {**FILES, "gate.py": "from .chunk import f\nf(a=1)", "chunk.py": "from .gate import f\nf(a=1)"}
+    other = {**circle, "gate.py": "from .chunk import f\nf(b=1)"}
+    assert fingerprint(circle) != fingerprint(other)
+
+
+def test_what_a_call_returns_cannot_be_followed() -> None:
+    first, second = pair("def f(a, b): return a\nf(1, 2)(a=1)", "def f(b, a): return b\nf(1, 2)(a=1)")
     assert first != second
 
 

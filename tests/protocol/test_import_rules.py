@@ -61,7 +61,7 @@ FORK = {
     "chunk.py": CHUNK,
     "fused_recurrent.py": "import torch\nfrom fla.ops.quasar.gate import gate\n",
     "forward_substitution.py": "from __future__ import annotations\ndef forward_substitution_kernel(): ...\n",
-    "chunk_intra_token_parallel.py": "from ..utils.index import prepare_chunk_indices\nfrom ...utils import x\n",
+    "chunk_intra_token_parallel.py": "from ..utils.index import prepare\nfrom ...utils import IS_AMD\n",
     "gate.py": "import fla.ops.utils.index\nx = fla.ops.utils.index.prepare_chunk_indices\ndef gate(): ...\n",
 }
 
@@ -324,6 +324,14 @@ def test_a_chain_of_names_too_long_to_follow_is_refused() -> None:
     report = report_on(f"{links}\nimport fla\nn40 = fla.ops\nn0.gla\n")
     assert report.status is Status.IMPORTS_FORBIDDEN
     assert any("cannot be followed" in problem for problem in report.problems)
+
+
+def test_a_name_with_too_many_meanings_is_refused() -> None:
+    lines = "\n".join(f"from fla.utils import a{number} as x" for number in range(40))
+    report = report_on(lines)
+    assert report.status is Status.IMPORTS_FORBIDDEN
+    assert "cannot be followed" in report.problems[0]
+    assert report_on(lines.replace("fla.utils", "torch")).status is None
 
 
 # --- innocent ---

@@ -1,5 +1,7 @@
 """A running API: the real graph, real HTTP, SQLite, local chain and hotkeys."""
 
+import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -7,6 +9,8 @@ import pytest
 
 from node.chain.local import LocalChain
 from node.settings_model import ApiSection, ChainSection, NodeSection, Settings, WalletSection
+from roles.api.database import SQLITE_FILE, Database, database_url
+from roles.api.schema import upgrade
 from tests.roles.api.harness import Client, Subnet, registration, running
 
 
@@ -32,9 +36,25 @@ def subnet(tmp_path: Path) -> Subnet:
     return Subnet(path, chain)
 
 
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database that the migrations made, once."""
+    folder = tmp_path_factory.mktemp("migrated")
+
+    async def migrate() -> None:
+        database = Database(database_url(None, folder))
+        await upgrade(database)
+        await database.close()
+
+    asyncio.run(migrate())
+    return folder / SQLITE_FILE
+
+
 @pytest.fixture
-def settings(subnet: Subnet, tmp_path: Path) -> Settings:
-    """Settings of an API on that subnet."""
+def settings(subnet: Subnet, migrated: Path, tmp_path: Path) -> Settings:
+    """Settings of an API on that subnet, its database ready."""
+    (tmp_path / "data").mkdir(mode=0o700)
+    shutil.copyfile(migrated, tmp_path / "data" / SQLITE_FILE)
     return Settings(
         node=NodeSection(data_dir=tmp_path / "data", drain_s=1.0),
         chain=ChainSection(network="local", local_state=subnet.path, call_timeout_s=5.0),

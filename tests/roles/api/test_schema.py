@@ -135,6 +135,7 @@ def test_database_urls_that_are_refused(given: str, tmp_path: Path) -> None:
 
 
 async def test_database_url_of_the_settings_is_used(settings: Settings, tmp_path: Path) -> None:
+    (settings.node.data_dir / "api.sqlite").unlink()
     url = SecretStr(f"sqlite:///{tmp_path / 'elsewhere.sqlite'}")
     graph = await build(with_api(settings, database_url=url))
     for close in reversed(graph.closers):

@@ -1,0 +1,20 @@
+"""What miner and validator ask of the referee."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from protocol.messages import DirectorySource, EvaluationReport, GitSource
+
+
+class Evaluator(Protocol):
+    """Whoever judges a kernel; `roles.evaluation.Referee`."""
+
+    async def evaluate(
+        self,
+        source: GitSource | DirectorySource,
+        *,
+        target_sequence_length: int,
+        claimed_tokens_per_sec: float | None,
+        known_fingerprints: Mapping[str, int] | None = None,
+    ) -> EvaluationReport:
+        """Check and time one kernel."""

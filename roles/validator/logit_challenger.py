@@ -1,0 +1,218 @@
+"""Challenges the inference servers of miners whose kernels have passed, at times that they cannot foresee."""
+
+import asyncio
+import random
+from datetime import datetime, timedelta
+from typing import Final, Protocol
+
+from node.bus import Bus
+from node.chain.interface import AxonAddress, Chain, Metagraph
+from node.clock import Clock
+from node.logs import get_logger
+from protocol.errors import ApiRefused, ApiUnavailable, ChainRejected, ChainUnavailable
+from protocol.events import LogitsChecked
+from protocol.rules import LOGIT_PENDING_SECONDS
+from protocol.types import Hotkey
+from protocol.verdicts import LogitOutcome
+from roles.api_client import SubnetApi, is_about_content
+from roles.backoff import Backoff
+from roles.validator.logits import LogitResult
+from roles.validator.verdict_store import LogitStanding, VerdictStore
+
+LOOK_EVERY_S: Final = 0.5
+SIDE_BY_SIDE: Final = 4
+"""Challenges under way at a time: one server that does not answer must not hold up all others."""
+PENDING_SHARE: Final = 0.25
+PENDING_LONGEST_S: Final = 900.0
+"""A server that was not reached is tried again sooner: after a share of the usual time, and this at most."""
+METAGRAPH_MAX_AGE_S: Final = 30.0
+NO_AXON: Final = "the miner has published no axon on the chain"
+
+_log = get_logger(__name__)
+
+
+class Verifier(Protocol):
+    """Whoever challenges one server; `roles.validator.logits.LogitVerifier`."""
+
+    async def check(self, hotkey: Hotkey, axon: AxonAddress) -> LogitResult:
+        """Challenge a server once."""
+
+
+class LogitChallenger:
+    """Component that checks every miner with a passed kernel: at once, then at random times.
+
+    The mean time between two checks is `interval_s`. A check is on disk before the API hears of it, and is
+    sent until the API answers, also by the next process.
+    """
+
+    name = "logit challenger"
+
+    def __init__(
+        self,
+        *,
+        verifier: Verifier,
+        store: VerdictStore,
+        api: SubnetApi,
+        chain: Chain,
+        bus: Bus,
+        clock: Clock,
+        interval_s: float,
+        random_source: random.Random | None = None,
+    ) -> None:
+        self._verifier = verifier
+        self._store = store
+        self._api = api
+        self._chain = chain
+        self._bus = bus
+        self._clock = clock
+        self._interval_s = interval_s
+        # A miner must not know when to have its model at hand: the system's randomness, not a seeded one.
+        self._random = random_source if random_source is not None else random.SystemRandom()
+        self._due: dict[Hotkey, datetime] = {}
+        self._running: set[Hotkey] = set()
+        self._slots = asyncio.Semaphore(SIDE_BY_SIDE)
+        self._unsent = asyncio.Event()
+        self._metagraph: Metagraph | None = None
+        self._metagraph_at_s = float("-inf")
+
+    async def run(self) -> None:
+        """Check until cancelled."""
+        self._unsent.set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._deliver(), name="logit checks to the API")
+            while True:
+                for hotkey in self._due_hotkeys():
+                    self._running.add(hotkey)
+                    group.create_task(self._check(hotkey), name=f"logits of {hotkey}")
+                await self._clock.sleep(LOOK_EVERY_S)
+
+    def _due_hotkeys(self) -> list[Hotkey]:
+        now = self._clock.now()
+        due = []
+        for hotkey in self._store.passed_hotkeys() - self._running:
+            if hotkey not in self._due:
+                self._due[hotkey] = self._first_time(hotkey, now)
+            if self._due[hotkey] <= now:
+                due.append(hotkey)
+        return due
+
+    def _first_time(self, hotkey: Hotkey, now: datetime) -> datetime:
+        """At once, unless an earlier run of this node has passed it."""
+        standing = self._store.logit_standing(hotkey)
+        if standing is None or standing.outcome is not LogitOutcome.PASSED:
+            return now
+        return standing.checked_at + self._delay(standing.outcome)
+
+    def _delay(self, outcome: LogitOutcome) -> timedelta:
+        mean_s = self._interval_s
+        if outcome is LogitOutcome.PENDING:
+            mean_s = min(mean_s * PENDING_SHARE, PENDING_LONGEST_S)
+        return timedelta(seconds=mean_s * self._random.uniform(0.5, 1.5))
+
+    async def _check(self, hotkey: Hotkey) -> None:
+        try:
+            async with self._slots:
+                outcome = await self._challenge(hotkey)
+        finally:
+            self._running.discard(hotkey)
+        self._due[hotkey] = self._clock.now() + self._delay(outcome)
+
+    async def _challenge(self, hotkey: Hotkey) -> LogitOutcome:
+        """Challenge one miner; the outcome as it was recorded, pending when the chain is away."""
+        try:
+            metagraph = await self._fresh_metagraph()
+        except (ChainUnavailable, ChainRejected) as error:
+            _log.warning("no logit check without the chain", hotkey=hotkey, reason=str(error))
+            return LogitOutcome.PENDING
+        neuron = metagraph.neurons.get(hotkey)
+        if neuron is None:
+            _log.info("no logit check: not registered any more", hotkey=hotkey)
+            return LogitOutcome.PASSED
+        if neuron.axon is None:
+            result = _unreached(NO_AXON)
+        else:
+            result = await self._verifier.check(hotkey, neuron.axon)
+        return await self._record(hotkey, result)
+
+    async def _record(self, hotkey: Hotkey, result: LogitResult) -> LogitOutcome:
+        now = self._clock.now()
+        pending_since = _pending_since(result, self._store.logit_standing(hotkey), now)
+        outcome, reason = result.outcome, result.reason
+        if pending_since is not None and now - pending_since >= timedelta(seconds=LOGIT_PENDING_SECONDS):
+            outcome = LogitOutcome.FAILED
+            reason = f"not reached since {pending_since.isoformat(timespec='seconds')}: {reason}"
+        check = self._api.sign_logit_check(
+            miner_hotkey=hotkey,
+            outcome=outcome,
+            cosine_similarity=result.cosine_similarity,
+            max_abs_diff=result.max_abs_diff,
+            step=result.step,
+            tokens_per_sec=result.tokens_per_sec,
+            reason=reason[:1000],
+            checked_at=now,
+        )
+        await self._store.put_logit_check(check, pending_since=pending_since)
+        self._unsent.set()
+        log = _log.info if outcome is LogitOutcome.PASSED else _log.warning
+        log(
+            "logits checked",
+            hotkey=hotkey,
+            outcome=outcome.value,
+            reason=reason,
+            cosine_similarity=result.cosine_similarity,
+            max_abs_diff=result.max_abs_diff,
+            step=result.step,
+            tokens_per_sec=result.tokens_per_sec,
+        )
+        await self._bus.publish(LogitsChecked(hotkey=hotkey, outcome=outcome))
+        return outcome
+
+    async def _fresh_metagraph(self) -> Metagraph:
+        age_s = self._clock.monotonic() - self._metagraph_at_s
+        if self._metagraph is None or age_s > METAGRAPH_MAX_AGE_S:
+            self._metagraph = await self._chain.metagraph()
+            self._metagraph_at_s = self._clock.monotonic()
+        return self._metagraph
+
+    async def _deliver(self) -> None:
+        backoff = Backoff(self._clock)
+        while True:
+            await self._unsent.wait()
+            self._unsent.clear()
+            try:
+                await self._send_checks()
+            except (ApiRefused, ApiUnavailable) as error:
+                self._unsent.set()
+                await backoff.wait(error)
+            else:
+                backoff = Backoff(self._clock)
+
+    async def _send_checks(self) -> None:
+        for check in await self._store.unacknowledged_logit_checks():
+            is_refused = False
+            try:
+                await self._api.send_logit_check(check)
+            except ApiRefused as error:
+                if not is_about_content(error):
+                    raise
+                is_refused = True
+                _log.error("the API refused a logit check", hotkey=check.miner_hotkey, reason=str(error))
+            await self._store.close_logit_check(check, is_refused=is_refused)
+
+
+def _unreached(reason: str) -> LogitResult:
+    return LogitResult(
+        outcome=LogitOutcome.PENDING,
+        cosine_similarity=None,
+        max_abs_diff=None,
+        step=None,
+        tokens_per_sec=None,
+        reason=reason,
+    )
+
+
+def _pending_since(result: LogitResult, earlier: LogitStanding | None, now: datetime) -> datetime | None:
+    """When the tries that have not reached the server began; they go on after they have counted as failed."""
+    if result.outcome is not LogitOutcome.PENDING:
+        return None
+    return now if earlier is None or earlier.pending_since is None else earlier.pending_since

@@ -1,0 +1,259 @@
+"""This validator's own verdicts and logit checks: what it ranks by, and what the API has yet to hear of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from statistics import median
+from typing import Any, Final, Self
+
+from node.journal import Journal, Record
+from protocol.messages import Figures, LeaseAnswer, LogitCheck, Verdict
+from protocol.ranking import Entry, pooled_throughput
+from protocol.rules import LOGIT_PASS_SECONDS
+from protocol.types import Hotkey, SubmissionId
+from protocol.verdicts import LogitOutcome, Status
+
+VERDICT: Final = "verdict"
+LOGIT_CHECK: Final = "logit_check"
+RECORDED: Final = "recorded"
+"""On disk here; the API may or may not have it."""
+ACKNOWLEDGED: Final = "acknowledged"
+REFUSED: Final = "refused"
+"""The API does not want it (a lease that was given again); it counts for the own ranking all the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """One verdict as the ranking sees it."""
+
+    submission_id: SubmissionId
+    hotkey: Hotkey
+    target_sequence_length: int
+    code_fixed_at: datetime
+    round_number: int
+    fingerprint: str | None
+    status: Status
+    measured_tokens_per_sec: float | None
+    trials: tuple[float, ...]
+    """Throughput of each timed trial."""
+
+    @classmethod
+    def read(cls, record: Record) -> Self:
+        """The judgement of a journal record."""
+        data, figures = record.data, Figures.model_validate(record.data["figures"])
+        return cls(
+            submission_id=SubmissionId(data["submission_id"]),
+            hotkey=Hotkey(data["hotkey"]),
+            target_sequence_length=data["target_sequence_length"],
+            code_fixed_at=datetime.fromisoformat(data["code_fixed_at"]),
+            round_number=data["round_number"],
+            fingerprint=data["fingerprint"],
+            status=figures.status,
+            measured_tokens_per_sec=figures.measured_tokens_per_sec,
+            trials=trial_throughputs(figures),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogitStanding:
+    """Where a miner's logit verification stands."""
+
+    outcome: LogitOutcome
+    """Of the last check."""
+    checked_at: datetime
+    passed_at: datetime | None
+    pending_since: datetime | None
+    """When the tries that have not reached it began; None unless the last one was pending."""
+
+    def outcome_at(self, now: datetime) -> LogitOutcome:
+        """What counts: a pass lasts a day, unless a check fails meanwhile."""
+        if self.outcome is LogitOutcome.FAILED:
+            return LogitOutcome.FAILED
+        if self.passed_at is not None and now - self.passed_at < timedelta(seconds=LOGIT_PASS_SECONDS):
+            return LogitOutcome.PASSED
+        return LogitOutcome.PENDING
+
+
+class VerdictStore:
+    """Verdicts and logit checks in the journal, with what the ranking needs of them in memory."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._judgements: dict[SubmissionId, list[Judgement]] = {}
+        self._logits: dict[Hotkey, LogitStanding] = {}
+
+    async def load(self) -> None:
+        """Read what earlier runs have left; called once before use."""
+        for record in await self._journal.list(VERDICT):
+            self._take(Judgement.read(record))
+        for record in await self._journal.list(LOGIT_CHECK):
+            self._logits[Hotkey(record.key)] = _read_standing(record.data)
+
+    # --- verdicts
+
+    async def put_verdict(
+        self, verdict: Verdict, lease: LeaseAnswer, *, fingerprint: str | None
+    ) -> Judgement:
+        """Keep a signed verdict; afterwards it counts, and it will reach the API even after a crash."""
+        data = {
+            "submission_id": lease.submission_id,
+            "hotkey": lease.miner_hotkey,
+            "target_sequence_length": lease.target_sequence_length,
+            "code_fixed_at": lease.code_fixed_at.isoformat(),
+            "round_number": lease.round_number,
+            "fingerprint": fingerprint,
+            "figures": verdict.model_dump(mode="json", include=set(Figures.model_fields)),
+            "verdict": verdict.model_dump(mode="json"),
+        }
+        await self._journal.put(VERDICT, lease.lease_id, RECORDED, data)
+        record = await self._journal.get(VERDICT, lease.lease_id)
+        assert record is not None
+        judgement = Judgement.read(record)
+        self._take(judgement)
+        return judgement
+
+    async def unacknowledged_verdicts(self) -> list[Verdict]:
+        """Verdicts that the API has yet to answer, oldest first."""
+        records = await self._journal.list(VERDICT, [RECORDED])
+        return [Verdict.model_validate(record.data["verdict"]) for record in records]
+
+    async def close_verdict(self, verdict: Verdict, *, is_refused: bool = False) -> None:
+        """Note that the API has answered."""
+        state = REFUSED if is_refused else ACKNOWLEDGED
+        await self._journal.update(VERDICT, verdict.lease_id, state=state)
+
+    def known_fingerprints(self, lease: LeaseAnswer) -> dict[str, int]:
+        """Fingerprints of other hotkeys' earlier submissions: whose code this one must not be."""
+        known: dict[str, int] = {}
+        for judgement in sorted(self._latest(), key=_by_time):
+            is_earlier = _by_time(judgement) < (lease.code_fixed_at, lease.submission_id)
+            if judgement.fingerprint and judgement.hotkey != lease.miner_hotkey and is_earlier:
+                known.setdefault(judgement.fingerprint, judgement.submission_id)
+        return known
+
+    def passed_hotkeys(self) -> set[Hotkey]:
+        """Hotkeys with a submission that passed."""
+        return {judgement.hotkey for judgement in self._latest() if judgement.status is Status.PASSED}
+
+    def entries(self, now: datetime) -> list[Entry]:
+        """What may be ranked: passed, not a copy of an earlier one, of a miner whose logits have passed."""
+        first: dict[str, Judgement] = {}
+        for judgement in sorted(self._latest(), key=_by_time):
+            if judgement.fingerprint:
+                first.setdefault(judgement.fingerprint, judgement)
+        return [
+            self._entry(judgement)
+            for judgement in self._latest()
+            if judgement.status is Status.PASSED
+            # The original may have been judged after its copy.
+            and first.get(judgement.fingerprint or "", judgement).hotkey == judgement.hotkey
+            and self.logit_outcome(judgement.hotkey, now) is LogitOutcome.PASSED
+        ]
+
+    def _entry(self, judgement: Judgement) -> Entry:
+        passed = [one for one in self._judgements[judgement.submission_id] if one.status is Status.PASSED]
+        only = judgement.measured_tokens_per_sec if len(passed) == 1 else None
+        return Entry(
+            submission_id=judgement.submission_id,
+            hotkey=judgement.hotkey,
+            target_sequence_length=judgement.target_sequence_length,
+            tokens_per_sec=only or pooled_throughput([one.trials for one in passed]),
+            code_fixed_at=judgement.code_fixed_at,
+            round_number=judgement.round_number,
+        )
+
+    def _latest(self) -> list[Judgement]:
+        """The last word on each submission that was judged at all."""
+        return [judgements[-1] for judgements in self._judgements.values()]
+
+    def _take(self, judgement: Judgement) -> None:
+        if judgement.status is not Status.INFRASTRUCTURE:
+            self._judgements.setdefault(judgement.submission_id, []).append(judgement)
+
+    # --- logit checks
+
+    async def put_logit_check(self, check: LogitCheck, *, pending_since: datetime | None) -> None:
+        """Keep a miner's newest check."""
+        hotkey = Hotkey(check.miner_hotkey)
+        earlier = self._logits.get(hotkey)
+        passed_at = earlier.passed_at if earlier is not None else None
+        standing = LogitStanding(
+            outcome=check.outcome,
+            checked_at=check.checked_at,
+            passed_at=check.checked_at if check.outcome is LogitOutcome.PASSED else passed_at,
+            pending_since=pending_since,
+        )
+        data = {
+            "outcome": standing.outcome.value,
+            "checked_at": standing.checked_at.isoformat(),
+            "passed_at": standing.passed_at and standing.passed_at.isoformat(),
+            "pending_since": standing.pending_since and standing.pending_since.isoformat(),
+            "check": check.model_dump(mode="json"),
+        }
+        await self._journal.put(LOGIT_CHECK, hotkey, RECORDED, data)
+        self._logits[hotkey] = standing
+
+    async def unacknowledged_logit_checks(self) -> list[LogitCheck]:
+        """Newest checks that the API has yet to answer."""
+        records = await self._journal.list(LOGIT_CHECK, [RECORDED])
+        return [LogitCheck.model_validate(record.data["check"]) for record in records]
+
+    async def close_logit_check(self, check: LogitCheck, *, is_refused: bool = False) -> None:
+        """Note that the API has answered, unless there is a newer check by now."""
+        record = await self._journal.get(LOGIT_CHECK, check.miner_hotkey)
+        if record is not None and LogitCheck.model_validate(record.data["check"]) == check:
+            state = REFUSED if is_refused else ACKNOWLEDGED
+            await self._journal.update(LOGIT_CHECK, check.miner_hotkey, state=state)
+
+    def logit_standing(self, hotkey: Hotkey) -> LogitStanding | None:
+        """Where a miner's verification stands; None before its first check."""
+        return self._logits.get(hotkey)
+
+    def logit_outcome(self, hotkey: Hotkey, now: datetime) -> LogitOutcome:
+        """What counts for the ranking; pending before the first check."""
+        standing = self._logits.get(hotkey)
+        return LogitOutcome.PENDING if standing is None else standing.outcome_at(now)
+
+    def summary(self, now: datetime) -> list[dict[str, Any]]:
+        """Every judged submission in a few words, for people."""
+        return [
+            {
+                "submission_id": judgement.submission_id,
+                "hotkey": judgement.hotkey,
+                "status": judgement.status.value,
+                "measured_tokens_per_sec": judgement.measured_tokens_per_sec,
+                "logits": self.logit_outcome(judgement.hotkey, now).value,
+            }
+            for judgement in self._latest()
+        ]
+
+
+def trial_throughputs(figures: Figures) -> tuple[float, ...]:
+    """Tokens per second of each timed trial; the median alone when the trials are not in the evidence."""
+    measured, seconds = figures.measured_tokens_per_sec, figures.evidence.get("trial_s")
+    if measured is None:
+        return ()
+    if not isinstance(seconds, Sequence) or not seconds or not all(_is_positive(value) for value in seconds):
+        return (measured,)
+    tokens = measured * median(seconds)
+    return tuple(tokens / value for value in seconds)
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _by_time(judgement: Judgement) -> tuple[datetime, int]:
+    return judgement.code_fixed_at, judgement.submission_id
+
+
+def _read_standing(data: dict[str, Any]) -> LogitStanding:
+    def moment(name: str) -> datetime | None:
+        return None if data[name] is None else datetime.fromisoformat(data[name])
+
+    return LogitStanding(
+        outcome=LogitOutcome(data["outcome"]),
+        checked_at=datetime.fromisoformat(data["checked_at"]),
+        passed_at=moment("passed_at"),
+        pending_since=moment("pending_since"),
+    )

@@ -1,0 +1,191 @@
+"""Sets this validator's weights: its own verdicts, ranked by the protocol, as shares on the chain."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from node.bus import Bus
+from node.chain.interface import Chain, HotkeyHolder, Metagraph, WeightRules
+from node.clock import Clock
+from node.logs import get_logger
+from node.metrics import Metrics
+from protocol.errors import ChainRejected, ChainUnavailable, NotPermitted, QuasarError
+from protocol.events import BlockAdvanced, KernelJudged, LogitsChecked, WeightsSet
+from protocol.ranking import Entry, Place, rank, reward_shares
+from protocol.types import BlockHeight, Hotkey
+from roles.validator.verdict_store import VerdictStore
+
+SAME_SHARE: Final = 1e-3
+"""The chain keeps weights in 16 bits: shares closer than this are the same."""
+LONGEST_RETRY_BLOCKS: Final = 64
+
+_log = get_logger(__name__)
+
+
+class WeightSetter:
+    """Component that sets weights when the ranking has changed, and every `interval_blocks` anyhow.
+
+    It acts at the first height at or after the due one, as far as the chain's rate limit allows. Only what
+    was read back from the chain counts as set.
+    """
+
+    name = "weight setter"
+
+    def __init__(
+        self,
+        *,
+        store: VerdictStore,
+        chain: Chain,
+        wallet: HotkeyHolder,
+        bus: Bus,
+        clock: Clock,
+        metrics: Metrics,
+        interval_blocks: int,
+        is_local_chain: bool,
+    ) -> None:
+        self._store = store
+        self._chain = chain
+        self._wallet = wallet
+        self._hotkey = Hotkey(wallet.hotkey.ss58_address)
+        self._bus = bus
+        self._clock = clock
+        self._metrics = metrics
+        self._interval_blocks = interval_blocks
+        self._is_local_chain = is_local_chain
+        self._news = bus.subscribe(BlockAdvanced, KernelJudged, LogitsChecked)
+        self._height = BlockHeight(0)
+        self._not_before = BlockHeight(0)
+        self._refresh_at = BlockHeight(0)
+        self._failures = 0
+        self._settled: list[Entry] | None = None
+        """The entries that the weights on chain were made of."""
+        self._places: Sequence[Place] = ()
+        self._weights: dict[Hotkey, float] = {}
+
+    async def run(self) -> None:
+        """Watch blocks and own verdicts until cancelled."""
+        async for event in self._news:
+            if isinstance(event, BlockAdvanced):
+                self._height = event.height
+                if self._is_due():
+                    await self._try()
+
+    def _is_due(self) -> bool:
+        if self._height < self._not_before:
+            return False
+        return self._height >= self._refresh_at or self._entries() != self._settled
+
+    def _entries(self) -> list[Entry]:
+        return self._store.entries(self._clock.now())
+
+    async def _try(self) -> None:
+        """One attempt; what fails for now is tried again some blocks later."""
+        try:
+            await self._update()
+        except (ChainRejected, ChainUnavailable, NotPermitted) as error:
+            self._failures += 1
+            wait = min(2**self._failures, LONGEST_RETRY_BLOCKS)
+            self._not_before = BlockHeight(self._height + wait)
+            self._metrics.set_weights.labels(_result(error)).inc()
+            _log.error("weights not set", reason=str(error), height=self._height, next_attempt_in_blocks=wait)
+        else:
+            self._failures = 0
+
+    async def _update(self) -> None:
+        metagraph, rules = await self._chain.metagraph(), await self._chain.weight_rules()
+        self._height = max(self._height, metagraph.height)
+        neuron = metagraph.neurons.get(self._hotkey)
+        if neuron is None:
+            raise NotPermitted(
+                f"hotkey {self._hotkey} is not registered any more: its weights count for nobody"
+            )
+        self._metrics.blocks_since_weights.set(metagraph.height - neuron.last_update)
+        entries = self._entries()
+        self._places = rank(entry for entry in entries if entry.hotkey in metagraph.neurons)
+        wanted = self._wanted(metagraph)
+        refresh_at = BlockHeight(neuron.last_update + self._interval_blocks)
+        if not wanted:
+            # Nobody has earned anything on a chain where nothing goes to an owner.
+            self._settle(entries, BlockHeight(metagraph.height + self._interval_blocks))
+            return
+        allowed_at = BlockHeight(neuron.last_update + rules.rate_limit_blocks if neuron.last_update else 0)
+        is_current = metagraph.height < refresh_at and await self._shows(wanted, rules)
+        if is_current:
+            self._settle(entries, refresh_at)
+        elif metagraph.height < allowed_at:
+            _log.info("weights wait for the chain's rate limit", due=allowed_at, height=metagraph.height)
+            self._not_before = allowed_at
+        else:
+            await self._set(wanted, rules)
+            self._settle(entries, BlockHeight(self._height + self._interval_blocks))
+
+    def _wanted(self, metagraph: Metagraph) -> dict[Hotkey, float]:
+        """Shares that sum to 1: of the places, and of the owner for what nobody has earned; empty: none."""
+        shares = reward_shares(self._places)
+        owner = metagraph.owner_hotkey
+        unearned = 1.0 - sum(shares.values())
+        if not self._is_local_chain and unearned > SAME_SHARE:
+            if owner is not None and owner in metagraph.neurons:
+                shares[owner] = shares.get(owner, 0.0) + unearned
+            else:
+                _log.warning("the unearned share cannot go to the owner", owner=owner, share=unearned)
+        total = sum(shares.values())
+        return {hotkey: share / total for hotkey, share in shares.items()}
+
+    async def _set(self, wanted: Mapping[Hotkey, float], rules: WeightRules) -> None:
+        """Set weights and read them back. Raises ChainRejected when the chain shows others."""
+        _log.info("setting weights", height=self._height, places=_told(self._places), weights=dict(wanted))
+        await self._chain.set_weights(self._wallet, wanted)
+        shown = dict(wanted)
+        if not rules.commit_reveal:
+            # With commit-reveal the chain shows them epochs later; the last update is all there is to see.
+            shown = await self._chain.weights_of(self._hotkey)
+            if shown.keys() != wanted.keys():
+                raise ChainRejected(
+                    f"the chain shows weights for {sorted(shown)} after weights for {sorted(wanted)} were set"
+                )
+        self._height = max(self._height, await self._chain.height())
+        self._weights = shown
+        self._metrics.set_weights.labels("success").inc()
+        self._metrics.weights_last_success.set(self._clock.now().timestamp())
+        self._metrics.blocks_since_weights.set(0)
+        await self._bus.publish(WeightsSet(height=self._height, weights=tuple(shown.items())))
+
+    async def _shows(self, wanted: Mapping[Hotkey, float], rules: WeightRules) -> bool:
+        """True when the chain has these weights already, from an earlier run for instance."""
+        shown = self._weights if rules.commit_reveal else await self._chain.weights_of(self._hotkey)
+        self._weights = dict(shown)
+        return shown.keys() == wanted.keys() and all(
+            abs(shown[hotkey] - share) <= SAME_SHARE for hotkey, share in wanted.items()
+        )
+
+    def _settle(self, entries: list[Entry], refresh_at: BlockHeight) -> None:
+        self._settled = entries
+        self._refresh_at = refresh_at
+        self._not_before = BlockHeight(0)
+
+    async def describe(self) -> dict[str, Any]:
+        """The ranking and the weights as last seen, for the status file."""
+        return {
+            "ranking": _told(self._places),
+            "weights": dict(self._weights),
+            "refresh_at": self._refresh_at,
+        }
+
+
+def _told(places: Sequence[Place]) -> list[dict[str, Any]]:
+    return [
+        {
+            "place": place.place,
+            "hotkey": place.entry.hotkey,
+            "submission_id": place.entry.submission_id,
+            "tokens_per_sec": place.entry.tokens_per_sec,
+            "score": place.score,
+            "share": place.share,
+        }
+        for place in places
+    ]
+
+
+def _result(error: QuasarError) -> str:
+    names = {ChainRejected: "rejected", ChainUnavailable: "unavailable", NotPermitted: "not_permitted"}
+    return names.get(type(error), "failed")

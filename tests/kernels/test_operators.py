@@ -1,0 +1,137 @@
+"""Both Triton operators against the float64 recurrence: dtypes, shapes, states, packed sequences, extremes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.chunk import chunk_quasar
+from kernels.fused_recurrent import fused_recurrent_quasar
+from kernels.reference import recurrence
+from tests.kernels.conftest import Draw, relative_error
+from tests.kernels.tolerances import RELATIVE_ERROR, STATE_ERROR, STATE_ERROR_TF32
+
+Operator = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+OPERATORS = [chunk_quasar, fused_recurrent_quasar]
+
+
+def check(operator: Operator, inputs: dict[str, torch.Tensor], **options: Any) -> None:
+    """Compare o and the final state with the recurrence in float64."""
+    dtype = inputs["q"].dtype
+    exact, exact_state = recurrence(**inputs, **options, output_final_state=True, dtype=torch.float64)
+    o, state = operator(**inputs, **options, output_final_state=True)
+    assert state is not None
+    assert exact_state is not None
+    assert o.dtype == dtype
+    assert o.shape == inputs["q"].shape
+    assert state.dtype == torch.float32
+    assert relative_error(o, exact) <= RELATIVE_ERROR[dtype]
+    uses_tf32 = o.device.type == "cuda" and dtype != torch.float32
+    assert relative_error(state, exact_state) <= (STATE_ERROR_TF32 if uses_tf32 else STATE_ERROR)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dtypes(operator: Operator, dtype: torch.dtype, draw: Draw) -> None:
+    check(operator, draw(dtype=dtype))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("length", [1, 15, 64, 65])
+def test_lengths(operator: Operator, length: int, draw: Draw) -> None:
+    check(operator, draw(length=length))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("dim", [8, 40, 64, 128, 256])
+def test_head_dimensions(operator: Operator, dim: int, draw: Draw) -> None:
+    check(operator, draw(length=20, heads=1, dim=dim))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_batch_and_initial_state(operator: Operator, draw: Draw, device: torch.device) -> None:
+    inputs = draw(batch=2, length=33)
+    initial = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(5)).to(device)
+    kept = initial.clone()
+    check(operator, inputs, initial_state=initial)
+    assert torch.equal(initial, kept)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_packed_sequences_of_any_length(operator: Operator, draw: Draw, device: torch.device) -> None:
+    boundaries = torch.tensor([0, 1, 1, 40, 70], device=device)
+    initial = torch.randn(4, 2, 32, 32, generator=torch.Generator().manual_seed(6)).to(device)
+    check(operator, draw(length=70), cu_seqlens=boundaries, initial_state=initial)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(("key_scale", "beta"), [(0.0, 1.0), (1e-4, 0.5), (30.0, 1.0), (1.0, 1e-6), (1.0, 50.0)])
+def test_extremes_of_the_gate(operator: Operator, key_scale: float, beta: float, draw: Draw) -> None:
+    inputs = draw(length=40)
+    inputs["k"] *= key_scale
+    inputs["beta"].fill_(beta)
+    if key_scale == 0.0:
+        o, state = operator(**inputs, output_final_state=True)
+        assert state is not None
+        assert not o.any()
+        assert not state.any()
+    else:
+        check(operator, inputs)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_identical_keys(operator: Operator, draw: Draw) -> None:
+    inputs = draw(length=70)
+    inputs["k"] = inputs["k"][:, :1].expand(-1, 70, -1, -1)
+    check(operator, inputs)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_strided_inputs(operator: Operator, draw: Draw) -> None:
+    inputs = draw(length=20)
+    packed = torch.stack([inputs["q"], inputs["k"], inputs["v"]], dim=-1)
+    q, k, v = packed.unbind(-1)
+    assert not q.is_contiguous()
+    check(operator, {"q": q, "k": k, "v": v, "beta": inputs["beta"]})
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_state_handed_on_continues_the_sequence(operator: Operator, draw: Draw) -> None:
+    inputs = draw(length=50)
+    beta = inputs.pop("beta")
+    whole, last = operator(**inputs, beta=beta, output_final_state=True)
+    head, state = operator(**{name: x[:, :23] for name, x in inputs.items()}, beta=beta, output_final_state=True)
+    tail, final = operator(
+        **{name: x[:, 23:] for name, x in inputs.items()}, beta=beta, initial_state=state, output_final_state=True
+    )
+    assert last is not None
+    assert final is not None
+    assert relative_error(torch.cat([head, tail], dim=1), whole) < 2e-6
+    assert relative_error(final, last) < 2e-6
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_returns_no_state_unless_asked(operator: Operator, draw: Draw) -> None:
+    _, state = operator(**draw(length=5))
+    assert state is None
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_bad_arguments_are_named(operator: Operator, draw: Draw, device: torch.device) -> None:
+    good = draw(length=6)
+    bad: list[tuple[dict[str, Any], str]] = [
+        ({"q": good["q"][0]}, r"q must be \[B, T, H, D\]"),
+        ({"q": good["q"].double(), "k": good["k"].double(), "v": good["v"].double()}, "float64"),
+        ({"k": good["k"][:, :5]}, "k must match q"),
+        ({"v": good["v"].half()}, "v must match q"),
+        ({"beta": good["beta"][:1]}, "beta must be"),
+        ({"initial_state": torch.zeros(1, 2, 32, 31, device=device)}, "initial_state must be"),
+        ({"cu_seqlens": torch.tensor([0, 4, 3, 6])}, "cu_seqlens must ascend"),
+        ({"cu_seqlens": torch.tensor([0, 4])}, "cu_seqlens must ascend"),
+    ]
+    for change, sentence in bad:
+        with pytest.raises(ValueError, match=sentence):
+            operator(**{**good, **change})
+    with pytest.raises(ValueError, match="batch of 1"):
+        operator(**draw(batch=2, length=6), cu_seqlens=torch.tensor([0, 6]))
