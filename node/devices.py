@@ -16,9 +16,7 @@ _DEVICE = re.compile(r"(auto|cpu|cuda)|cuda:([0-9]{1,2})")
 _NODE = re.compile(r"nvidia[0-9]+")
 
 
-def resolve_device(
-    device: str, *, dev: Path = Path("/dev"), environ: Mapping[str, str] = os.environ
-) -> str:
+def resolve_device(device: str, *, dev: Path = Path("/dev"), environ: Mapping[str, str] = os.environ) -> str:
     """Turn `auto`, `cpu`, `cuda` or `cuda:<n>` into `cpu` or `cuda:<n>`.
 
     `auto` is the first GPU, or the CPU without one. Raises ConfigError for another word, for `cuda` without

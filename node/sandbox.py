@@ -242,4 +242,4 @@ def python_argv(program: str, paths: Sequence[str], *arguments: str) -> list[str
     The base interpreter is run: a virtual environment's link does not resolve inside.
     """
     interpreter = str(Path(sys.executable).resolve())
-    return [interpreter, "-I", "-c", f"import sys; sys.path[:0] = {list(paths)!r}; {program}", *arguments]
+    return [interpreter, "-I", "-u", "-c", f"import sys; sys.path[:0] = {list(paths)!r}; {program}", *arguments]

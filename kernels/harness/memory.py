@@ -33,14 +33,11 @@ class OutputFile:
         self.descriptor = os.memfd_create("quasar-output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.descriptor, 4 * count)
         fcntl.fcntl(self.descriptor, _F_ADD_SEALS, _SEAL_SHRINK | _SEAL_GROW)
-        self._map = mmap.mmap(self.descriptor, 4 * count, mmap.MAP_SHARED)
-        self.bits = np.frombuffer(self._map, dtype=np.uint32)
+        self.bits = np.frombuffer(mmap.mmap(self.descriptor, 4 * count, mmap.MAP_SHARED), dtype=np.uint32)
         self.bits[:] = POISON
 
     def close(self) -> None:
-        """Give the memory back; `bits` must not be used afterwards."""
-        del self.bits
-        self._map.close()
+        """Let go of the file; its memory goes with the last view of `bits`."""
         os.close(self.descriptor)
 
 

@@ -22,7 +22,7 @@ from roles.api.answers import model_answer
 from roles.api.authentication import check_same_hotkey
 from roles.api.context import Api
 from roles.api.finite import non_finite_fields
-from roles.api.store_submissions import find_submission, mark_judged
+from roles.api.store_submissions import count_queued, find_submission, mark_judged
 from roles.api.tables import Row
 
 MAX_INFRASTRUCTURE_RETRIES: Final = 2
@@ -63,6 +63,7 @@ class EvaluationHandlers:
             return row, lease_id
 
         found = await self._api.database.write(work, quiet=True)
+        self._api.metrics.evaluation_queue_depth.set(await self._api.database.read(count_queued))
         if found is None:
             return web.Response(status=204)
         row, lease_id = found

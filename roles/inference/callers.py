@@ -1,5 +1,6 @@
 """Who may use the model: validators with a permit, by btauth/1, each signed request once."""
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -8,6 +9,7 @@ from aiohttp import web
 
 from node.chain.interface import Metagraph
 from node.clock import Clock
+from node.logs import get_logger
 from protocol.auth import NONCE_LIFETIME_S, verify_request
 from protocol.errors import ChainUnavailable, NotPermitted, SignatureInvalid
 from protocol.types import Hotkey
@@ -20,6 +22,8 @@ STALE_METAGRAPH_S: Final = 3600.0
 RETRY_S: Final = 5.0
 """Strangers, however many, make the metagraph be read again no more often than this."""
 
+_log = get_logger(__name__)
+
 
 class Callers:
     """Decides who may ask; `own_hotkey` is the receiver that requests must be signed for."""
@@ -31,6 +35,7 @@ class Callers:
         self._metagraph: Metagraph | None = None
         self._read_at_s = float("-inf")
         self._tried_at_s = float("-inf")
+        self._asking = asyncio.Lock()
         self._nonces: set[tuple[Hotkey, int]] = set()
         self._nonce_order: deque[tuple[float, tuple[Hotkey, int]]] = deque()
 
@@ -49,7 +54,9 @@ class Callers:
             now_ns=int(self._clock.now().timestamp() * 1e9),
         )
         if caller.hotkey != self._own_hotkey and not await self._has_permit(caller.hotkey):
-            raise NotPermitted(f"hotkey {caller.hotkey} has no validator permit: only validators may ask here")
+            raise NotPermitted(
+                f"hotkey {caller.hotkey} has no validator permit: only validators may ask here"
+            )
         self._use_nonce((caller.hotkey, caller.nonce_ns))
         return caller.hotkey
 
@@ -61,18 +68,18 @@ class Callers:
         return False
 
     async def _known(self, max_age_s: float) -> Metagraph:
-        now_s = self._clock.monotonic()
-        if now_s - self._read_at_s > max_age_s and now_s - self._tried_at_s > RETRY_S:
-            self._tried_at_s = now_s
-            try:
-                self._metagraph = await self._ask_chain()
-                self._read_at_s = now_s
-            except ChainUnavailable:
-                if now_s - self._read_at_s > STALE_METAGRAPH_S:
-                    raise
-        if self._metagraph is None or now_s - self._read_at_s > STALE_METAGRAPH_S:
-            raise ChainUnavailable("the chain has not answered yet, so permits cannot be checked: try again")
-        return self._metagraph
+        async with self._asking:
+            now_s = self._clock.monotonic()
+            if now_s - self._read_at_s > max_age_s and now_s - self._tried_at_s > RETRY_S:
+                self._tried_at_s = now_s
+                try:
+                    self._metagraph = await self._ask_chain()
+                    self._read_at_s = now_s
+                except ChainUnavailable as error:
+                    _log.warning("metagraph not read", reason=str(error))
+            if self._metagraph is None or now_s - self._read_at_s > STALE_METAGRAPH_S:
+                raise ChainUnavailable("the chain does not answer, so permits cannot be checked: try again")
+            return self._metagraph
 
     def _use_nonce(self, nonce: tuple[Hotkey, int]) -> None:
         now_s = self._clock.monotonic()

@@ -1,10 +1,8 @@
-"""A causal language model on one device: loads, describes itself, generates, and reads given text (needs torch).
+"""A causal language model on one device: it loads, generates, and reads given text (needs torch).
 
 Shared by the miner's worker, which generates, and the validator's, which reads what a miner generated.
 """
 
-import os
-from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
@@ -30,10 +28,13 @@ class Engine:
     float16 on CUDA, because bfloat16 logits miss the subnet's limit of 0.1, and float32 on the CPU.
     """
 
-    def __init__(self, model: Any, name: str, device: torch.device) -> None:
+    def __init__(
+        self, model: Any, name: str, device: torch.device, *, trust_remote_code: bool = False
+    ) -> None:
         self._model = model
         self._name = name
         self._device = device
+        self._trust_remote_code = trust_remote_code
         self._config = model.config.get_text_config()
         self._context_length = _context_length(self._config, name)
         self._vocab_size = int(model.get_output_embeddings().weight.shape[0])
@@ -45,19 +46,16 @@ class Engine:
 
         Raises ConfigError: there is no such model, it is no causal language model, or the device is missing.
         """
-        check_kernels_package()
         target = torch.device(device)
         if target.type == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f'device "{device}" but torch sees no CUDA GPU: check the driver, or set DEVICE=cpu')
-        import transformers
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        transformers_logging.set_verbosity_error()
+            raise ConfigError(
+                f'device "{device}" but torch sees no CUDA GPU: check the driver, or set DEVICE=cpu'
+            )
+        transformers = _quiet_transformers()
         # Half-precision sums in half-precision products cost more accuracy than they give speed.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 name,
                 dtype=torch.float16 if target.type == "cuda" else torch.float32,
                 trust_remote_code=trust_remote_code,
@@ -72,7 +70,7 @@ class Engine:
             raise OutOfDeviceMemory(
                 f"model {name!r} does not fit into the free memory of {device}: {_first_line(error)}"
             ) from error
-        return cls(model, name, target)
+        return cls(model, name, target, trust_remote_code=trust_remote_code)
 
     def info(self) -> dict[str, Any]:
         """Describe the model: the fields of `protocol.messages.ModelInfo`."""
@@ -119,12 +117,15 @@ class Engine:
 
     def ordinary_tokens(self) -> list[int]:
         """Token ids that stand for text: neither special nor added to the vocabulary. Raises ConfigError."""
-        import transformers
-
+        transformers = _quiet_transformers()
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self._name)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                self._name, trust_remote_code=self._trust_remote_code
+            )
         except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ConfigError(f"the tokenizer of {self._name!r} cannot be loaded: {_first_line(error)}") from error
+            raise ConfigError(
+                f"the tokenizer of {self._name!r} cannot be loaded: {_first_line(error)}"
+            ) from error
         excluded = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         return [token for token in range(min(len(tokenizer), self._vocab_size)) if token not in excluded]
 
@@ -134,9 +135,7 @@ class Engine:
         if wrong is not None or not tokens:
             raise QuasarError(f"token {wrong} is outside the vocabulary 0..{self._vocab_size - 1}")
         if len(tokens) + room_for > self._context_length:
-            raise QuasarError(
-                f"{len(tokens) + room_for} tokens exceed the context of {self._context_length}"
-            )
+            raise QuasarError(f"{len(tokens) + room_for} tokens exceed the context of {self._context_length}")
 
     def _out_of_memory(self) -> OutOfDeviceMemory:
         self._decoder = PlainDecoder(self._model, self._device)
@@ -144,14 +143,15 @@ class Engine:
         return OutOfDeviceMemory(f"{self._device} has no memory left for this request: ask for fewer tokens")
 
 
-def check_model_path(name: str) -> str:
-    """The model's name as given, `~` expanded; ConfigError when it is a path and nothing is there."""
-    if not name.startswith(("/", "./", "../", "~")):
-        return name
-    path = Path(name).expanduser()
-    if not (path / "config.json").is_file():
-        raise ConfigError(f"reference model {name!r} is no folder with a config.json: write a model there")
-    return os.fspath(path)
+def _quiet_transformers() -> Any:
+    """The library, without its progress bars; imported late, because that takes seconds."""
+    check_kernels_package()
+    import transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    return transformers
 
 
 def _context_length(config: Any, name: str) -> int:

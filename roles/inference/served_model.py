@@ -1,9 +1,10 @@
-"""The model as the event loop sees it: a worker process that is loaded, watched, replaced, and asked in slices."""
+"""The model as the event loop sees it: a worker process, loaded, watched, replaced, and asked in slices."""
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
 from node.clock import Clock
@@ -20,6 +21,8 @@ PROBE_TIMEOUT_S: Final = 60.0
 LOOK_S: Final = 0.5
 RETRY_START_S: Final = 1.0
 RETRY_MAX_S: Final = 60.0
+
+_log = get_logger(__name__)
 
 
 class ModelUnavailable(Temporary):
@@ -78,6 +81,11 @@ class ServedModel:
         if self._state is State.HEALTHY and not self._worker.is_ready:
             return State.LOADING
         return self._state
+
+    @property
+    def shown_name(self) -> str:
+        """The model's name; of a model in a folder, the folder's name alone."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
 
     @property
     def pid(self) -> int | None:
@@ -143,7 +151,8 @@ class ServedModel:
         started = self._clock.monotonic()
         try:
             info = await self._worker.call("info", {}, LOAD_TIMEOUT_S)
-            self._info = ModelInfo.model_validate(info)
+            # A path of this machine is nobody else's business.
+            self._info = ModelInfo.model_validate({**info, "model_name": self.shown_name})
             probe = {"prompt": [0], "gen_len": 1, "logits_at_step": None, "budget_s": SLICE_S}
             await self._worker.call("generate", probe, PROBE_TIMEOUT_S)
         except (WorkerFailed, WorkerRefused) as error:
@@ -154,7 +163,9 @@ class ServedModel:
         self._state = State.HEALTHY
         self._wake.clear()
         seconds = round(self._clock.monotonic() - started, 3)
-        _log.info("model loaded", model=self.name, device=self.device, dtype=self._info.dtype, seconds=seconds)
+        _log.info(
+            "model loaded", model=self.name, device=self.device, dtype=self._info.dtype, seconds=seconds
+        )
         return True
 
     async def _wait_for_trouble(self) -> None:
@@ -182,6 +193,3 @@ class ServedModel:
     def _require_healthy(self) -> None:
         if (problem := self.problem) is not None:
             raise ModelUnavailable(f"{problem}: try again")
-
-
-_log = get_logger(__name__)

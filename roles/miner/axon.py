@@ -1,7 +1,6 @@
 """Tells the chain where validators find the miner's inference server."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from node.chain.interface import Chain, HotkeyHolder
@@ -16,17 +15,17 @@ LONGEST_WAIT_S: Final = 300.0
 
 _log = get_logger(__name__)
 
-BoundPort = Callable[[], Awaitable[int]]
-"""Gives the inference server's port once it is bound."""
-
 
 class AxonPublisher:
-    """Component that publishes the address once at start, if the chain shows another, and then waits."""
+    """Component that publishes the address once at start, if the chain shows another, and then waits.
+
+    `bound_port` is where the inference server listens, here or in a process of its own; 0 when nobody knows.
+    """
 
     name = "axon publisher"
 
     def __init__(
-        self, *, settings: Settings, chain: Chain, wallet: HotkeyHolder, clock: Clock, bound_port: BoundPort
+        self, *, settings: Settings, chain: Chain, wallet: HotkeyHolder, clock: Clock, bound_port: int
     ) -> None:
         self._settings = settings
         self._chain = chain
@@ -38,7 +37,7 @@ class AxonPublisher:
         """Publish, then wait until cancelled. Raises NotPermitted when the hotkey is not registered."""
         inference = self._settings.inference
         ip = LOCAL_IP if self._settings.is_local_chain else inference.external_ip
-        port = inference.external_port or await self._bound_port()
+        port = inference.external_port or self._bound_port
         if ip is None:
             _log.warning(
                 "the axon is not published: set inference.external_ip to the address that validators reach",

@@ -14,7 +14,6 @@ import kernels
 from kernels.fork_base import write_fla_base
 from kernels.harness.session import Session
 from kernels.harness.wire import socket_pair
-from node.devices import gpu_device_files
 from node.sandbox import (
     Limits,
     Mount,
@@ -134,7 +133,8 @@ def _start(tree: Path, job: EvaluationJob, tier: SandboxTier, end: socket.socket
 def _devices(device: str) -> list[Path]:
     if device == "cpu":
         return []
-    files = gpu_device_files()
+    numbered = [path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
+    files = sorted(numbered, key=lambda path: int(path.name[6:]))
     index = int(device.partition(":")[2] or 0)
     chosen = files[index : index + 1]
     return [*chosen, *(Path("/dev") / name for name in _GPU_CONTROL)]

@@ -9,7 +9,7 @@ from node.clock import Clock
 from node.logs import get_logger
 from node.metrics import Metrics
 from protocol.errors import ChainRejected, ChainUnavailable, NotPermitted, QuasarError
-from protocol.events import BlockAdvanced, KernelJudged, LogitsChecked, WeightsSet
+from protocol.events import BlockAdvanced, WeightsSet
 from protocol.ranking import Entry, Place, rank, reward_shares
 from protocol.types import BlockHeight, Hotkey
 from roles.validator.verdict_store import VerdictStore
@@ -51,7 +51,7 @@ class WeightSetter:
         self._metrics = metrics
         self._interval_blocks = interval_blocks
         self._is_local_chain = is_local_chain
-        self._news = bus.subscribe(BlockAdvanced, KernelJudged, LogitsChecked)
+        self._blocks = bus.subscribe(BlockAdvanced)
         self._height = BlockHeight(0)
         self._not_before = BlockHeight(0)
         self._refresh_at = BlockHeight(0)
@@ -62,12 +62,11 @@ class WeightSetter:
         self._weights: dict[Hotkey, float] = {}
 
     async def run(self) -> None:
-        """Watch blocks and own verdicts until cancelled."""
-        async for event in self._news:
-            if isinstance(event, BlockAdvanced):
-                self._height = event.height
-                if self._is_due():
-                    await self._try()
+        """Look at every block until cancelled."""
+        async for event in self._blocks:
+            self._height = event.height
+            if self._is_due():
+                await self._try()
 
     def _is_due(self) -> bool:
         if self._height < self._not_before:

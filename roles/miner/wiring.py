@@ -1,0 +1,107 @@
+"""The whole miner role on one screen."""
+
+from contextlib import AsyncExitStack
+from typing import Any
+
+from node.devices import resolve_device
+from node.metrics import LoopLagMonitor
+from node.settings_model import Settings
+from protocol.events import CommitmentRecorded, SubmissionRevealed
+from roles.base import Base, open_base
+from roles.evaluation import Referee
+from roles.graph import Graph
+from roles.inference.server import InferenceServer
+from roles.miner.axon import AxonPublisher
+from roles.miner.coordinator import CommitRevealCoordinator
+from roles.miner.fork import WORK_FOLDER, open_fork
+from roles.miner.ledger import CandidateLedger, SubmissionLedger
+from roles.miner.optimiser import Optimiser
+from roles.miner.proposer import open_proposer
+from roles.miner.verdicts import VerdictFollower
+from roles.permission import require_registered
+from roles.status import StatusKeeper
+
+
+async def build(settings: Settings) -> Graph:
+    """Open what the miner stands on and join its parts.
+
+    optimiser --CandidateVerified--> coordinator --SubmissionRevealed--> verdict follower; blocks drive the
+    coordinator; the inference server answers validators, who find it by the axon.
+
+    Raises ConfigError (GPU, GitHub, kernels), WalletError, NotPermitted (not registered), DeviceBusy, PortInUse.
+    """
+    resolve_device(settings.node.device)
+    own, data_dir = settings.miner, settings.node.data_dir
+    async with AsyncExitStack() as opened:
+        base = await open_base(settings, "miner", settings.wallet.name or settings.wallet.miner_name, opened)
+        await require_registered(base.chain, base.hotkey, netuid=settings.chain.netuid)
+        clock, bus, api = base.clock, base.bus, base.api
+        fork, ledger = open_fork(settings), SubmissionLedger(base.journal)
+        optimiser = Optimiser(
+            settings=own,
+            proposer=open_proposer(own),
+            referee=Referee(settings, data_dir),
+            fork=fork,
+            candidates=CandidateLedger(base.journal),
+            submissions=ledger,
+            work_dir=data_dir / WORK_FOLDER,
+            bus=bus,
+            clock=clock,
+        )
+        coordinator = CommitRevealCoordinator(
+            ledger=ledger, api=api, fork=fork, bus=bus, clock=clock, is_direct=own.submission == "direct"
+        )
+        follower = VerdictFollower(ledger=ledger, api=api, bus=bus, clock=clock, poll_s=own.poll_s)
+        server = await open_inference(settings, base, opened)
+        axon = AxonPublisher(
+            settings=settings,
+            chain=base.chain,
+            wallet=base.wallet,
+            clock=clock,
+            bound_port=settings.inference.port if server is None else server.port,
+        )
+        status = StatusKeeper(
+            role="miner",
+            hotkey=base.hotkey,
+            data_dir=data_dir,
+            bus=bus,
+            clock=clock,
+            facts=(CommitmentRecorded, SubmissionRevealed),
+            sections={"submissions": lambda: describe_submissions(ledger, base)},
+        )
+        parts = [base.metrics_server, LoopLagMonitor(base.metrics), base.watcher, status]
+        parts += [optimiser, coordinator, follower, axon, *([] if server is None else [server])]
+        return Graph(components=parts, closers=[opened.pop_all().aclose])
+
+
+async def open_inference(settings: Settings, base: Base, opened: AsyncExitStack) -> InferenceServer | None:
+    """The inference server with its port bound; None when it runs in a process of its own."""
+    if not settings.miner.serve_inference:
+        return None
+    server = InferenceServer(
+        settings, base.signer, base.chain.metagraph, metrics=base.metrics, clock=base.clock
+    )
+    await server.start()
+    return server
+
+
+async def describe_submissions(ledger: SubmissionLedger, base: Base) -> list[dict[str, Any]]:
+    """The newest submissions for the status file; salts stay in the journal."""
+    height = base.watcher.height
+    return [
+        {
+            "submission_id": one.submission_id,
+            "stage": one.stage.value,
+            "commit": one.commit_hash,
+            "target_sequence_length": one.target_sequence_length,
+            "claim_tokens_per_sec": one.claim_tokens_per_sec,
+            "reveal_block": one.reveal_block,
+            "blocks_left": None
+            if height is None or one.reveal_block is None
+            else max(0, one.reveal_block - height),
+            "verdict": one.verdict and one.verdict.value,
+            "rank": one.rank,
+            "reason": one.reason,
+        }
+        for one in (await ledger.all())[-20:]
+    ]

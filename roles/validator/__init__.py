@@ -1,0 +1,1 @@
+"""The validator: judges kernels, checks logits and sets weights."""

@@ -1,0 +1,170 @@
+"""git plumbing against real repositories, honest and hostile."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from node.git import Author, GitStore, GitWorkTree, create_bare_repository, git_environment
+from protocol.errors import InvalidForkUrl, SourceRejected
+from protocol.forks import TARGET_DIR
+from protocol.types import CommitHash
+
+AUTHOR = Author(name="a miner", email="miner@example.org")
+
+
+def git(*arguments: str, cwd: Path) -> str:
+    """Run git as a miner might."""
+    env = {**git_environment(("file",)), "GIT_AUTHOR_NAME": "x", "GIT_AUTHOR_EMAIL": "x@example.org"}
+    env |= {"GIT_COMMITTER_NAME": "x", "GIT_COMMITTER_EMAIL": "x@example.org"}
+    return subprocess.run(["git", *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Path:
+    """Return an empty bare repository."""
+    path = tmp_path / "remote.git"
+    create_bare_repository(path)
+    return path
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> GitWorkTree:
+    """Return a work tree with one kernel file."""
+    work = GitWorkTree(tmp_path / "work")
+    work.ensure()
+    folder = work.path / TARGET_DIR
+    folder.mkdir(parents=True)
+    (folder / "chunk.py").write_text("x = 1\n")
+    return work
+
+
+def pushed(tree: GitWorkTree, remote: Path) -> CommitHash:
+    commit = tree.commit_all("a kernel", AUTHOR)
+    tree.push(remote.as_uri(), commit, "quasar")
+    return commit
+
+
+def test_commit_push_fetch_read(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
+    commit = tree.commit_all("a kernel", AUTHOR)
+    assert not tree.remote_has(remote.as_uri(), commit, "quasar")
+    tree.push(remote.as_uri(), commit, "quasar")
+    assert tree.remote_has(remote.as_uri(), commit, "quasar")
+    assert tree.commit_all("nothing new", AUTHOR) == commit
+    store = GitStore(tmp_path / "store")
+    store.fetch_commit(remote.as_uri(), commit, allow_file=True)
+    assert store.read_blobs(commit, TARGET_DIR) == {"chunk.py": b"x = 1\n"}
+    # A second fetch needs no remote.
+    subprocess.run(["rm", "-r", str(remote)], check=True)
+    store.fetch_commit(remote.as_uri(), commit, allow_file=True)
+
+
+def test_an_older_commit_is_found_by_its_hash(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
+    first = pushed(tree, remote)
+    (tree.path / TARGET_DIR / "chunk.py").write_text("x = 2\n")
+    second = pushed(tree, remote)
+    assert first != second
+    store = GitStore(tmp_path / "store")
+    store.fetch_commit(remote.as_uri(), first, allow_file=True)
+    assert store.read_blobs(first, TARGET_DIR) == {"chunk.py": b"x = 1\n"}
+
+
+def test_file_urls_need_leave(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
+    commit = pushed(tree, remote)
+    with pytest.raises(SourceRejected, match="transport 'file' not allowed"):
+        GitStore(tmp_path / "store").fetch_commit(remote.as_uri(), commit)
+
+
+@pytest.mark.parametrize("url", ["ext::sh -c touch% /tmp/owned", "--upload-pack=touch owned", "ssh://host/x"])
+def test_hostile_urls_run_nothing(url: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceRejected):
+        GitStore(tmp_path / "store").fetch_commit(url, CommitHash("0" * 40), allow_file=True)
+    assert not (tmp_path / "store" / "owned").exists()
+
+
+def test_hash_must_be_a_hash(tmp_path: Path) -> None:
+    with pytest.raises(InvalidForkUrl, match="HEAD"):
+        GitStore(tmp_path / "store").fetch_commit("file:///x", CommitHash("HEAD"), allow_file=True)
+
+
+def test_unknown_commit(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
+    pushed(tree, remote)
+    with pytest.raises(SourceRejected, match="failed|does not hold"):
+        GitStore(tmp_path / "store").fetch_commit(remote.as_uri(), CommitHash("ab" * 20), allow_file=True)
+
+
+def test_links_submodules_and_executables_are_not_read(
+    tree: GitWorkTree, remote: Path, tmp_path: Path
+) -> None:
+    folder = tree.path / TARGET_DIR
+    (folder / "link.py").symlink_to("/etc/passwd")
+    script = folder / "script.py"
+    script.write_text("x = 3\n")
+    script.chmod(0o755)
+    git("add", "--all", cwd=tree.path)
+    git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},{TARGET_DIR}/module.py", cwd=tree.path)
+    git("commit", "-qm", "hostile", cwd=tree.path)
+    commit = tree.head()
+    tree.push(remote.as_uri(), commit, "quasar")
+    store = GitStore(tmp_path / "store")
+    store.fetch_commit(remote.as_uri(), commit, allow_file=True)
+    assert store.read_blobs(commit, TARGET_DIR) == {"chunk.py": b"x = 1\n"}
+
+
+def test_large_files_are_refused(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
+    (tree.path / TARGET_DIR / "big.py").write_text("#" * (1_100_000))
+    commit = pushed(tree, remote)
+    store = GitStore(tmp_path / "store")
+    with pytest.raises(SourceRejected):
+        store.fetch_commit(remote.as_uri(), commit, allow_file=True)
+        store.read_blobs(commit, TARGET_DIR)
+
+
+def test_folder_that_is_missing(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
+    commit = pushed(tree, remote)
+    store = GitStore(tmp_path / "store")
+    store.fetch_commit(remote.as_uri(), commit, allow_file=True)
+    with pytest.raises(SourceRejected, match="no .py files in fla/ops/kda"):
+        store.read_blobs(commit, "fla/ops/kda")
+
+
+def test_a_store_over_its_quota_starts_afresh(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
+    first = pushed(tree, remote)
+    (tree.path / TARGET_DIR / "chunk.py").write_bytes(os.urandom(60_000).hex().encode())
+    second = pushed(tree, remote)
+    store = GitStore(tmp_path / "store", quota_bytes=50_000)
+    store.fetch_commit(remote.as_uri(), second, allow_file=True)
+    store.fetch_commit(remote.as_uri(), first, allow_file=True)
+    with pytest.raises(SourceRejected):
+        store.read_blobs(second, TARGET_DIR)
+
+
+def test_hooks_of_the_remote_owner_do_not_run(tree: GitWorkTree, tmp_path: Path) -> None:
+    marker = tmp_path / "owned"
+    for name in ("pre-commit", "commit-msg", "pre-push", "post-commit"):
+        hook = tree.path / ".git" / "hooks" / name
+        hook.parent.mkdir(exist_ok=True)
+        hook.write_text(f"#!/bin/sh\ntouch {marker}\n")
+        hook.chmod(0o755)
+    tree.commit_all("a kernel", AUTHOR)
+    assert not marker.exists()
+
+
+def test_token_is_in_no_argument_and_no_file(
+    tree: GitWorkTree, remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "arguments"
+    fake = tmp_path / "bin" / "git"
+    fake.parent.mkdir()
+    real = subprocess.run(["sh", "-c", "command -v git"], capture_output=True, text=True, check=True).stdout.strip()
+    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {seen}\nexec {real} "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    commit = tree.commit_all("a kernel", AUTHOR)
+    tree.push(remote.as_uri(), commit, "quasar", token=SecretStr("ghp_very_secret"))
+    assert "push" in seen.read_text()
+    assert "ghp_very_secret" not in seen.read_text()
+    for path in (tree.path / ".git").rglob("*"):
+        assert not path.is_file() or b"ghp_very_secret" not in path.read_bytes()

@@ -1,0 +1,187 @@
+"""The sandbox, attacked from inside with real programs."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from node.sandbox import (
+    Limits,
+    Mount,
+    SandboxSpec,
+    SandboxTier,
+    detect_tier,
+    python_argv,
+    python_mounts,
+    start_sandboxed,
+)
+from protocol.errors import SandboxUnavailable
+
+pytestmark = pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox")
+
+
+def run_inside(
+    argv: Sequence[str], *, mounts: Sequence[Mount] = (), limits: Limits | None = None, timeout_s: float = 30.0
+) -> tuple[int | None, str]:
+    """Run a program in the sandbox; returns its exit code (None: killed at the deadline) and its output."""
+    with tempfile.TemporaryFile() as output:
+        spec = SandboxSpec(argv=argv, mounts=mounts, limits=limits or Limits())
+        process = start_sandboxed(spec, pass_fds=(), output=output)
+        try:
+            code = process.wait(timeout_s)
+        finally:
+            process.kill()
+        output.seek(0)
+        return code, output.read().decode(errors="replace")
+
+
+def shell(script: str, **options: object) -> tuple[int | None, str]:
+    """Run a shell script in the sandbox."""
+    return run_inside(["/bin/sh", "-c", script], **options)  # type: ignore[arg-type]
+
+
+def python(program: str) -> tuple[int | None, str]:
+    """Run a Python program in the sandbox."""
+    return run_inside(python_argv(program, []), mounts=python_mounts())
+
+
+def test_environment_is_empty_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "ghp_very_secret")
+    code, output = shell("env; for f in /proc/*/environ; do tr '\\0' '\\n' < $f; done")
+    assert code == 0, output
+    assert "ghp_very_secret" not in output
+    assert {line.split("=")[0] for line in output.splitlines() if "=" in line} <= {"PWD", "HOME", "PATH", "SHLVL", "_", "OLDPWD"}
+
+
+def test_user_is_unprivileged_and_has_no_capabilities() -> None:
+    code, output = shell("id -u; grep -E 'Cap(Eff|Prm|Bnd)|NoNewPrivs' /proc/self/status")
+    assert code == 0
+    lines = output.splitlines()
+    assert lines[0] == (str(65534) if os.geteuid() == 0 else str(os.geteuid()))
+    values = dict(line.split(":\t") for line in lines[1:])
+    assert int(values["CapEff"], 16) == int(values["CapPrm"], 16) == 0
+    assert values["NoNewPrivs"] == "1"
+
+
+def test_nothing_can_be_written_but_the_private_tmp(tmp_path: Path) -> None:
+    victim = tmp_path / "shared"
+    victim.mkdir()
+    victim.chmod(0o777)
+    script = "for d in / /usr /data /proc/sys/kernel; do touch $d/x 2>/dev/null && echo wrote $d; done; touch /tmp/x /dev/shm/x && echo private"
+    code, output = shell(script, mounts=[Mount(host=victim, inside=Path("/data"))])
+    assert code == 0
+    assert output.split() == ["private"]
+    assert list(victim.iterdir()) == []
+
+
+def test_the_host_file_system_is_not_there(tmp_path: Path) -> None:
+    secret = tmp_path / "wallet"
+    secret.write_text("mnemonic")
+    code, output = shell(f"cat {secret} /etc/shadow /etc/passwd; ls /home /var; true")
+    assert code == 0
+    assert "mnemonic" not in output
+    assert "root:" not in output
+
+
+def test_there_is_no_network() -> None:
+    code, output = python(
+        "import socket\n"
+        "for family, address in ((socket.AF_INET, ('127.0.0.1', 9)), (socket.AF_INET, ('192.0.2.1', 80))):\n"
+        "    try:\n"
+        "        socket.socket(family).connect(address)\n"
+        "    except OSError as error:\n"
+        "        print(error.errno)\n"
+        "    else:\n"
+        "        print('connected')\n"
+        "print([name for _, name in socket.if_nameindex()])\n"
+    )
+    assert code == 0, output
+    assert "connected" not in output
+    assert "['lo']" in output
+
+
+def test_processes_of_the_host_cannot_be_seen_or_signalled() -> None:
+    code, output = shell(f"ls /proc | grep -c '^[0-9]'; kill -9 -1; kill -0 {os.getpid()} && echo alive")
+    assert "alive" not in output
+    assert code in (0, 1, 137, 9, -9)
+    os.kill(os.getpid(), 0)
+
+
+def test_no_new_user_namespaces() -> None:
+    code, output = shell("unshare --user --map-root-user true")
+    assert code != 0, output
+
+
+def test_a_hang_ends_at_the_deadline_with_all_its_children() -> None:
+    started = time.monotonic()
+    code, _ = shell("sleep 3600 & sleep 3600 & wait", timeout_s=1.0)
+    assert code is None
+    assert time.monotonic() - started < 10
+    assert_ends(b"sleep\x003600")
+
+
+def assert_ends(command: bytes) -> None:
+    """The kernel ends a pid namespace in its own time; seconds at most."""
+    deadline = time.monotonic() + 5
+    while any(command in _command_line(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+        assert time.monotonic() < deadline, f"{command!r} is still there"
+        time.sleep(0.05)
+
+
+def _command_line(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_daemon_does_not_survive() -> None:
+    code, _ = shell("setsid sh -c 'sleep 3611' </dev/null >/dev/null 2>&1 & exit 0")
+    assert code == 0
+    assert_ends(b"sleep\x003611")
+
+
+def test_a_fork_bomb_is_contained() -> None:
+    code, output = shell(
+        "i=0; while [ $i -lt 400 ]; do sleep 2 & i=$((i+1)); done; echo started $i", limits=Limits(processes=64), timeout_s=20.0
+    )
+    assert "started 400" not in output
+    assert code != 0 or "fork" in output.lower()
+
+
+def test_memory_and_files_are_limited() -> None:
+    code, output = run_inside(
+        python_argv("x = bytearray(2 * 2**30)", []), mounts=python_mounts(), limits=Limits(data_bytes=512 * 2**20)
+    )
+    assert code != 0
+    assert "MemoryError" in output
+    code, output = shell("head -c 20000000 /dev/zero > /tmp/x", limits=Limits(file_bytes=10_000_000))
+    assert code != 0
+    code, output = shell("head -c 20000000 /dev/zero > /tmp/x", limits=Limits(tmp_bytes=10_000_000))
+    assert code != 0
+    assert "No space" in output
+
+
+def test_only_passed_descriptors_are_open() -> None:
+    with tempfile.NamedTemporaryFile() as secret:
+        os.set_inheritable(secret.fileno(), True)
+        code, output = shell("ls -l /proc/self/fd")
+    assert code == 0
+    assert secret.name not in output
+
+
+def test_staging_leaves_nothing_behind() -> None:
+    before = set(Path("/tmp").glob("quasar-stage-*"))
+    assert python("print('hello')") == (0, "hello\n")
+    assert set(Path("/tmp").glob("quasar-stage-*")) <= before
+
+
+def test_missing_bubblewrap_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == "bwrap" else real(name))
+    with pytest.raises(SandboxUnavailable, match="bwrap is missing.*apt-get install bubblewrap"):
+        shell("true")
