@@ -1,7 +1,7 @@
 """The only place of this package that imports Triton, and what its interpreter needs to be told.
 
-In the interpreter a bfloat16 dot is silently wrong and an autotuner with several configurations has no driver to
-ask: the kernels therefore upcast every operand to float32 and take one configuration from the host.
+In the interpreter a bfloat16 dot is silently wrong and an autotuner with several configurations has no
+driver to ask: the kernels therefore upcast every operand to float32 and take one configuration from the host.
 """
 
 import triton

@@ -1,5 +1,7 @@
 """QuasarAttention forward, a chunk of tokens at a time."""
 
+from itertools import pairwise
+
 import torch
 
 from kernels.backend import tl, triton
@@ -62,8 +64,8 @@ def chunk_quasar(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return o [B, T, H, D] in q's dtype and, when asked, the final state [N, H, D, D] in float32.
 
-    q, k, v [B, T, H, D] (bfloat16, float16 or float32), beta [H], initial_state float32 [N, H, D, D], cu_seqlens
-    [N + 1] for sequences packed into a batch of 1. Further keyword arguments are accepted and ignored.
+    q, k, v [B, T, H, D] (bfloat16, float16 or float32), beta [H], initial_state float32 [N, H, D, D],
+    cu_seqlens [N + 1] for sequences packed into a batch of 1. Further keyword arguments are ignored.
 
     Raises:
         ValueError: a shape, dtype or device is wrong.
@@ -76,7 +78,11 @@ def chunk_quasar(
     flat_q, flat_k, flat_v = (x.contiguous().view(-1, heads, dim) for x in (q, k, v))
     o = torch.empty_like(flat_q)
     count = len(boundaries) - 1
-    final = torch.empty(count, heads, dim, dim, dtype=torch.float32, device=q.device) if output_final_state else None
+    final = (
+        torch.empty(count, heads, dim, dim, dtype=torch.float32, device=q.device)
+        if output_final_state
+        else None
+    )
     alpha = quasar_gate(flat_k, beta)
     launch = {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES}
     w, u = chunk_intra_token_parallel(
@@ -99,7 +105,7 @@ def _chunks(boundaries: list[int], chunk_size: int, device: torch.device) -> tor
     """Return the chunks [N, 2] (first token, one past the last) of all sequences."""
     rows = [
         (first, min(first + chunk_size, end))
-        for start, end in zip(boundaries, boundaries[1:], strict=False)
+        for start, end in pairwise(boundaries)
         for first in range(start, end, chunk_size)
     ]
     return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 2)

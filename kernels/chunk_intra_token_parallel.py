@@ -33,18 +33,19 @@ def _intra_kernel(
 
 
 def chunk_intra_token_parallel(
-    k: torch.Tensor, v: torch.Tensor, alpha: torch.Tensor, chunks: torch.Tensor, *, chunk_size: int, precision: str,
-    num_warps: int, num_stages: int,
+    k: torch.Tensor, v: torch.Tensor, alpha: torch.Tensor, chunks: torch.Tensor, *,
+    chunk_size: int, precision: str, num_warps: int, num_stages: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Return W = A diag(alpha) K and U = A diag(alpha) V with A = (I + strict_lower(diag(alpha) K K^T))^-1.
 
-    k, v [T, H, D] contiguous, alpha [T, H] float32, chunks [N, 2] int64 (first token, one past the last); W and U
-    are float32 [T, H, D].
+    k, v [T, H, D] contiguous, alpha [T, H] float32, chunks [N, 2] int64 (first token, one past the last); W
+    and U are float32 [T, H, D].
     """
     _, heads, dim = k.shape
     w, u = (torch.empty(k.shape, dtype=torch.float32, device=k.device) for _ in range(2))
     _intra_kernel[(chunks.shape[0], heads)](
-        k, v, alpha, w, u, chunks, heads, dim, max(16, triton.next_power_of_2(dim)), chunk_size, BLOCK, precision,
+        k, v, alpha, w, u, chunks,
+        heads, dim, max(16, triton.next_power_of_2(dim)), chunk_size, BLOCK, precision,
         num_warps=num_warps, num_stages=num_stages,
     )  # fmt: skip
     return w, u

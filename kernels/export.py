@@ -76,7 +76,11 @@ VARIANTS: Final = {
     variant.name: variant
     for variant in (
         Variant(name="chunk", summary="a chunk of tokens at a time, state on chip"),
-        Variant(name="chunk16", summary="the same with chunks of 16 tokens: more steps, less work in each", chunk_size=16),
+        Variant(
+            name="chunk16",
+            summary="the same with chunks of 16 tokens: more steps, less work in each",
+            chunk_size=16,
+        ),
         Variant(name="recurrent", summary="token by token", entry=_RECURRENT_ENTRY),
     )
 }

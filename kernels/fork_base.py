@@ -1,4 +1,4 @@
-"""The cut of the pinned fla-core on which every submission runs: what a kernel file may lean on, and no more."""
+"""The cut of the pinned fla-core on which every submission runs: what a kernel may lean on, no more."""
 
 import importlib.metadata
 import shutil
@@ -47,6 +47,8 @@ def _installed_fla() -> Path:
 
 def _copy(source: Path, dest: Path) -> None:
     if source.is_dir():
-        shutil.copytree(source, dest, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"), dirs_exist_ok=True)
+        shutil.copytree(
+            source, dest, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"), dirs_exist_ok=True
+        )
     else:
         shutil.copyfile(source, dest)

@@ -1,4 +1,4 @@
-"""Inverse of a unit lower triangular matrix on chip, as stable as forward substitution and made of products."""
+"""Inverse of a unit lower triangular matrix on chip, stable and made of products."""
 
 import torch
 
@@ -11,8 +11,8 @@ BLOCK = 16
 def forward_substitution_kernel(lower, C: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
     """Return (I + lower)^-1 for a strictly lower triangular tile [C, C] in float32.
 
-    X <- I - L X makes row i exact once the rows above it are, whatever the others hold: after n - 1 steps it *is*
-    forward substitution. First within all diagonal blocks of BLOCK rows at once, then over the blocks.
+    X <- I - L X makes row i exact once the rows above it are, whatever the others hold: after n - 1 steps it
+    *is* forward substitution. First within all diagonal blocks of BLOCK rows at once, then over the blocks.
     """
     index = tl.arange(0, C)
     identity = tl.where(index[:, None] == index[None, :], 1.0, 0.0)

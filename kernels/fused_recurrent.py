@@ -62,12 +62,17 @@ def fused_recurrent_quasar(
     flat_q, flat_k, flat_v = (x.contiguous().view(-1, heads, dim) for x in (q, k, v))
     o = torch.empty_like(flat_q)
     count = len(boundaries) - 1
-    final = torch.empty(count, heads, dim, dim, dtype=torch.float32, device=q.device) if output_final_state else None
+    final = (
+        torch.empty(count, heads, dim, dim, dtype=torch.float32, device=q.device)
+        if output_final_state
+        else None
+    )
     block_d = triton.next_power_of_2(dim)
     block_v = min(block_d, 32)
     _recurrent_kernel[(count, heads, triton.cdiv(dim, block_v))](
         flat_q, flat_k, flat_v, beta, o,
-        initial_state.contiguous() if initial_state is not None else beta, final if final is not None else beta,
+        initial_state.contiguous() if initial_state is not None else beta,
+        final if final is not None else beta,
         torch.tensor(boundaries, dtype=torch.int64, device=q.device),
         heads, dim, block_d, block_v, initial_state is not None, output_final_state,
         num_warps=NUM_WARPS,

@@ -20,11 +20,15 @@ def gate_of(squared_norm, beta):
 
 
 @triton.jit
-def _gate_kernel(k, beta, alpha, rows, H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr):
+def _gate_kernel(
+    k, beta, alpha, rows, H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, BD)
     inside = row < rows
-    keys = tl.load(k + row[:, None] * D + column[None, :], mask=inside[:, None] & (column < D)[None, :], other=0.0)
+    keys = tl.load(
+        k + row[:, None] * D + column[None, :], mask=inside[:, None] & (column < D)[None, :], other=0.0
+    )
     keys = keys.to(tl.float32)
     rate = tl.load(beta + row % H, mask=inside, other=1.0).to(tl.float32)
     tl.store(alpha + row, gate_of(tl.sum(keys * keys, axis=1), rate), mask=inside)

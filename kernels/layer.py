@@ -47,7 +47,11 @@ class QuasarAttention(nn.Module):
     """
 
     def __init__(
-        self, hidden_size: int = 512, num_heads: int = 8, head_dim: int = 64, operator: Operator = chunk_quasar
+        self,
+        hidden_size: int = 512,
+        num_heads: int = 8,
+        head_dim: int = 64,
+        operator: Operator = chunk_quasar,
     ) -> None:
         super().__init__()
         width = num_heads * head_dim
@@ -55,7 +59,9 @@ class QuasarAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(hidden_size, width, bias=False) for _ in range(3))
         self.q_conv, self.k_conv, self.v_conv = (ShortConvolution(width) for _ in range(3))
         self.beta_log = nn.Parameter(torch.zeros(num_heads))
-        self.gate_proj = nn.Sequential(nn.Linear(hidden_size, head_dim, bias=False), nn.Linear(head_dim, width))
+        self.gate_proj = nn.Sequential(
+            nn.Linear(hidden_size, head_dim, bias=False), nn.Linear(head_dim, width)
+        )
         self.norm = GatedRMSNorm(head_dim)
         self.o_proj = nn.Linear(width, hidden_size, bias=False)
 

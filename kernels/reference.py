@@ -3,6 +3,8 @@
 Source: Lei, Zhang, Poria, "Error-Free Linear Attention is a Free Lunch", arXiv:2512.12602.
 """
 
+from itertools import pairwise
+
 import torch
 
 from kernels.shapes import check_arguments
@@ -14,7 +16,9 @@ def alpha(k: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
     """Return (1 - exp(-beta * |k|^2)) / |k|^2 [..., H] for k [..., H, D] and beta [H]; beta where k is 0."""
     squared_norm = k.square().sum(-1)
     safe = torch.where(squared_norm > 0, squared_norm, torch.ones_like(squared_norm))
-    return torch.where(squared_norm > 0, -torch.expm1(-beta * squared_norm) / safe, beta.expand_as(squared_norm))
+    return torch.where(
+        squared_norm > 0, -torch.expm1(-beta * squared_norm) / safe, beta.expand_as(squared_norm)
+    )
 
 
 def recurrence(
@@ -39,7 +43,7 @@ def recurrence(
     gate = alpha(k, beta.to(dtype))
     state = _initial_states(q, len(boundaries) - 1, initial_state)
     o = torch.empty_like(q)
-    for index, (start, end) in enumerate(zip(boundaries, boundaries[1:], strict=False)):
+    for index, (start, end) in enumerate(pairwise(boundaries)):
         current = state[index]
         for t in range(start, end):
             read = torch.einsum("hkv,hk->hv", current, k[t])
@@ -72,7 +76,7 @@ def chunked(
     gate = alpha(k, beta.to(dtype))
     state = _initial_states(q, len(boundaries) - 1, initial_state)
     o = torch.empty_like(q)
-    for index, (start, end) in enumerate(zip(boundaries, boundaries[1:], strict=False)):
+    for index, (start, end) in enumerate(pairwise(boundaries)):
         if end > start:
             parts = (q[start:end], k[start:end], v[start:end], gate[start:end])
             o[start:end], state[index] = _chunked_sequence(*parts, state[index], chunk_size)

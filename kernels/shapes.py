@@ -1,5 +1,7 @@
 """Checks of the operator's arguments: one sentence that names the argument and the value."""
 
+from itertools import pairwise
+
 import torch
 
 MAX_HEAD_DIM = 256
@@ -38,7 +40,9 @@ def check_arguments(
         raise ValueError(f"beta must be [{heads}] on {q.device}, not {list(beta.shape)} on {beta.device}")
     boundaries = _boundaries(batch, length, cu_seqlens)
     expected = (len(boundaries) - 1, heads, dim, dim)
-    if initial_state is not None and (initial_state.shape != expected or initial_state.dtype != torch.float32):
+    if initial_state is not None and (
+        initial_state.shape != expected or initial_state.dtype != torch.float32
+    ):
         raise ValueError(
             f"initial_state must be float32 {list(expected)}, "
             f"not {initial_state.dtype} {list(initial_state.shape)}"
@@ -52,7 +56,7 @@ def _boundaries(batch: int, length: int, cu_seqlens: torch.Tensor | None) -> lis
     if batch != 1:
         raise ValueError(f"cu_seqlens goes with a batch of 1, not {batch}: concatenate the sequences")
     boundaries = [int(value) for value in cu_seqlens.tolist()]
-    is_ascending = all(left <= right for left, right in zip(boundaries, boundaries[1:], strict=False))
+    is_ascending = all(left <= right for left, right in pairwise(boundaries))
     if len(boundaries) < 2 or boundaries[0] != 0 or boundaries[-1] != length or not is_ascending:
         raise ValueError(f"cu_seqlens must ascend from 0 to {length}, not {boundaries[:8]}")
     return boundaries

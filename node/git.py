@@ -1,4 +1,4 @@
-"""git without configuration: fetch one commit by hash and read its blobs; commit and push a miner's work tree.
+"""git without configuration: fetch one commit and read its blobs; commit and push a work tree.
 
 Every call runs with an empty configuration, no hooks, no prompts and one allowed transport; a URL always
 follows `--`. Nothing that a stranger wrote is ever checked out.
@@ -27,7 +27,9 @@ MAX_BLOBS: Final = 256
 REGULAR_FILE: Final = "100644"
 
 # Read from the environment of this one process, so the token is in no argument, URL or file.
-_CREDENTIAL_HELPER: Final = '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" x-access-token "$QUASAR_GIT_TOKEN"; }; f'
+_CREDENTIAL_HELPER: Final = (
+    '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" x-access-token "$QUASAR_GIT_TOKEN"; }; f'
+)
 
 
 def git_environment(protocols: Sequence[str]) -> dict[str, str]:
@@ -60,7 +62,12 @@ _SAFE: Final = (
 
 
 def _run(
-    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], timeout_s: float, stdin: bytes | None = None
+    arguments: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    timeout_s: float,
+    stdin: bytes | None = None,
 ) -> bytes:
     """Run git; its process group is killed when the deadline passes.
 
@@ -93,9 +100,7 @@ def create_bare_repository(path: Path) -> None:
     path.mkdir(parents=True)
     env = git_environment(())
     _run(["init", "--quiet", "--bare", "--initial-branch=main"], cwd=path, env=env, timeout_s=LOCAL_TIMEOUT_S)
-    _run(
-        ["config", "uploadpack.allowAnySHA1InWant", "true"], cwd=path, env=env, timeout_s=LOCAL_TIMEOUT_S
-    )
+    _run(["config", "uploadpack.allowAnySHA1InWant", "true"], cwd=path, env=env, timeout_s=LOCAL_TIMEOUT_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +231,8 @@ class GitWorkTree:
         """
         self.ensure()
         self._remote(
-            ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--", remote_url, "HEAD"],
+            ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules",
+             "--", remote_url, "HEAD"],
             token=token, timeout_s=timeout_s,
         )  # fmt: skip
         self._git(["reset", "--quiet", "--hard", "FETCH_HEAD"])
@@ -258,7 +264,8 @@ class GitWorkTree:
             SourceRejected: the remote refused or did not answer.
         """
         self._remote(
-            ["push", "--quiet", "--force", "--no-verify", "--", remote_url, f"{commit_hash}:refs/heads/{branch}"],
+            ["push", "--quiet", "--force", "--no-verify",
+             "--", remote_url, f"{commit_hash}:refs/heads/{branch}"],
             token=token, timeout_s=timeout_s,
         )  # fmt: skip
 
@@ -268,7 +275,9 @@ class GitWorkTree:
     ) -> bool:  # fmt: skip
         """True when the remote's branch is at this commit."""
         listing = self._remote(
-            ["ls-remote", "--heads", "--", remote_url, f"refs/heads/{branch}"], token=token, timeout_s=timeout_s
+            ["ls-remote", "--heads", "--", remote_url, f"refs/heads/{branch}"],
+            token=token,
+            timeout_s=timeout_s,
         )
         return listing.decode(errors="replace").startswith(commit_hash)
 

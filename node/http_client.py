@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Self, TypeVar, overload
 
 import aiohttp
-from protocol.auth import sign_request
-from protocol.signing import Signer
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from tenacity import (
     AsyncRetrying,
@@ -20,7 +18,9 @@ from yarl import URL
 from node.clock import Clock, SystemClock
 from node.http_answers import MAX_DETAIL_CHARS, RawAnswer, check_base_url, detail_of, read_retry_after_s
 from node.logs import get_logger
+from protocol.auth import sign_request
 from protocol.errors import ApiRefused, ApiUnavailable, ConfigError
+from protocol.signing import Signer
 
 AnswerT = TypeVar("AnswerT")
 Receiver = Callable[[], str | Awaitable[str]]

@@ -1,9 +1,10 @@
 """Isolation for hostile code: bubblewrap with new namespaces, an empty environment and an unprivileged user.
 
-What each step is for was found by attacking it: bwrap's own environment would show in /proc/1/environ, so it
-starts with none; the root file system is remounted read-only last; as root, bwrap's --uid is still the real uid
-0, so the process drops to an unprivileged user first, and what that user could not read (an interpreter under a
-private home) is bind-mounted on a readable staging folder in a mount namespace of its own.
+What each step is for was found by attacking it: bwrap's own environment would show in /proc/1/environ, so
+it starts with none; the root file system is remounted read-only last; as root, bwrap's --uid is still the
+real uid 0, so the process drops to an unprivileged user first, and what that user could not read (an
+interpreter under a private home) is bind-mounted on a readable staging folder in a mount namespace of its
+own.
 """
 
 import functools
@@ -117,12 +118,13 @@ def start_sandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[by
     if os.geteuid() == 0:
         _require("unshare", "setpriv", "mount")
         # Not under TMPDIR: an unprivileged user must be able to walk to it.
-        stage = Path(tempfile.mkdtemp(prefix="quasar-stage-", dir="/tmp"))  # noqa: S108
+        stage = Path(tempfile.mkdtemp(prefix="quasar-stage-", dir="/tmp"))
         stage.chmod(0o755)
         sources = [stage / str(index) for index in range(len(spec.mounts))]
         argv = [
             "unshare", "--mount", "--propagation", "private", "--",
-            "sh", "-c", _STAGE_SCRIPT, "sh", str(stage), *(str(mount.host.resolve()) for mount in spec.mounts), "--",
+            "sh", "-c", _STAGE_SCRIPT, "sh", str(stage),
+            *(str(mount.host.resolve()) for mount in spec.mounts), "--",
             *_bwrap_command(spec, sources),
         ]  # fmt: skip
     else:
@@ -178,7 +180,7 @@ def _bwrap_command(spec: SandboxSpec, sources: Sequence[Path]) -> list[str]:
     for name in ("lib", "lib64", "bin", "sbin"):
         root = Path("/") / name
         if root.is_symlink():
-            command += ["--symlink", os.readlink(root), str(root)]
+            command += ["--symlink", str(root.readlink()), str(root)]
         elif root.exists():
             command += ["--ro-bind", str(root), str(root)]
     command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache", "--proc", "/proc", "--dev", "/dev"]
@@ -242,4 +244,11 @@ def python_argv(program: str, paths: Sequence[str], *arguments: str) -> list[str
     The base interpreter is run: a virtual environment's link does not resolve inside.
     """
     interpreter = str(Path(sys.executable).resolve())
-    return [interpreter, "-I", "-u", "-c", f"import sys; sys.path[:0] = {list(paths)!r}; {program}", *arguments]
+    return [
+        interpreter,
+        "-I",
+        "-u",
+        "-c",
+        f"import sys; sys.path[:0] = {list(paths)!r}; {program}",
+        *arguments,
+    ]

@@ -66,8 +66,8 @@ def yardstick_error(
 ) -> float:
     """Return the relative error that honest bfloat16 arithmetic makes on these inputs.
 
-    q, k, v and o rounded to bfloat16 around an exact operator; for bfloat16 inputs, whose rounding is part of the
-    question, the gate, W and U of a kernel are rounded as well, which doubles it.
+    q, k, v and o rounded to bfloat16 around an exact operator; for bfloat16 inputs, whose rounding is part of
+    the question, twice the rounding of o: what is inside a kernel is rounded as well.
     """
     device = reference.device
 
@@ -75,7 +75,6 @@ def yardstick_error(
         return x.to(device).bfloat16().float()
 
     if shape.dtype == "bfloat16":
-        # One unit of bfloat16 (2^-9 relative, uniformly spread) on o, and as much on what is inside.
         return 2.0 * float((rounded(reference) - reference).norm() / reference.norm())
     coarse = Inputs(q=rounded(inputs.q), k=rounded(inputs.k), v=rounded(inputs.v), beta=inputs.beta)
     o = reference_output(coarse, device, cu_seqlens)

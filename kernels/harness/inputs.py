@@ -54,9 +54,9 @@ class Inputs:
 def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     """Draw q, k, v [B, T, H, D] and beta [H].
 
-    An early impulse is written along a direction that no later key touches, because the keys after it live in a
-    random proper subspace, while queries see the whole space: a kernel that forgets, windows or skips is wrong
-    at every later token. Scaled so that outputs are of order one.
+    An early impulse is written along a direction that no later key touches, because the keys after it live in
+    a random proper subspace, while queries see the whole space: a kernel that forgets, windows or skips is
+    wrong at every later token. Scaled so that outputs are of order one.
     """
     batch, length, heads, dim = shape.batch, shape.length, shape.heads, shape.dim
 

@@ -49,4 +49,6 @@ def map_inputs(descriptor: int, count: int) -> torch.Tensor:
 
 def map_output(descriptor: int, count: int) -> torch.Tensor:
     """Map an output file as a shared float32 tensor [count]."""
-    return torch.from_numpy(np.frombuffer(mmap.mmap(descriptor, 4 * count, mmap.MAP_SHARED), dtype=np.float32))
+    return torch.from_numpy(
+        np.frombuffer(mmap.mmap(descriptor, 4 * count, mmap.MAP_SHARED), dtype=np.float32)
+    )

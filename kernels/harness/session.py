@@ -110,7 +110,9 @@ class Session:
             raise CandidateFailed("tampered", "the worker sent more than its acknowledgement")
         unwritten = int((whole == POISON).sum())
         if unwritten:
-            raise CandidateFailed("unwritten", f"{unwritten:,} of {whole.size:,} numbers of o were never written")
+            raise CandidateFailed(
+                "unwritten", f"{unwritten:,} of {whole.size:,} numbers of o were never written"
+            )
         size = (shape.batch, shape.length, shape.heads, shape.dim)
         return torch.from_numpy(whole.view(np.float32)).view(size)
 

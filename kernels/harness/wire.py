@@ -44,7 +44,9 @@ def send(connection: socket.socket, message: dict[str, Any], descriptors: tuple[
         raise WireBroken(f"the peer is gone: {error}") from error
 
 
-def receive(connection: socket.socket, *, timeout_s: float | None = None, max_descriptors: int = 0) -> Received:
+def receive(
+    connection: socket.socket, *, timeout_s: float | None = None, max_descriptors: int = 0
+) -> Received:
     """Receive one message.
 
     Raises:

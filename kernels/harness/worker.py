@@ -90,9 +90,11 @@ def _run(operator: Operator, message: dict[str, Any], descriptors: list[int], de
         for descriptor in descriptors:
             os.close(descriptor)
     size = (shape.batch, shape.length, shape.heads, shape.dim)
-    q, k, v = (part.view(size).to(device, shape.torch_dtype) for part in flat[:-shape.heads].chunk(3))
+    q, k, v = (part.view(size).to(device, shape.torch_dtype) for part in flat[: -shape.heads].chunk(3))
     beta = flat[-shape.heads :].to(device)
-    options = {"cu_seqlens": torch.tensor(message["cu_seqlens"], device=device)} if "cu_seqlens" in message else {}
+    options = (
+        {"cu_seqlens": torch.tensor(message["cu_seqlens"], device=device)} if "cu_seqlens" in message else {}
+    )
     result = operator(q, k, v, beta, **options)
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(f"the operator must return (o, final_state), not {type(result).__name__}")

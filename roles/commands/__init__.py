@@ -1,1 +1,1 @@
-"""The commands of `quasar-node`, one module each: `add_parser(subparsers, parents)` and `run(args, loaded)`."""
+"""The commands of `quasar-node`, a module each: `add_parser(subparsers, parents)`, `run(args, loaded)`."""

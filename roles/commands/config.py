@@ -22,7 +22,11 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     """Print the settings."""
     rows = describe(loaded)
     if args.json:
-        print(json.dumps([{"key": key, "value": value, "origin": origin} for key, value, origin in rows], indent=2))
+        print(
+            json.dumps(
+                [{"key": key, "value": value, "origin": origin} for key, value, origin in rows], indent=2
+            )
+        )
         return 0
     table = Table("setting", "value", "from")
     for row in rows:

@@ -42,9 +42,14 @@ class Finding:
 def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     parser = subparsers.add_parser(
-        "doctor", parents=parents, help="check this host", description="Check this host and say how to mend it."
+        "doctor",
+        parents=parents,
+        help="check this host",
+        description="Check this host and say how to mend it.",
     )
-    parser.add_argument("--for", dest="for_role", choices=("miner", "validator", "api", "inference"), default="miner")
+    parser.add_argument(
+        "--for", dest="for_role", choices=("miner", "validator", "api", "inference"), default="miner"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -77,7 +82,9 @@ def _print_table(findings: list[Finding]) -> None:
     table = Table("check", "result", "found", "fix")
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
     for finding in findings:
-        table.add_row(finding.check, f"[{colours[finding.result]}]{finding.result}[/]", finding.detail, finding.fix)
+        table.add_row(
+            finding.check, f"[{colours[finding.result]}]{finding.result}[/]", finding.detail, finding.fix
+        )
     Console().print(table)
 
 
@@ -95,7 +102,11 @@ def _git() -> Finding:
     git = shutil.which("git")
     if git is None:
         return Finding("git", "error", "not found", "apt-get install git")
-    return Finding("git", "ok", subprocess.run([git, "--version"], capture_output=True, text=True, check=True).stdout.strip())
+    return Finding(
+        "git",
+        "ok",
+        subprocess.run([git, "--version"], capture_output=True, text=True, check=True).stdout.strip(),
+    )
 
 
 def _packages() -> Finding:
@@ -106,16 +117,22 @@ def _packages() -> Finding:
             "the PyPI package `kernels` is installed and shadows ours",
             "pip uninstall kernels",
         )
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "triton", "bittensor"))
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "triton", "bittensor")
+    )
     return Finding("packages", "ok", versions)
 
 
 def _disk(data_dir: Path) -> Finding:
-    existing = next(folder for folder in (data_dir.absolute(), *data_dir.absolute().parents) if folder.exists())
+    existing = next(
+        folder for folder in (data_dir.absolute(), *data_dir.absolute().parents) if folder.exists()
+    )
     free = shutil.disk_usage(existing).free
     detail = f"{free / 2**30:.0f} GiB free under {existing}"
     if free < MIN_FREE_DISK_BYTES:
-        return Finding("disk", "warning", detail, f"free {MIN_FREE_DISK_BYTES // 2**30} GiB for clones and caches")
+        return Finding(
+            "disk", "warning", detail, f"free {MIN_FREE_DISK_BYTES // 2**30} GiB for clones and caches"
+        )
     return Finding("disk", "ok", detail)
 
 
@@ -135,12 +152,16 @@ def _device(settings: Settings) -> Finding:
     try:
         device = resolve_device(settings.node.device)
     except QuasarError as error:
-        return Finding("device", "error", str(error), "install the NVIDIA driver, or set DEVICE=cpu for the local chain")
+        return Finding(
+            "device", "error", str(error), "install the NVIDIA driver, or set DEVICE=cpu for the local chain"
+        )
     smi = shutil.which("nvidia-smi")
     if device == "cpu" or smi is None:
         return Finding("device", "ok", device)
     query = [smi, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    return Finding("device", "ok", subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip())
+    return Finding(
+        "device", "ok", subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    )
 
 
 def _allocator() -> Finding:
@@ -157,7 +178,9 @@ def _wallet(settings: Settings, role: str) -> Finding:
     try:
         wallet = load_wallet(settings.wallet, name)
     except QuasarError as error:
-        return Finding("wallet", "error", str(error), "btcli wallet create, or set WALLET_MINER_NAME / WALLET_HOTKEY")
+        return Finding(
+            "wallet", "error", str(error), "btcli wallet create, or set WALLET_MINER_NAME / WALLET_HOTKEY"
+        )
     return Finding("wallet", "ok", f"{name}/{settings.wallet.hotkey}: {wallet.hotkey.ss58_address}")
 
 
@@ -171,12 +194,16 @@ async def _api(settings: Settings) -> Finding:
             date = response.headers.get("Date")
             status = response.status
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-        return Finding("api", "error", f"{url} does not answer: {error or type(error).__name__}", "set VALIDATOR_API_URL")
+        return Finding(
+            "api", "error", f"{url} does not answer: {error or type(error).__name__}", "set VALIDATOR_API_URL"
+        )
     if status != 200:
         return Finding("api", "error", f"{url}/health answered {status}", "set VALIDATOR_API_URL")
     skew_s = abs((datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()) if date else 0.0
     if skew_s > MAX_CLOCK_SKEW_S:
-        return Finding("api", "error", f"{url} answers, but the clocks differ by {skew_s:.0f} s", "turn on NTP")
+        return Finding(
+            "api", "error", f"{url} answers, but the clocks differ by {skew_s:.0f} s", "turn on NTP"
+        )
     return Finding("api", "ok", f"{url} answers, clock skew below {MAX_CLOCK_SKEW_S:.0f} s")
 
 
@@ -193,7 +220,11 @@ async def _chain(settings: Settings) -> Finding:
             await chain.close()
     except QuasarError as error:
         return Finding("chain", "error", str(error), "set SUBTENSOR_NETWORK, or [chain] fallback_endpoints")
-    return Finding("chain", "ok", f"{settings.chain.network}: block {height}, netuid {settings.chain.netuid}, {neurons} neurons")
+    return Finding(
+        "chain",
+        "ok",
+        f"{settings.chain.network}: block {height}, netuid {settings.chain.netuid}, {neurons} neurons",
+    )
 
 
 _PORTS: Final[dict[str, Callable[[Settings], tuple[str, int]]]] = {
@@ -211,7 +242,10 @@ def _port(settings: Settings, role: str) -> Finding:
         try:
             listener.bind((host, port))
         except OSError as error:
-            return Finding("port", "warning", f"{host}:{port} cannot be bound: {error.strerror}", "stop what uses it, or choose another port")
+            return Finding(
+                "port",
+                "warning",
+                f"{host}:{port} cannot be bound: {error.strerror}",
+                "stop what uses it, or choose another port",
+            )
     return Finding("port", "ok", f"{host}:{port} is free")
-
-

@@ -32,7 +32,9 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     from kernels.export import VARIANTS, check_exported, export_files
 
     if not args.repo_path.is_dir():
-        raise UsageError(f"--repo-path {args.repo_path}: no such folder; name the root of your fork's working tree")
+        raise UsageError(
+            f"--repo-path {args.repo_path}: no such folder; name the root of your fork's working tree"
+        )
     if args.variant not in VARIANTS:
         raise UsageError(f"--variant {args.variant}: unknown; choose one of {', '.join(VARIANTS)}")
     files = export_files(args.variant)

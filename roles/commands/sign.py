@@ -25,7 +25,7 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
         "sign",
         parents=parents,
         help="sign a request body for curl",
-        description="Read a JSON body without signature on standard input, print it signed by the wallet's hotkey.",
+        description="Read a JSON body on standard input and print it signed by the wallet's hotkey.",
     )
     parser.add_argument("verb", choices=sorted(_BODIES), help="commit, reveal or submit")
 
@@ -53,7 +53,9 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
         message = model.model_validate({**body, "signature": "00"})
     except ValidationError as error:
         first = error.errors()[0]
-        raise UsageError(f"{'.'.join(map(str, first['loc']))} = {first.get('input')!r}: {first['msg']}") from error
+        raise UsageError(
+            f"{'.'.join(map(str, first['loc']))} = {first.get('input')!r}: {first['msg']}"
+        ) from error
     body["signature"] = signing.sign_text(signer, text_of(message))  # type: ignore[arg-type]
     print(json.dumps(body))
     return 0

@@ -18,7 +18,10 @@ from protocol.messages import CurrentRound
 def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
     """Add the command to the parser."""
     parser = subparsers.add_parser(
-        "status", parents=parents, help="show what this node is doing", description="Show what this node is doing."
+        "status",
+        parents=parents,
+        help="show what this node is doing",
+        description="Show what this node is doing.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -35,7 +38,9 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     settings = loaded.settings
     file = settings.node.data_dir / STATUS_FILE
     if not file.exists():
-        raise ConfigError(f"{file}: no such file; no miner or validator has run with this data directory (--data-dir)")
+        raise ConfigError(
+            f"{file}: no such file; no miner or validator has run with this data directory (--data-dir)"
+        )
     status = json.loads(file.read_text())
     status["round"] = asyncio.run(_current_round(settings)).model_dump(mode="json")
     if args.json:

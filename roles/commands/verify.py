@@ -42,7 +42,9 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     if not 1 <= length <= MAX_TARGET_SEQUENCE_LENGTH:
         raise UsageError(f"--seq-len {length}: must be 1 to {MAX_TARGET_SEQUENCE_LENGTH:,}")
     if not args.repo_path.is_dir():
-        raise UsageError(f"--repo-path {args.repo_path}: no such folder; name the root of your fork's working tree")
+        raise UsageError(
+            f"--repo-path {args.repo_path}: no such folder; name the root of your fork's working tree"
+        )
     console = Console(stderr=True)
     referee = Referee(settings, settings.node.data_dir, on_stage=lambda stage: console.print(f"{stage} ..."))
     report = asyncio.run(

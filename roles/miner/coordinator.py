@@ -69,9 +69,9 @@ class CommitRevealCoordinator:
                 _log.info("submission resumed", **_about(submission))
                 group.create_task(self._carry(submission, is_resumed=True), name=submission.key[:16])
             async for candidate in self._candidates:
-                submission = await self._draft(candidate)
-                if submission is not None:
-                    group.create_task(self._carry(submission), name=submission.key[:16])
+                drafted = await self._draft(candidate)
+                if drafted is not None:
+                    group.create_task(self._carry(drafted), name=drafted.key[:16])
 
     async def _draft(self, candidate: CandidateVerified) -> Submission | None:
         known = await self._ledger.find_code(candidate.commit_hash, candidate.target_sequence_length)
@@ -164,6 +164,7 @@ class CommitRevealCoordinator:
         assert submission.salt is not None
         backoff = Backoff(self._clock)
         while True:
+            height = self._heights.height or 0
             try:
                 # An answer may have been lost: asked first, the API never gets a second reveal.
                 if not (may_be_sent and await self._is_taken(submission.submission_id)):
@@ -183,7 +184,7 @@ class CommitRevealCoordinator:
                 if error.status == TOO_EARLY:
                     # The API sees the chain later than we do: the next block is soon enough.
                     _log.info("reveal is early for the API", reason=str(error), **_about(submission))
-                    await self._heights.reach(BlockHeight((self._heights.height or 0) + 1))
+                    await self._heights.reach(BlockHeight(height + 1))
                     continue
                 if is_final_refusal(error):
                     return await self._reject(submission, error)

@@ -162,7 +162,7 @@ class Optimiser:
             claim = measured * self._settings.claim_fraction
         else:
             claim = self._settings.unverified_claim_tokens_per_sec
-        offer = {
+        offer: dict[str, Any] = {
             "fork_url": self._fork.url,
             "commit_hash": await self._commit(candidate),
             "target_sequence_length": self._target,

@@ -5,6 +5,7 @@ from typing import Any
 
 from node.devices import resolve_device
 from node.metrics import LoopLagMonitor
+from node.runtime import Component
 from node.settings_model import Settings
 from protocol.events import CommitmentRecorded, SubmissionRevealed
 from roles.base import Base, open_base
@@ -28,7 +29,7 @@ async def build(settings: Settings) -> Graph:
     optimiser --CandidateVerified--> coordinator --SubmissionRevealed--> verdict follower; blocks drive the
     coordinator; the inference server answers validators, who find it by the axon.
 
-    Raises ConfigError (GPU, GitHub, kernels), WalletError, NotPermitted (not registered), DeviceBusy, PortInUse.
+    Raises ConfigError (GPU, GitHub, kernels), WalletError, NotPermitted, DeviceBusy, PortInUse.
     """
     resolve_device(settings.node.device)
     own, data_dir = settings.miner, settings.node.data_dir
@@ -52,7 +53,7 @@ async def build(settings: Settings) -> Graph:
             ledger=ledger, api=api, fork=fork, bus=bus, clock=clock, is_direct=own.submission == "direct"
         )
         follower = VerdictFollower(ledger=ledger, api=api, bus=bus, clock=clock, poll_s=own.poll_s)
-        server = await open_inference(settings, base, opened)
+        server = await open_inference(settings, base)
         axon = AxonPublisher(
             settings=settings,
             chain=base.chain,
@@ -69,12 +70,12 @@ async def build(settings: Settings) -> Graph:
             facts=(CommitmentRecorded, SubmissionRevealed),
             sections={"submissions": lambda: describe_submissions(ledger, base)},
         )
-        parts = [base.metrics_server, LoopLagMonitor(base.metrics), base.watcher, status]
+        parts: list[Component] = [base.metrics_server, LoopLagMonitor(base.metrics), base.watcher, status]
         parts += [optimiser, coordinator, follower, axon, *([] if server is None else [server])]
         return Graph(components=parts, closers=[opened.pop_all().aclose])
 
 
-async def open_inference(settings: Settings, base: Base, opened: AsyncExitStack) -> InferenceServer | None:
+async def open_inference(settings: Settings, base: Base) -> InferenceServer | None:
     """The inference server with its port bound; None when it runs in a process of its own."""
     if not settings.miner.serve_inference:
         return None

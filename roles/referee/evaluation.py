@@ -40,7 +40,7 @@ Announce = Callable[[str], None]
 
 
 def evaluate(job: EvaluationJob, announce: Announce) -> EvaluationReport:
-    """Run every stage that the submission survives and return the report; `announce` gets each stage's name."""
+    """Run every stage that the submission survives; `announce` gets each stage's name."""
     record = Record()
     tier = SandboxTier.NONE
     measurements: Measurements | None = None

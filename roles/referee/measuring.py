@@ -58,7 +58,7 @@ class Measuring:
         self.findings = Findings()
 
     def probe(self) -> None:
-        """Untimed: the real shape, the same again, odd lengths, two sequences, packed sequences, the other operator.
+        """Untimed: the real shape, it again, odd lengths, a batch, packed sequences, the other operator.
 
         Raises:
             Ended: wrong_output, nan_or_inf, inconsistent. CandidateFailed: the worker failed.
@@ -73,9 +73,13 @@ class Measuring:
         small = {"heads": shape.heads, "dim": shape.dim, "dtype": shape.dtype}
         self._checked(Shape(batch=1, length=PROBE_LENGTH, **small), f"length {PROBE_LENGTH}")
         self._checked(Shape(batch=2, length=PROBE_LENGTH, **small), "a batch of 2")
-        self._checked(Shape(batch=1, length=PROBE_LENGTH, **small), "packed sequences", cu_seqlens=[0, 17, PROBE_LENGTH])
         self._checked(
-            Shape(batch=1, length=PROBE_LENGTH, **small), "fused_recurrent_quasar", operator="fused_recurrent_quasar"
+            Shape(batch=1, length=PROBE_LENGTH, **small), "packed sequences", cu_seqlens=[0, 17, PROBE_LENGTH]
+        )
+        self._checked(
+            Shape(batch=1, length=PROBE_LENGTH, **small),
+            "fused_recurrent_quasar",
+            operator="fused_recurrent_quasar",
         )
 
     def time(self, *, overhead_s: float, clock: Callable[[], float] = time.monotonic) -> Measurements:
@@ -106,7 +110,11 @@ class Measuring:
         accuracy = self.findings.accuracy
         assert accuracy is not None
         median = statistics.median(self.findings.seconds)
-        quartiles = statistics.quantiles(self.findings.seconds, n=4) if len(self.findings.seconds) > 1 else [median] * 3
+        quartiles = (
+            statistics.quantiles(self.findings.seconds, n=4)
+            if len(self.findings.seconds) > 1
+            else [median] * 3
+        )
         return Measurements(
             cosine_similarity=accuracy.cosine_similarity,
             max_abs_diff=accuracy.max_abs_diff,
@@ -132,7 +140,8 @@ class Measuring:
         if accuracy.relative_error != accuracy.relative_error:
             raise Ended(Status.NAN_OR_INF, f"o holds NaN or infinity on {what}")
         if not (
-            accuracy.cosine_similarity >= MIN_COSINE_SIMILARITY and accuracy.max_abs_diff <= MAX_ABS_DIFFERENCE
+            accuracy.cosine_similarity >= MIN_COSINE_SIMILARITY
+            and accuracy.max_abs_diff <= MAX_ABS_DIFFERENCE
         ):
             raise Ended(
                 Status.WRONG_OUTPUT,

@@ -22,11 +22,17 @@ def take_sources(job: EvaluationJob) -> dict[str, str]:
         Ended: fetch_failed, build_failed.
     """
     try:
-        blobs = _from_git(job.source, job.work_dir) if isinstance(job.source, GitSource) else _from_folder(job.source)
+        blobs = (
+            _from_git(job.source, job.work_dir)
+            if isinstance(job.source, GitSource)
+            else _from_folder(job.source)
+        )
     except (SourceRejected, InvalidForkUrl) as error:
         raise Ended(Status.FETCH_FAILED, str(error)) from error
     if sum(map(len, blobs.values())) > MAX_SOURCES_BYTES:
-        raise Ended(Status.BUILD_FAILED, f"the files of {TARGET_DIR}/ are larger than {MAX_SOURCES_BYTES:,} bytes")
+        raise Ended(
+            Status.BUILD_FAILED, f"the files of {TARGET_DIR}/ are larger than {MAX_SOURCES_BYTES:,} bytes"
+        )
     sources = {}
     for name, blob in blobs.items():
         try:
@@ -47,7 +53,9 @@ def _from_git(source: GitSource, work_dir: str) -> dict[str, bytes]:
 def _from_folder(source: DirectorySource) -> dict[str, bytes]:
     folder = Path(source.path) / TARGET_DIR
     if not folder.is_dir():
-        raise SourceRejected(f"{source.path} has no folder {TARGET_DIR}/: name the root of a fork's working tree")
+        raise SourceRejected(
+            f"{source.path} has no folder {TARGET_DIR}/: name the root of a fork's working tree"
+        )
     files = sorted(path for path in folder.glob("*.py") if path.is_file() and not path.is_symlink())
     if not files or len(files) > MAX_BLOBS:
         raise SourceRejected(f"{folder} holds {len(files)} Python files; 1 to {MAX_BLOBS} are expected")

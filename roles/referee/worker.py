@@ -101,13 +101,21 @@ def _start(tree: Path, job: EvaluationJob, tier: SandboxTier, end: socket.socket
         "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108 - the sandbox's own
         "OMP_NUM_THREADS": "1",
         **({} if is_gpu else {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}),
-        **{name: os.environ[name] for name in ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES") if is_gpu and name in os.environ},
+        **{
+            name: os.environ[name]
+            for name in ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+            if is_gpu and name in os.environ
+        },
     }
     descriptor = str(end.fileno())
     if tier is SandboxTier.NONE:
         mounts = python_mounts()
         paths = [*(str(mount.host) for mount in mounts[-2:]), str(package.parent)]
-        environment |= {"PATH": os.defpath, "HOME": str(tree.parent), "TRITON_CACHE_DIR": str(tree.parent / "triton")}
+        environment |= {
+            "PATH": os.defpath,
+            "HOME": str(tree.parent),
+            "TRITON_CACHE_DIR": str(tree.parent / "triton"),
+        }
         spec = SandboxSpec(
             argv=python_argv(_PROGRAM, paths, descriptor, str(tree), job.device), environment=environment
         )

@@ -9,7 +9,14 @@ from node.bus import Bus
 from node.chain.interface import AxonAddress, Chain, Metagraph
 from node.clock import Clock
 from node.logs import get_logger
-from protocol.errors import ApiRefused, ApiUnavailable, ChainRejected, ChainUnavailable
+from protocol.errors import (
+    ApiRefused,
+    ApiUnavailable,
+    ChainRejected,
+    ChainUnavailable,
+    WorkerFailed,
+    WorkerRefused,
+)
 from protocol.events import LogitsChecked
 from protocol.rules import LOGIT_PENDING_SECONDS
 from protocol.types import Hotkey
@@ -26,7 +33,6 @@ PENDING_SHARE: Final = 0.25
 PENDING_LONGEST_S: Final = 900.0
 """A server that was not reached is tried again sooner: after a share of the usual time, and this at most."""
 METAGRAPH_MAX_AGE_S: Final = 30.0
-NO_AXON: Final = "the miner has published no axon on the chain"
 
 _log = get_logger(__name__)
 
@@ -34,7 +40,7 @@ _log = get_logger(__name__)
 class Verifier(Protocol):
     """Whoever challenges one server; `roles.validator.logits.LogitVerifier`."""
 
-    async def check(self, hotkey: Hotkey, axon: AxonAddress) -> LogitResult:
+    async def check(self, hotkey: Hotkey, axon: AxonAddress | None) -> LogitResult:
         """Challenge a server once."""
 
 
@@ -118,7 +124,7 @@ class LogitChallenger:
         self._due[hotkey] = self._clock.now() + self._delay(outcome)
 
     async def _challenge(self, hotkey: Hotkey) -> LogitOutcome:
-        """Challenge one miner; the outcome as it was recorded, pending when the chain is away."""
+        """Challenge one miner; the outcome as it was recorded, pending when nothing could be asked."""
         try:
             metagraph = await self._fresh_metagraph()
         except (ChainUnavailable, ChainRejected) as error:
@@ -128,10 +134,12 @@ class LogitChallenger:
         if neuron is None:
             _log.info("no logit check: not registered any more", hotkey=hotkey)
             return LogitOutcome.PASSED
-        if neuron.axon is None:
-            result = _unreached(NO_AXON)
-        else:
+        try:
             result = await self._verifier.check(hotkey, neuron.axon)
+        except (WorkerFailed, WorkerRefused) as error:
+            # Our own reference is at fault: that says nothing about the miner.
+            _log.error("no logit check without the reference model", hotkey=hotkey, reason=str(error))
+            return LogitOutcome.PENDING
         return await self._record(hotkey, result)
 
     async def _record(self, hotkey: Hotkey, result: LogitResult) -> LogitOutcome:
@@ -198,17 +206,6 @@ class LogitChallenger:
                 is_refused = True
                 _log.error("the API refused a logit check", hotkey=check.miner_hotkey, reason=str(error))
             await self._store.close_logit_check(check, is_refused=is_refused)
-
-
-def _unreached(reason: str) -> LogitResult:
-    return LogitResult(
-        outcome=LogitOutcome.PENDING,
-        cosine_similarity=None,
-        max_abs_diff=None,
-        step=None,
-        tokens_per_sec=None,
-        reason=reason,
-    )
 
 
 def _pending_since(result: LogitResult, earlier: LogitStanding | None, now: datetime) -> datetime | None:

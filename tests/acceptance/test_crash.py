@@ -32,7 +32,9 @@ class CountingProxy:
 
             async def forward(request: web.Request) -> web.Response:
                 body = await request.read()
-                headers = {k: v for k, v in request.headers.items() if k.lower() not in ("host", "content-length")}
+                headers = {
+                    k: v for k, v in request.headers.items() if k.lower() not in ("host", "content-length")
+                }
                 url = f"{self._target}{request.rel_url.raw_path_qs}"
                 async with session.request(request.method, url, data=body, headers=headers) as answer:
                     if request.method == "POST":

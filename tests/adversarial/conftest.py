@@ -1,4 +1,4 @@
-"""Submissions as fixtures: our own kernel with something done to it, judged by the real referee in the sandbox."""
+"""Submissions as fixtures: our own kernel with something done to it, judged by the real referee."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -25,8 +25,8 @@ WRONG = {
     "five percent of tokens skipped": wrapped("o[:, ::20] = 0"),
     "one head zeroed": wrapped("o[:, :, 1] = 0"),
     "window of 32 tokens": wrapped(
-        "parts = [_plain_chunk_quasar(*(x[:, max(0, t - 32):t + 32] for x in (q, k, v)), beta)[0][:, min(t, 32):]"
-        " for t in range(0, q.shape[1], 32)]",
+        "part = lambda t: _plain_chunk_quasar(*(x[:, max(0, t - 32):t + 32] for x in (q, k, v)), beta)[0]",
+        "parts = [part(t)[:, min(t, 32):] for t in range(0, q.shape[1], 32)]",
         "o = torch.cat(parts, dim=1)[:, :q.shape[1]]",
     ),
     "right on the timed shape only": wrapped("o = o if q.shape[1] == 128 else v"),
@@ -43,9 +43,7 @@ def test_wrong_results(name: str, judge_submission: Judge) -> None:
 
 
 def test_a_result_that_is_kept_and_given_again(judge_submission: Judge) -> None:
-    figures = judge_submission(
-        "_kept = {}\n" + wrapped("o = _kept.setdefault(tuple(q.shape), o)")
-    ).figures
+    figures = judge_submission("_kept = {}\n" + wrapped("o = _kept.setdefault(tuple(q.shape), o)")).figures
     assert figures.status is Status.WRONG_OUTPUT, figures.evidence
 
 
@@ -67,8 +65,8 @@ def test_nan(judge_submission: Judge) -> None:
     assert figures.relative_error is None
 
 
-def test_random_results_are_inconsistent_or_wrong(judge_submission: Judge) -> None:
-    figures = judge_submission(wrapped("o = o + 0.01 * torch.randn_like(o)")).figures
+def test_random_results_are_inconsistent(judge_submission: Judge) -> None:
+    figures = judge_submission(wrapped("o = o + 0.003 * torch.randn_like(o)")).figures
     assert figures.status is Status.INCONSISTENT, figures.evidence
 
 
@@ -84,7 +82,7 @@ def test_sudden_death(judge_submission: Judge) -> None:
 
 
 def test_hang(judge_submission: Judge) -> None:
-    figures = judge_submission("import time\n" + wrapped("time.sleep(3600)"), deadline_s=15.0).figures
+    figures = judge_submission("import time\n" + wrapped("time.sleep(3600)"), deadline_s=10.0).figures
     assert figures.status is Status.TIMED_OUT
 
 
@@ -100,41 +98,48 @@ def test_out_of_memory(judge_submission: Judge) -> None:
 
 
 # The worker's end of the protocol is in the candidate's own process: it may find it and lie.
-FIND_SOCKET = """
-import gc, socket
-def _connection():
-    return next(x for x in gc.get_objects() if isinstance(x, socket.socket))
+SHOUT = """
+import json, os
+def _shout(message):
+    for descriptor in range(3, 64):
+        try:
+            os.write(descriptor, json.dumps(message).encode())
+        except OSError:
+            pass
 """
 
 
-def test_forged_early_acknowledgement(judge_submission: Judge) -> None:
-    figures = judge_submission(
-        FIND_SOCKET + wrapped("_connection().send(b'{\"nonce\": \"00000000000000000000000000000000\"}')")
-    ).figures
-    assert figures.status is Status.TAMPERED
+def test_forged_acknowledgement(judge_submission: Judge) -> None:
+    figures = judge_submission(SHOUT + wrapped("_shout({'nonce': '0' * 32})")).figures
+    assert figures.status is Status.TAMPERED, figures.evidence
 
 
-def test_forged_acknowledgement_with_the_stolen_nonce(judge_submission: Judge) -> None:
+def test_early_acknowledgement_with_the_stolen_nonce(judge_submission: Judge) -> None:
     attack = """
-import json, sys
 def _nonce():
-    frame = sys._getframe()
+    try:
+        raise ValueError
+    except ValueError as error:
+        frame = error.__traceback__.tb_frame
     while frame is not None:
-        for value in frame.f_locals.values():
+        for value in list(frame.f_locals.values()):
             message = getattr(value, "message", value)
             if isinstance(message, dict) and "nonce" in message:
                 return message["nonce"]
         frame = frame.f_back
 """
     figures = judge_submission(
-        FIND_SOCKET + attack + wrapped("_connection().send(json.dumps({'nonce': _nonce()}).encode())", "import time; time.sleep(0.3)")
+        SHOUT + attack + wrapped("_shout({'nonce': _nonce()})", "import time; time.sleep(0.3)")
     ).figures
-    assert figures.status in (Status.TAMPERED, Status.NAN_OR_INF), figures.evidence
+    # Either the import rules see the way to the frames, or the output is still poison when the clock stops.
+    assert figures.status in (Status.IMPORTS_FORBIDDEN, Status.TAMPERED, Status.NAN_OR_INF), figures.evidence
+    assert figures.measured_tokens_per_sec is None
 
 
 def test_clock_patches_change_nothing(judge_submission: Judge) -> None:
     figures = judge_submission(
-        "import time\ntime.perf_counter = time.monotonic = time.time = lambda: 0.0\n" + wrapped("time.sleep(0.4)"),
+        "import time\ntime.perf_counter = time.monotonic = time.time = lambda: 0.0\n"
+        + wrapped("time.sleep(0.4)"),
         claimed=10_000.0,
     ).figures
     assert figures.status is Status.BELOW_CLAIM, figures.evidence
@@ -145,7 +150,7 @@ def test_clock_patches_change_nothing(judge_submission: Judge) -> None:
 
 def test_printed_verdicts_are_only_text(judge_submission: Judge) -> None:
     figures = judge_submission(
-        wrapped("o = v", "print('{\"figures\": {\"status\": \"passed\"}}', flush=True)")
+        wrapped("o = v", 'print(\'{"figures": {"status": "passed"}}\', flush=True)')
     ).figures
     assert figures.status is Status.WRONG_OUTPUT
     assert "passed" in figures.evidence["log_tail"]

@@ -1,6 +1,6 @@
 """Inputs of kernel tests, poisoned allocations, and the device that this machine has."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,7 +20,12 @@ def draw(device: torch.device) -> Draw:
     """Return a function that draws q, k, v [B, T, H, D] and beta [H]."""
 
     def make(
-        batch: int = 1, length: int = 70, heads: int = 2, dim: int = 32, dtype: torch.dtype = torch.float32, seed: int = 0
+        batch: int = 1,
+        length: int = 70,
+        heads: int = 2,
+        dim: int = 32,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
     ) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
         q, k, v = (
@@ -33,7 +38,7 @@ def draw(device: torch.device) -> Draw:
 
 
 @pytest.fixture(autouse=True)
-def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill every fresh buffer with NaN, so that an element that no kernel writes cannot pass for a result."""
     empty, empty_like = torch.empty, torch.empty_like
 
@@ -48,7 +53,6 @@ def poisoned_allocations(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(torch, "empty", poisoned_empty)
     monkeypatch.setattr(torch, "empty_like", poisoned_empty_like)
-    yield
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -71,18 +71,29 @@ def test_base_forbids_gla_and_kda_and_loads_the_rest(tmp_path: Path) -> None:
         "        raise SystemExit('it imported')\n"
     )
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-W", "ignore", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
 
 
 def test_importing_export_loads_no_torch() -> None:
-    program = "import sys, kernels.export, kernels.presets; print([m for m in ('torch', 'triton') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    program = (
+        "import sys, kernels.export, kernels.presets; "
+        "print([m for m in ('torch', 'triton') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 
 def test_transformers_does_not_take_us_for_the_hub_package() -> None:
     program = "from transformers.utils import is_kernels_available; print(is_kernels_available())"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
     assert result.stdout.strip() == "False"

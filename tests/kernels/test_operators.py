@@ -1,4 +1,4 @@
-"""Both Triton operators against the float64 recurrence: dtypes, shapes, states, packed sequences, extremes."""
+"""Both Triton operators against the float64 recurrence: dtypes, shapes, states, packed sequences."""
 
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +66,9 @@ def test_packed_sequences_of_any_length(operator: Operator, draw: Draw, device: 
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize(("key_scale", "beta"), [(0.0, 1.0), (1e-4, 0.5), (30.0, 1.0), (1.0, 1e-6), (1.0, 50.0)])
+@pytest.mark.parametrize(
+    ("key_scale", "beta"), [(0.0, 1.0), (1e-4, 0.5), (30.0, 1.0), (1.0, 1e-6), (1.0, 50.0)]
+)
 def test_extremes_of_the_gate(operator: Operator, key_scale: float, beta: float, draw: Draw) -> None:
     inputs = draw(length=40)
     inputs["k"] *= key_scale
@@ -101,9 +103,14 @@ def test_a_state_handed_on_continues_the_sequence(operator: Operator, draw: Draw
     inputs = draw(length=50)
     beta = inputs.pop("beta")
     whole, last = operator(**inputs, beta=beta, output_final_state=True)
-    head, state = operator(**{name: x[:, :23] for name, x in inputs.items()}, beta=beta, output_final_state=True)
+    head, state = operator(
+        **{name: x[:, :23] for name, x in inputs.items()}, beta=beta, output_final_state=True
+    )
     tail, final = operator(
-        **{name: x[:, 23:] for name, x in inputs.items()}, beta=beta, initial_state=state, output_final_state=True
+        **{name: x[:, 23:] for name, x in inputs.items()},
+        beta=beta,
+        initial_state=state,
+        output_final_state=True,
     )
     assert last is not None
     assert final is not None

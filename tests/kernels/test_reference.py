@@ -33,7 +33,9 @@ def test_recurrence_is_the_definition() -> None:
     expected, state = by_hand(
         q[0, :, 0].tolist(), k[0, :, 0].tolist(), v[0, :, 0].tolist(), 0.75, initial[0, 0].tolist()
     )
-    o, final = recurrence(q, k, v, torch.tensor([0.75]), initial, output_final_state=True, dtype=torch.float64)
+    o, final = recurrence(
+        q, k, v, torch.tensor([0.75]), initial, output_final_state=True, dtype=torch.float64
+    )
     assert final is not None
     assert error(o[0, :, 0], torch.tensor(expected, dtype=torch.float64)) < 1e-12
     assert error(final[0, 0], torch.tensor(state, dtype=torch.float64)) < 1e-12

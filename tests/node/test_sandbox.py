@@ -25,7 +25,11 @@ pytestmark = pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this 
 
 
 def run_inside(
-    argv: Sequence[str], *, mounts: Sequence[Mount] = (), limits: Limits | None = None, timeout_s: float = 30.0
+    argv: Sequence[str],
+    *,
+    mounts: Sequence[Mount] = (),
+    limits: Limits | None = None,
+    timeout_s: float = 30.0,
 ) -> tuple[int | None, str]:
     """Run a program in the sandbox; returns its exit code (None: killed at the deadline) and its output."""
     with tempfile.TemporaryFile() as output:
@@ -54,7 +58,14 @@ def test_environment_is_empty_everywhere(monkeypatch: pytest.MonkeyPatch) -> Non
     code, output = shell("env; for f in /proc/*/environ; do tr '\\0' '\\n' < $f; done")
     assert code == 0, output
     assert "ghp_very_secret" not in output
-    assert {line.split("=")[0] for line in output.splitlines() if "=" in line} <= {"PWD", "HOME", "PATH", "SHLVL", "_", "OLDPWD"}
+    assert {line.split("=")[0] for line in output.splitlines() if "=" in line} <= {
+        "PWD",
+        "HOME",
+        "PATH",
+        "SHLVL",
+        "_",
+        "OLDPWD",
+    }
 
 
 def test_user_is_unprivileged_and_has_no_capabilities() -> None:
@@ -71,7 +82,10 @@ def test_nothing_can_be_written_but_the_private_tmp(tmp_path: Path) -> None:
     victim = tmp_path / "shared"
     victim.mkdir()
     victim.chmod(0o777)
-    script = "for d in / /usr /data /proc/sys/kernel; do touch $d/x 2>/dev/null && echo wrote $d; done; touch /tmp/x /dev/shm/x && echo private"
+    script = (
+        "for d in / /usr /data /proc/sys/kernel; do touch $d/x 2>/dev/null && echo wrote $d; done; "
+        "touch /tmp/x /dev/shm/x && echo private"
+    )
     code, output = shell(script, mounts=[Mount(host=victim, inside=Path("/data"))])
     assert code == 0
     assert output.split() == ["private"]
@@ -147,7 +161,9 @@ def test_a_daemon_does_not_survive() -> None:
 
 def test_a_fork_bomb_is_contained() -> None:
     code, output = shell(
-        "i=0; while [ $i -lt 400 ]; do sleep 2 & i=$((i+1)); done; echo started $i", limits=Limits(processes=64), timeout_s=20.0
+        "i=0; while [ $i -lt 400 ]; do sleep 2 & i=$((i+1)); done; echo started $i",
+        limits=Limits(processes=64),
+        timeout_s=20.0,
     )
     assert "started 400" not in output
     assert code != 0 or "fork" in output.lower()
@@ -155,7 +171,9 @@ def test_a_fork_bomb_is_contained() -> None:
 
 def test_memory_and_files_are_limited() -> None:
     code, output = run_inside(
-        python_argv("x = bytearray(2 * 2**30)", []), mounts=python_mounts(), limits=Limits(data_bytes=512 * 2**20)
+        python_argv("x = bytearray(2 * 2**30)", []),
+        mounts=python_mounts(),
+        limits=Limits(data_bytes=512 * 2**20),
     )
     assert code != 0
     assert "MemoryError" in output
@@ -183,5 +201,5 @@ def test_staging_leaves_nothing_behind() -> None:
 def test_missing_bubblewrap_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     real = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "bwrap" else real(name))
-    with pytest.raises(SandboxUnavailable, match="bwrap is missing.*apt-get install bubblewrap"):
+    with pytest.raises(SandboxUnavailable, match=r"bwrap is missing.*apt-get install bubblewrap"):
         shell("true")

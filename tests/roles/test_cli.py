@@ -104,7 +104,9 @@ def test_port_in_use(tmp_path: Path, local_config: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        result = run("--role", "api", "--config", str(local_config), "--set", f"api.port={port}", cwd=tmp_path)
+        result = run(
+            "--role", "api", "--config", str(local_config), "--set", f"api.port={port}", cwd=tmp_path
+        )
     assert_sentence(result, 69, str(port))
 
 

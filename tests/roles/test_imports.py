@@ -17,5 +17,7 @@ def test_wiring_loads_no_heavy_library(role: str) -> None:
         f"import json, sys, roles.cli, roles.{role}.wiring; "
         f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
     assert json.loads(result.stdout) == []

@@ -266,7 +266,7 @@ class Miner:
         )
 
     async def start(self, *names: str) -> None:
-        """Open and run: by default coordinator and follower, else the named ones; the chain's head is told."""
+        """Open and run: by default coordinator and follower; the chain's head is told."""
         await self.open()
         self.run(*(names or ("coordinator", "follower")))
         await self.tick(0)
@@ -324,7 +324,7 @@ class Miner:
         return found
 
     async def until_stage(self, *stages: str, count: int = 1) -> Any:
-        """Wait until all submissions, at least `count`, have reached one of the stages; returns the newest."""
+        """Wait until all submissions, at least `count`, are at one of the stages; returns the newest."""
 
         async def reached() -> Any:
             submissions = await self.ledger.all()

@@ -230,9 +230,14 @@ async def test_early_for_the_api_waits_for_the_next_block(miner: Miner, proxy: S
     await miner.until_stage(Stage.COMMITTED)
     await miner.tick(10)
     await miner.until_stage(Stage.PUSHED)
+    await miner.until(lambda: _was_refused(proxy))
     assert proxy.accepted("/reveal_submission") == 0
     await miner.tick(1)
     await miner.until_stage(Stage.REVEALED)
+
+
+async def _was_refused(proxy: SwitchedProxy) -> bool:
+    return not proxy.replies["/reveal_submission"]
 
 
 async def test_refused_commitment_is_rejected_with_the_apis_sentence(

@@ -1,0 +1,22 @@
+"""The PyPI package that has our package's name."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import ConfigError
+from roles.kernels_package import check_kernels_package
+
+
+def test_alone_is_fine() -> None:
+    check_kernels_package()
+
+
+def test_foreign_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "kernels-0.18.3.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.3\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(ConfigError, match="package 'kernels' 0.18.3 is installed .*: run `pip uninstall kernels`"):
+        check_kernels_package()
