@@ -1,17 +1,18 @@
 """QuasarAttention forward, a chunk of tokens at a time."""
 
-from itertools import pairwise
-
 import torch
 
-from kernels.backend import tl, triton
+from kernels.backend import input_guard, tl, triton
+from kernels.chunk_indices import prepare_chunk_indices
 from kernels.chunk_intra_token_parallel import chunk_intra_token_parallel
 from kernels.gate import quasar_gate
+from kernels.gradients import forward_only
 from kernels.shapes import check_arguments
 
 CHUNK_SIZE = 64
 NUM_WARPS = 4
 NUM_STAGES = 1
+BLOCK_V = 64
 
 
 @triton.jit
@@ -52,6 +53,7 @@ def _state_kernel(
         tl.store(final + state_offset, state, mask=state_mask)
 
 
+@input_guard
 def chunk_quasar(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -65,47 +67,36 @@ def chunk_quasar(
     """Return o [B, T, H, D] in q's dtype and, when asked, the final state [N, H, D, D] in float32.
 
     q, k, v [B, T, H, D] (bfloat16, float16 or float32), beta [H], initial_state float32 [N, H, D, D],
-    cu_seqlens [N + 1] for sequences packed into a batch of 1. Further keyword arguments are ignored.
+    cu_seqlens [N + 1] for sequences packed into a batch of 1. Further keyword arguments are accepted and
+    ignored. Values only: differentiating them raises.
 
     Raises:
         ValueError: a shape, dtype or device is wrong.
     """
-    boundaries = check_arguments(q, k, v, beta, initial_state, cu_seqlens)
+    limits = check_arguments(q, k, v, beta, initial_state, cu_seqlens)
     _, _, heads, dim = q.shape
+    count = len(limits) - 1
     # float32 inputs keep float32 products; tf32 is finer than the 16-bit inputs.
     precision = "ieee" if q.dtype == torch.float32 else "tf32"
     chunk_size = CHUNK_SIZE if dim <= 128 else min(CHUNK_SIZE, 32)
-    flat_q, flat_k, flat_v = (x.contiguous().view(-1, heads, dim) for x in (q, k, v))
-    o = torch.empty_like(flat_q)
-    count = len(boundaries) - 1
-    final = (
-        torch.empty(count, heads, dim, dim, dtype=torch.float32, device=q.device)
-        if output_final_state
-        else None
-    )
-    alpha = quasar_gate(flat_k, beta)
-    launch = {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES}
+    flat_q, flat_k, flat_v = (x.view(-1, heads, dim) for x in (q, k, v))
+    boundaries = torch.tensor(limits, dtype=torch.int64)
+    chunks = prepare_chunk_indices(boundaries, chunk_size).to(q.device)
+    boundaries = boundaries.to(q.device)
     w, u = chunk_intra_token_parallel(
-        flat_k, flat_v, alpha, _chunks(boundaries, chunk_size, q.device),
-        chunk_size=chunk_size, precision=precision, **launch,
+        flat_k, flat_v, quasar_gate(flat_k, beta), boundaries, chunks,
+        chunk_size=chunk_size, precision=precision, num_warps=NUM_WARPS,
     )  # fmt: skip
+    o = torch.empty_like(flat_q)
+    state_shape = (count if output_final_state else 0, heads, dim, dim)
+    final = torch.empty(state_shape, dtype=torch.float32, device=q.device)
     block_d = max(16, triton.next_power_of_2(dim))
-    block_v = min(block_d, 64)
+    block_v = min(block_d, BLOCK_V)
     _state_kernel[(count, heads, triton.cdiv(dim, block_v))](
-        flat_q, flat_k, w, u, o,
-        initial_state.contiguous() if initial_state is not None else w, final if final is not None else w,
-        torch.tensor(boundaries, dtype=torch.int64, device=q.device),
+        flat_q, flat_k, w, u, o, final if initial_state is None else initial_state, final, boundaries,
         heads, dim, block_d, block_v, chunk_size, initial_state is not None, output_final_state, precision,
-        **launch,
+        num_warps=NUM_WARPS, num_stages=NUM_STAGES,
     )  # fmt: skip
-    return o.view(q.shape), final
-
-
-def _chunks(boundaries: list[int], chunk_size: int, device: torch.device) -> torch.Tensor:
-    """Return the chunks [N, 2] (first token, one past the last) of all sequences."""
-    rows = [
-        (first, min(first + chunk_size, end))
-        for start, end in pairwise(boundaries)
-        for first in range(start, end, chunk_size)
-    ]
-    return torch.tensor(rows, dtype=torch.int64, device=device).view(-1, 2)
+    inputs = (q, k, v, beta, initial_state)
+    o = forward_only("chunk_quasar", o.view(q.shape), *inputs)
+    return o, forward_only("chunk_quasar", final, *inputs) if output_final_state else None

@@ -8,16 +8,16 @@ from kernels.forward_substitution import BLOCK, forward_substitution_kernel
 
 @triton.jit
 def _intra_kernel(
-    k, v, alpha, w, u, chunks,
+    k, v, alpha, w, u, boundaries, chunks,
     H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    chunk, head = tl.program_id(0), tl.program_id(1)
-    start = tl.load(chunks + 2 * chunk)
-    end = tl.load(chunks + 2 * chunk + 1)
+    head = tl.program_id(1)
+    sequence = tl.load(chunks + 2 * tl.program_id(0))
+    start = tl.load(boundaries + sequence) + tl.load(chunks + 2 * tl.program_id(0) + 1) * C
     token = start + tl.arange(0, C)
     column = tl.arange(0, BD)
-    inside = token < end
+    inside = token < tl.load(boundaries + sequence + 1)
     mask = inside[:, None] & (column < D)[None, :]
     offset = (token[:, None] * H + head) * D + column[None, :]
     keys = tl.load(k + offset, mask=mask, other=0.0).to(tl.float32)
@@ -33,19 +33,27 @@ def _intra_kernel(
 
 
 def chunk_intra_token_parallel(
-    k: torch.Tensor, v: torch.Tensor, alpha: torch.Tensor, chunks: torch.Tensor, *,
-    chunk_size: int, precision: str, num_warps: int, num_stages: int,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    k: torch.Tensor,
+    v: torch.Tensor,
+    alpha: torch.Tensor,
+    boundaries: torch.Tensor,
+    chunks: torch.Tensor,
+    *,
+    chunk_size: int,
+    precision: str,
+    num_warps: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return W = A diag(alpha) K and U = A diag(alpha) V with A = (I + strict_lower(diag(alpha) K K^T))^-1.
 
-    k, v [T, H, D] contiguous, alpha [T, H] float32, chunks [N, 2] int64 (first token, one past the last); W
-    and U are float32 [T, H, D].
+    k, v [T, H, D] contiguous, alpha [T, H] float32, boundaries [N + 1] of the sequences and chunks [M, 2]
+    (sequence, chunk within it) int64; W and U are float32 [T, H, D].
     """
     _, heads, dim = k.shape
     w, u = (torch.empty(k.shape, dtype=torch.float32, device=k.device) for _ in range(2))
-    _intra_kernel[(chunks.shape[0], heads)](
-        k, v, alpha, w, u, chunks,
-        heads, dim, max(16, triton.next_power_of_2(dim)), chunk_size, BLOCK, precision,
-        num_warps=num_warps, num_stages=num_stages,
-    )  # fmt: skip
+    if len(chunks):
+        block_d = max(16, triton.next_power_of_2(dim))
+        _intra_kernel[(len(chunks), heads)](
+            k, v, alpha, w, u, boundaries, chunks, heads, dim, block_d, chunk_size, BLOCK, precision,
+            num_warps=num_warps, num_stages=1,
+        )  # fmt: skip
     return w, u

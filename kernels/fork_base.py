@@ -6,12 +6,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
+from protocol.errors import ConfigError
+
 _COPIED: Final = ("backends.py", "utils", "ops/utils")
 _FORBIDDEN: Final = ("gla", "kda")
 
 _STUB = '''"""Stands where fla.ops.{name} was: submissions may not use it."""
 
-raise ImportError("fla.ops.{name} is forbidden: a submission must bring its own kernels")
+
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+
+    def forbidden(*args, **kwargs):
+        raise ImportError(f"fla.ops.{name}.{{name}} is forbidden: a submission must bring its own kernels")
+
+    return forbidden
 '''
 
 
@@ -19,10 +29,10 @@ def write_fla_base(dest: Path) -> None:
     """Lay out `fla/` of the installed fla-core under `dest`, cut to utilities, without importing it.
 
     `fla/__init__.py` holds the version alone and `fla/ops/__init__.py` is empty: the originals import every
-    operator. `fla.ops.gla` and `fla.ops.kda` raise when imported.
+    operator. Whatever is imported from `fla.ops.gla` and `fla.ops.kda` raises ImportError when called.
 
     Raises:
-        FileNotFoundError: fla-core is not installed.
+        ConfigError: fla-core is not installed.
     """
     source = _installed_fla()
     package = dest / "fla"
@@ -41,7 +51,7 @@ def write_fla_base(dest: Path) -> None:
 def _installed_fla() -> Path:
     spec = find_spec("fla")
     if spec is None or spec.origin is None:
-        raise FileNotFoundError("fla-core is not installed: run `make install`")
+        raise ConfigError("fla-core is not installed: run `make install`")
     return Path(spec.origin).parent
 
 

@@ -1,4 +1,4 @@
-"""Inverse of a unit lower triangular matrix on chip, stable and made of products."""
+"""Inverse of a unit lower triangular matrix on chip: stable as forward substitution, made of products."""
 
 import torch
 

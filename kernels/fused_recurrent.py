@@ -2,11 +2,13 @@
 
 import torch
 
-from kernels.backend import tl, triton
+from kernels.backend import input_guard, tl, triton
 from kernels.gate import gate_of
+from kernels.gradients import forward_only
 from kernels.shapes import check_arguments
 
 NUM_WARPS = 4
+BLOCK_V = 32
 
 
 @triton.jit
@@ -40,6 +42,7 @@ def _recurrent_kernel(
         tl.store(final + state_offset, state, mask=state_mask)
 
 
+@input_guard
 def fused_recurrent_quasar(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -57,24 +60,20 @@ def fused_recurrent_quasar(
     Raises:
         ValueError: a shape, dtype or device is wrong.
     """
-    boundaries = check_arguments(q, k, v, beta, initial_state, cu_seqlens)
+    limits = check_arguments(q, k, v, beta, initial_state, cu_seqlens)
     _, _, heads, dim = q.shape
-    flat_q, flat_k, flat_v = (x.contiguous().view(-1, heads, dim) for x in (q, k, v))
-    o = torch.empty_like(flat_q)
-    count = len(boundaries) - 1
-    final = (
-        torch.empty(count, heads, dim, dim, dtype=torch.float32, device=q.device)
-        if output_final_state
-        else None
-    )
+    count = len(limits) - 1
+    o = torch.empty_like(q)
+    state_shape = (count if output_final_state else 0, heads, dim, dim)
+    final = torch.empty(state_shape, dtype=torch.float32, device=q.device)
     block_d = triton.next_power_of_2(dim)
-    block_v = min(block_d, 32)
+    block_v = min(block_d, BLOCK_V)
     _recurrent_kernel[(count, heads, triton.cdiv(dim, block_v))](
-        flat_q, flat_k, flat_v, beta, o,
-        initial_state.contiguous() if initial_state is not None else beta,
-        final if final is not None else beta,
-        torch.tensor(boundaries, dtype=torch.int64, device=q.device),
+        q, k, v, beta, o, final if initial_state is None else initial_state, final,
+        torch.tensor(limits, dtype=torch.int64, device=q.device),
         heads, dim, block_d, block_v, initial_state is not None, output_final_state,
         num_warps=NUM_WARPS,
     )  # fmt: skip
-    return o.view(q.shape), final
+    inputs = (q, k, v, beta, initial_state)
+    o = forward_only("fused_recurrent_quasar", o, *inputs)
+    return o, forward_only("fused_recurrent_quasar", final, *inputs) if output_final_state else None

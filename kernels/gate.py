@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.backend import tl, triton
+from kernels.backend import input_guard, tl, triton
 
 BLOCK_ROWS = 64
 
@@ -26,12 +26,19 @@ def _gate_kernel(
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, BD)
     inside = row < rows
-    keys = tl.load(
-        k + row[:, None] * D + column[None, :], mask=inside[:, None] & (column < D)[None, :], other=0.0
-    )
-    keys = keys.to(tl.float32)
+    mask = inside[:, None] & (column < D)[None, :]
+    keys = tl.load(k + row[:, None] * D + column[None, :], mask=mask, other=0.0).to(tl.float32)
     rate = tl.load(beta + row % H, mask=inside, other=1.0).to(tl.float32)
     tl.store(alpha + row, gate_of(tl.sum(keys * keys, axis=1), rate), mask=inside)
+
+
+@triton.jit
+def _gate_of_norm_kernel(squared_norms, beta, alpha, rows, H: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < rows
+    squared_norm = tl.load(squared_norms + row, mask=inside, other=0.0).to(tl.float32)
+    rate = tl.load(beta + row % H, mask=inside, other=1.0).to(tl.float32)
+    tl.store(alpha + row, gate_of(squared_norm, rate).to(alpha.dtype.element_ty), mask=inside)
 
 
 def quasar_gate(k: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
@@ -42,4 +49,26 @@ def quasar_gate(k: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
     if rows:
         grid = (triton.cdiv(rows, BLOCK_ROWS),)
         _gate_kernel[grid](k, beta, alpha, rows, heads, dim, triton.next_power_of_2(dim), BLOCK_ROWS)
+    return alpha
+
+
+@input_guard
+def fused_quasar_gate(
+    lambda_t: torch.Tensor, beta: torch.Tensor, output_dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """Return alpha [..., H, 1] for squared key norms lambda_t [..., H, 1] and beta [H].
+
+    The name under which the layer in a fork imports the gate.
+
+    Raises:
+        ValueError: lambda_t does not end in [H, 1].
+    """
+    heads = beta.numel()
+    if lambda_t.dim() < 2 or tuple(lambda_t.shape[-2:]) != (heads, 1):
+        raise ValueError(f"lambda_t must be [..., {heads}, 1], not {list(lambda_t.shape)}")
+    alpha = torch.empty(lambda_t.shape, dtype=output_dtype, device=lambda_t.device)
+    rows = lambda_t.numel()
+    if rows:
+        grid = (triton.cdiv(rows, BLOCK_ROWS),)
+        _gate_of_norm_kernel[grid](lambda_t, beta, alpha, rows, heads, BLOCK_ROWS)
     return alpha

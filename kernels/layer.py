@@ -21,10 +21,19 @@ class ShortConvolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, 1, CONV_WIDTH))
         nn.init.uniform_(self.weight, -(CONV_WIDTH**-0.5), CONV_WIDTH**-0.5)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve along T, seeing the present and the three tokens before it."""
-        padded = F.pad(x.transpose(1, 2), (CONV_WIDTH - 1, 0))
-        return F.silu(F.conv1d(padded, self.weight, groups=self.weight.shape[0])).transpose(1, 2)
+    def forward(self, x: torch.Tensor, position: torch.Tensor | None = None) -> torch.Tensor:
+        """Convolve along T, seeing the present and the three tokens before it.
+
+        position [T] counts the tokens of each packed sequence from 0: nothing is seen across a border.
+        """
+        if position is None:
+            padded = F.pad(x.transpose(1, 2), (CONV_WIDTH - 1, 0))
+            return F.silu(F.conv1d(padded, self.weight, groups=self.weight.shape[0])).transpose(1, 2)
+        total = x * self.weight[:, 0, CONV_WIDTH - 1]
+        for distance in range(1, CONV_WIDTH):
+            earlier = F.pad(x, (0, 0, distance, 0))[:, : x.shape[1]] * (position >= distance)[:, None]
+            total = total + earlier * self.weight[:, 0, CONV_WIDTH - 1 - distance]
+        return F.silu(total)
 
 
 class GatedRMSNorm(nn.Module):
@@ -66,15 +75,21 @@ class QuasarAttention(nn.Module):
         self.o_proj = nn.Linear(width, hidden_size, bias=False)
 
     def forward(self, x: torch.Tensor, cu_seqlens: torch.Tensor | None = None) -> torch.Tensor:
-        """Apply the layer."""
-        q, k, v = (
-            conv(projection(x)).unflatten(-1, (self.num_heads, self.head_dim))
-            for projection, conv in (
-                (self.q_proj, self.q_conv),
-                (self.k_proj, self.k_conv),
-                (self.v_proj, self.v_conv),
-            )
-        )
+        """Apply the layer; cu_seqlens [N + 1] are the borders of sequences packed into a batch of 1."""
+        position = _positions(cu_seqlens, x) if cu_seqlens is not None else None
+        q = self._heads(self.q_conv(self.q_proj(x), position))
+        k = self._heads(self.k_conv(self.k_proj(x), position))
+        v = self._heads(self.v_conv(self.v_proj(x), position))
         o, _ = self.operator(q, k, v, F.softplus(self.beta_log.float()), cu_seqlens=cu_seqlens)
-        gate = self.gate_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
-        return self.o_proj(self.norm(o, gate).flatten(-2))
+        output: torch.Tensor = self.o_proj(self.norm(o, self._heads(self.gate_proj(x))).flatten(-2))
+        return output
+
+    def _heads(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim))
+
+
+def _positions(cu_seqlens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return the position [T] of every token in its own sequence."""
+    borders = cu_seqlens.to(x.device, torch.int64)
+    starts = torch.repeat_interleave(borders[:-1], borders.diff())
+    return torch.arange(x.shape[1], device=x.device) - starts

@@ -9,16 +9,20 @@ import torch
 
 from kernels.shapes import check_arguments
 
+SEGMENT_CHUNKS = 1024
+"""Chunks whose matrices are in memory at once: 0.3 GB per head and a dimension of 64 in float32."""
+
 Result = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def alpha(k: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
     """Return (1 - exp(-beta * |k|^2)) / |k|^2 [..., H] for k [..., H, D] and beta [H]; beta where k is 0."""
     squared_norm = k.square().sum(-1)
-    safe = torch.where(squared_norm > 0, squared_norm, torch.ones_like(squared_norm))
-    return torch.where(
-        squared_norm > 0, -torch.expm1(-beta * squared_norm) / safe, beta.expand_as(squared_norm)
-    )
+    exponent = beta * squared_norm
+    # Below the smallest normal number the quotient has no digits left, and the limit is exact.
+    is_limit = torch.minimum(exponent, squared_norm) < torch.finfo(k.dtype).tiny
+    safe = torch.where(is_limit, torch.ones_like(squared_norm), squared_norm)
+    return torch.where(is_limit, beta.expand_as(safe), -torch.expm1(-exponent) / safe)
 
 
 def recurrence(
@@ -35,22 +39,21 @@ def recurrence(
     """Run the recurrence token by token in `dtype`; slow, and the definition itself.
 
     q, k, v [B, T, H, D], beta [H], initial_state [N, H, D, D]; returns o [B, T, H, D] and final_state
-    [N, H, D, D], both in `dtype`.
+    [N, H, D, D], both in `dtype`. Differentiable.
     """
     boundaries = check_arguments(q, k, v, beta, initial_state, cu_seqlens)
     shape = q.shape
     q, k, v = (tensor.to(dtype).reshape(-1, *shape[2:]) for tensor in (q, k, v))
     gate = alpha(k, beta.to(dtype))
-    state = _initial_states(q, len(boundaries) - 1, initial_state)
-    o = torch.empty_like(q)
+    outputs, states = [q[:0]], []
     for index, (start, end) in enumerate(pairwise(boundaries)):
-        current = state[index]
+        state = _initial_state(q, initial_state, index)
         for t in range(start, end):
-            read = torch.einsum("hkv,hk->hv", current, k[t])
-            current = current + torch.einsum("h,hk,hv->hkv", gate[t], k[t], v[t] - read)
-            o[t] = torch.einsum("hkv,hk->hv", current, q[t])
-        state[index] = current
-    return o.reshape(shape), state if output_final_state else None
+            read = torch.einsum("hkv,hk->hv", state, k[t])
+            state = state + torch.einsum("h,hk,hv->hkv", gate[t], k[t], v[t] - read)
+            outputs.append(torch.einsum("hkv,hk->hv", state, q[t])[None])
+        states.append(state)
+    return torch.cat(outputs).reshape(shape), torch.stack(states) if output_final_state else None
 
 
 def chunked(
@@ -74,25 +77,27 @@ def chunked(
     shape = q.shape
     q, k, v = (tensor.to(dtype).reshape(-1, *shape[2:]) for tensor in (q, k, v))
     gate = alpha(k, beta.to(dtype))
-    state = _initial_states(q, len(boundaries) - 1, initial_state)
-    o = torch.empty_like(q)
+    outputs, states = [q[:0]], []
     for index, (start, end) in enumerate(pairwise(boundaries)):
-        if end > start:
-            parts = (q[start:end], k[start:end], v[start:end], gate[start:end])
-            o[start:end], state[index] = _chunked_sequence(*parts, state[index], chunk_size)
-    return o.reshape(shape), state if output_final_state else None
+        state = _initial_state(q, initial_state, index)
+        for first in range(start, end, SEGMENT_CHUNKS * chunk_size):
+            part = slice(first, min(first + SEGMENT_CHUNKS * chunk_size, end))
+            o, state = _chunked_segment(q[part], k[part], v[part], gate[part], state, chunk_size)
+            outputs.append(o)
+        states.append(state)
+    return torch.cat(outputs).reshape(shape), torch.stack(states) if output_final_state else None
 
 
-def _initial_states(q: torch.Tensor, count: int, initial_state: torch.Tensor | None) -> torch.Tensor:
+def _initial_state(q: torch.Tensor, initial_state: torch.Tensor | None, index: int) -> torch.Tensor:
     if initial_state is not None:
-        return initial_state.to(q.dtype, copy=True)
-    return q.new_zeros(count, q.shape[1], q.shape[2], q.shape[2])
+        return initial_state[index].to(q.dtype)
+    return q.new_zeros(q.shape[1], q.shape[2], q.shape[2])
 
 
-def _chunked_sequence(
+def _chunked_segment(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gate: torch.Tensor, state: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One sequence: q, k, v [T, H, D], gate [T, H], state [H, D, D]."""
+    """Part of one sequence: q, k, v [T, H, D], gate [T, H], state [H, D, D]."""
     length = q.shape[0]
     padding = -length % size
     # Padded keys are zero: they neither read nor write the state.
@@ -106,11 +111,13 @@ def _chunked_sequence(
     )
     w, u = solved.chunk(2, dim=-1)
     attention = torch.tril(qc @ kc.transpose(-1, -2))
-    o = torch.empty_like(vc)
-    for index in range(qc.shape[0]):
-        written = u[index] - w[index] @ state
-        o[index] = qc[index] @ state + attention[index] @ written
-        state = state + kc[index].transpose(-1, -2) @ written
+    # The chain of states is all that is sequential.
+    from_state, written = [], []
+    for q_i, k_i, w_i, u_i in zip(qc, kc.transpose(-1, -2), w, u, strict=True):
+        written.append(u_i - w_i @ state)
+        from_state.append(q_i @ state)
+        state = state + k_i @ written[-1]
+    o = torch.stack(from_state) + attention @ torch.stack(written)
     return o.transpose(1, 2).reshape(-1, *q.shape[1:])[:length], state
 
 

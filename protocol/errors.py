@@ -110,6 +110,10 @@ class SourceRejected(QuasarError):
     """A repository that could not be fetched, or does not hold a submission."""
 
 
+class ExportFailed(QuasarError):
+    """Exported kernel files do not run, or do not agree with the reference."""
+
+
 class SandboxUnavailable(QuasarError):
     """This host offers no isolation good enough to run a submission."""
 

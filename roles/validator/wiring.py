@@ -1,5 +1,6 @@
 """The whole validator role on one screen."""
 
+import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -38,7 +39,7 @@ async def build(settings: Settings) -> Graph:
         clock, bus, api, chain = base.clock, base.bus, base.api, base.chain
         min_stake_tao = settings.api.min_validator_stake_tao
         await require_validator(chain, base.hotkey, netuid=settings.chain.netuid, min_stake_tao=min_stake_tao)
-        require_sandbox(settings)
+        await require_sandbox(settings)
         store = VerdictStore(base.journal)
         await store.load()
         verifier = LogitVerifier(settings, base.signer, clock=clock)
@@ -89,10 +90,10 @@ async def build(settings: Settings) -> Graph:
         return Graph(components=parts, closers=[opened.pop_all().aclose])
 
 
-def require_sandbox(settings: Settings) -> None:
+async def require_sandbox(settings: Settings) -> None:
     """Raise SandboxUnavailable when this host would run hostile code beside a wallet."""
     may_go_without = settings.validator.unsafe_no_sandbox and settings.is_local_chain
-    if detect_tier() is SandboxTier.NONE and not may_go_without:
+    if not may_go_without and await asyncio.to_thread(detect_tier) is SandboxTier.NONE:
         raise SandboxUnavailable(
             "this host cannot isolate submissions, which are hostile code: install bubblewrap "
             "(Debian: apt-get install bubblewrap); `quasar-node doctor` says what is missing"

@@ -1,14 +1,16 @@
 """The exported files: rules kept, results right on the pinned base, parameters set."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from kernels.export import VARIANTS, ExportFailed, check_exported, export_files
+from kernels.export import VARIANTS, check_exported, export_files
 from kernels.fork_base import write_fla_base
 from kernels.presets import PRESETS, preset_for
+from protocol.errors import ExportFailed, UsageError
 from protocol.forks import TARGET_DIR, TARGET_FILES
 from protocol.import_rules import check_imports
 
@@ -30,9 +32,35 @@ def test_export_keeps_the_rules_and_mentions_nothing_of_ours(variant: str) -> No
 
 
 @pytest.mark.parametrize("variant", ["chunk", "recurrent"])
-def test_exported_operators_agree_with_the_reference(variant: str, tmp_path: Path) -> None:
-    write(tmp_path, export_files(variant))
-    assert check_exported(tmp_path) < 1e-5
+def test_exported_operators_agree_with_the_reference(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "not for the proof")
+    files = export_files(variant)
+    files["chunk.py"] += '\nimport os\n\nassert "GITHUB_TOKEN" not in os.environ\n'
+    write(tmp_path, files)
+    assert 0.0 < check_exported(tmp_path) < 2e-6
+
+
+def test_the_files_live_on_the_utilities_of_a_fork() -> None:
+    files = export_files("chunk")
+    assert "from fla.utils import input_guard\n" in files["fused_recurrent.py"]
+    assert "from fla.ops.utils.index import prepare_chunk_indices\n" in files["chunk.py"]
+    assert "def forward_substitution_kernel(" in files["forward_substitution.py"]
+    assert "def fused_quasar_gate(" in files["gate.py"]
+    for text in files.values():
+        for package in re.findall(r"^(?:from|import) (\w+)", text, flags=re.MULTILINE):
+            assert package in {"fla", "torch", "triton", "itertools"}
+
+
+def test_an_unknown_variant_is_named() -> None:
+    with pytest.raises(UsageError, match="'fastest' is not shipped: use one of chunk, "):
+        export_files("fastest")
+
+
+def test_a_fork_without_kernels_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExportFailed, match="holds no fla/ops/quasar"):
+        check_exported(tmp_path)
 
 
 def test_a_broken_export_is_noticed(tmp_path: Path) -> None:
@@ -62,13 +90,15 @@ def test_base_forbids_gla_and_kda_and_loads_the_rest(tmp_path: Path) -> None:
         "import fla.utils\n"
         "from fla.ops.utils.index import prepare_chunk_indices\n"
         "assert fla.utils.__file__.startswith(sys.path[0]), fla.utils.__file__\n"
-        "for name in ('gla', 'kda'):\n"
+        "from fla.ops.gla import chunk_gla\n"
+        "from fla.ops.kda import chunk_kda\n"
+        "for name, forbidden in (('gla.chunk_gla', chunk_gla), ('kda.chunk_kda', chunk_kda)):\n"
         "    try:\n"
-        "        __import__(f'fla.ops.{name}')\n"
+        "        forbidden(1, option=2)\n"
         "    except ImportError as error:\n"
-        "        assert 'forbidden' in str(error)\n"
+        "        assert f'fla.ops.{name} is forbidden' in str(error), error\n"
         "    else:\n"
-        "        raise SystemExit('it imported')\n"
+        "        raise SystemExit('it ran')\n"
     )
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program],

@@ -99,6 +99,62 @@ def test_strided_inputs(operator: Operator, draw: Draw) -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
+def test_one_beta_spread_over_the_heads(operator: Operator, draw: Draw, device: torch.device) -> None:
+    inputs = draw(length=20)
+    check(operator, {**inputs, "beta": torch.tensor(0.7, device=device).expand(2)})
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_no_tokens(operator: Operator, draw: Draw, device: torch.device) -> None:
+    initial = torch.randn(2, 2, 32, 32, generator=torch.Generator().manual_seed(5)).to(device)
+    o, final = operator(**draw(batch=2, length=0), initial_state=initial, output_final_state=True)
+    assert o.shape == (2, 0, 2, 32)
+    assert final is not None
+    assert torch.equal(final, initial)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_of_very_different_length(operator: Operator, dtype: torch.dtype, draw: Draw) -> None:
+    inputs = draw(length=66, dtype=dtype)
+    exponent = torch.randint(-8, 6, (66, 1, 1), generator=torch.Generator().manual_seed(3))
+    inputs["k"] = inputs["k"] * (2.0**exponent).to(inputs["k"])
+    check(operator, inputs)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_nothing_from_the_future(operator: Operator, draw: Draw) -> None:
+    inputs = draw(length=70)
+    before, _ = operator(**inputs)
+    for name in ("q", "k", "v"):
+        inputs[name] = inputs[name].clone()
+        inputs[name][:, 50:] = 1e3
+    after, _ = operator(**inputs)
+    assert torch.equal(before[:, :50], after[:, :50])
+    assert not torch.equal(before[:, 50:], after[:, 50:])
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_other_options_are_accepted(operator: Operator, draw: Draw) -> None:
+    inputs = draw(length=5)
+    assert torch.equal(operator(**inputs, use_cache=True, layer_idx=3)[0], operator(**inputs)[0])
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", ["q", "beta"])
+def test_a_derivative_is_refused(operator: Operator, name: str, draw: Draw) -> None:
+    inputs = draw(length=5)
+    inputs[name].requires_grad_()
+    o, state = operator(**inputs, output_final_state=True)
+    assert state is not None
+    for value in (o, state):
+        with pytest.raises(RuntimeError, match="quasar has no gradient: call it under"):
+            value.sum().backward()
+    with torch.no_grad():
+        assert not operator(**inputs)[0].requires_grad
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
 def test_a_state_handed_on_continues_the_sequence(operator: Operator, draw: Draw) -> None:
     inputs = draw(length=50)
     beta = inputs.pop("beta")
@@ -133,6 +189,16 @@ def test_bad_arguments_are_named(operator: Operator, draw: Draw, device: torch.d
         ({"k": good["k"][:, :5]}, "k must match q"),
         ({"v": good["v"].half()}, "v must match q"),
         ({"beta": good["beta"][:1]}, "beta must be"),
+        ({"beta": torch.ones(2, dtype=torch.int64, device=device)}, "beta must be .* torch.int64"),
+        ({"beta": 0.5}, "beta must be a tensor, not float"),
+        ({"q": None}, "q must be a tensor, not NoneType"),
+        ({name: torch.zeros(1, 6, 0, 32, device=device) for name in "qkv"}, "at least one sequence"),
+        ({name: torch.zeros(1, 6, 2, 257, device=device) for name in "qkv"}, "1 to 256, not 257"),
+        ({"v": good["v"].to("meta")}, "v must match q .* meta"),
+        ({"initial_state": torch.zeros(1, 2, 32, 32, device="meta")}, "initial_state must be .* meta"),
+        ({"initial_state": torch.zeros(1, 2, 32, 32, device=device).half()}, "initial_state must be"),
+        ({"cu_seqlens": [0, 6]}, "cu_seqlens must be a tensor, not list"),
+        ({"cu_seqlens": torch.tensor([0.0, 6.0])}, "cu_seqlens must be .* torch.float32"),
         ({"initial_state": torch.zeros(1, 2, 32, 31, device=device)}, "initial_state must be"),
         ({"cu_seqlens": torch.tensor([0, 4, 3, 6])}, "cu_seqlens must ascend"),
         ({"cu_seqlens": torch.tensor([0, 4])}, "cu_seqlens must ascend"),

@@ -55,6 +55,49 @@ def test_chunked_equals_recurrence(length: int) -> None:
     assert error(final, state) < 2e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_inputs_are_widened_first(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(7)
+    q, k, v = (torch.randn(1, 70, 2, 8, generator=generator).to(dtype) for _ in range(3))
+    beta = torch.tensor([0.1, 2.0])
+    exact, _ = recurrence(q.float(), k.float(), v.float(), beta, dtype=torch.float64)
+    for reference in (recurrence, chunked):
+        o, _ = reference(q, k, v, beta)
+        assert o.dtype == torch.float32
+        assert error(o, exact) < 2e-6
+        assert error(reference(q, k, v, beta, dtype=torch.float64)[0], exact) < 1e-12
+
+
+def test_chunked_is_the_same_in_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(8)
+    q, k, v = (torch.randn(1, 100, 2, 8, generator=generator) for _ in range(3))
+    beta = torch.tensor([0.1, 2.0])
+    whole, last = chunked(q, k, v, beta, output_final_state=True, dtype=torch.float64, chunk_size=16)
+    monkeypatch.setattr("kernels.reference.SEGMENT_CHUNKS", 2)
+    parts, final = chunked(q, k, v, beta, output_final_state=True, dtype=torch.float64, chunk_size=16)
+    assert last is not None
+    assert final is not None
+    assert error(parts, whole) < 1e-14
+    assert error(final, last) < 1e-14
+
+
+def test_both_forms_have_the_same_gradients() -> None:
+    generator = torch.Generator().manual_seed(9)
+    values = [torch.randn(2, 21, 2, 4, generator=generator) for _ in range(3)]
+    values += [torch.tensor([0.3, 1.5]), torch.randn(2, 2, 4, 4, generator=generator)]
+    weight = torch.randn(2, 21, 2, 4, generator=generator)
+    found = []
+    for reference in (recurrence, chunked):
+        inputs = [x.clone().requires_grad_() for x in values]
+        o, final = reference(*inputs, output_final_state=True, dtype=torch.float64)
+        assert final is not None
+        ((o * weight).sum() + final.sin().sum()).backward()
+        found.append([x.grad for x in inputs])
+    for expected, actual in zip(*found, strict=True):
+        assert actual is not None
+        assert error(actual, expected) < 1e-6
+
+
 def test_packed_sequences_do_not_see_each_other() -> None:
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(1, 90, 2, 8, generator=generator) for _ in range(3))
@@ -74,8 +117,11 @@ def test_gate_has_its_limit_and_contracts() -> None:
     beta = torch.tensor([0.5, 3.0], dtype=torch.float64)
     zero = torch.zeros(4, 2, 8, dtype=torch.float64)
     assert torch.equal(alpha(zero, beta), beta.expand(4, 2))
-    tiny = torch.full((1, 2, 8), 1e-9, dtype=torch.float64)
-    assert torch.allclose(alpha(tiny, beta), beta.expand(1, 2), rtol=1e-12)
+    for scale in (1e-9, 1e-155, 1e-162, 1e-300):
+        tiny = torch.full((1, 2, 8), scale, dtype=torch.float64)
+        assert torch.allclose(alpha(tiny, beta), beta.expand(1, 2), rtol=1e-12)
+    # Squares among float32's subnormal numbers, where a quotient would be wrong by a quarter.
+    assert torch.allclose(alpha(torch.full((1, 2, 1), 2e-22), beta.float()), beta.float().expand(1, 2))
     large = torch.full((1, 2, 8), 30.0, dtype=torch.float64)
     norm = large.square().sum(-1)
     assert bool((alpha(large, beta) * norm <= 1.0).all())

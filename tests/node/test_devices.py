@@ -31,7 +31,9 @@ def test_with_gpus(tmp_path: Path) -> None:
     assert resolve_device("cuda", dev=dev, environ=NOTHING) == "cuda:0"
     assert resolve_device("cuda:1", dev=dev, environ=NOTHING) == "cuda:1"
     assert resolve_device("cpu", dev=dev, environ=NOTHING) == "cpu"
-    with pytest.raises(ConfigError, match=r'device "cuda:2" but only 2 CUDA GPUs found: the last one is cuda:1'):
+    with pytest.raises(
+        ConfigError, match=r'device "cuda:2" but only 2 CUDA GPUs found: the last one is cuda:1'
+    ):
         resolve_device("cuda:2", dev=dev, environ=NOTHING)
 
 

@@ -18,5 +18,7 @@ def test_foreign_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     folder.mkdir()
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.3\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with pytest.raises(ConfigError, match="package 'kernels' 0.18.3 is installed .*: run `pip uninstall kernels`"):
+    with pytest.raises(
+        ConfigError, match="package 'kernels' 0.18.3 is installed .*: run `pip uninstall kernels`"
+    ):
         check_kernels_package()

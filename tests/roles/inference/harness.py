@@ -48,11 +48,10 @@ def neuron(hotkey: str, uid: int, *, permit: bool) -> Neuron:
 def metagraph_of(**permits: bool) -> Metagraph:
     """A subnet of these keys."""
     neurons = [
-        neuron(key(name).ss58_address, uid, permit=permit) for uid, (name, permit) in enumerate(permits.items())
+        neuron(key(name).ss58_address, uid, permit=permit)
+        for uid, (name, permit) in enumerate(permits.items())
     ]
-    return Metagraph(
-        height=BlockHeight(1), neurons={one.hotkey: one for one in neurons}, owner_hotkey=None
-    )
+    return Metagraph(height=BlockHeight(1), neurons={one.hotkey: one for one in neurons}, owner_hotkey=None)
 
 
 @dataclass(frozen=True)

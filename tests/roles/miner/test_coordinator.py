@@ -14,7 +14,8 @@ from protocol.errors import ApiUnavailable
 from protocol.events import CommitmentRecorded, SubmissionRevealed
 from roles.miner.ledger import Stage, SubmissionLedger
 from tests.roles.api.harness import Client
-from tests.roles.miner.harness import KEY, TARGET, Miner, SwitchedProxy
+from tests.roles.miner.harness import KEY, TARGET, Miner
+from tests.roles.proxy import SwitchedProxy
 
 
 def branches(remote: str) -> list[str]:

@@ -1,0 +1,205 @@
+"""Lease, judge, keep, tell: with a real API, and an API that comes and goes."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from protocol.events import KernelJudged
+from protocol.messages import GitSource
+from protocol.verdicts import Status
+from tests.roles.api.harness import Client, Code
+from tests.roles.miner.harness import ScriptedReferee, report
+from tests.roles.proxy import SwitchedProxy
+from tests.roles.validator.harness import Validator
+
+
+async def verdicts_of(api: Client, number: int) -> list[dict[str, Any]]:
+    """What the API has about a submission."""
+    return list((await api.get(f"/submissions/{number}")).body["verdicts"])
+
+
+async def until_judged(validator: Validator, api: Client, number: int) -> dict[str, Any]:
+    """Wait until the API has a verdict; returns the first one."""
+    found = await validator.until(lambda: verdicts_of(api, number))
+    return dict(found[0])
+
+
+async def test_submission_is_judged_stored_and_told(validator: Validator, api: Client) -> None:
+    submitted = await api.submit(validator.subnet.miner, Code())
+    validator.referee = ScriptedReferee([report(fingerprint="f")])
+    await validator.start("loop")
+    verdict = await until_judged(validator, api, submitted.submission_id)
+    assert verdict["status"] == "passed"
+    assert verdict["validator_hotkey"] == validator.api.hotkey
+    assert verdict["evidence"]["reason"] == "scripted passed"
+    (asked,) = validator.referee.asked
+    assert isinstance(asked["source"], GitSource)
+    assert asked["source"].commit_hash == Code().commit_hash
+    assert asked["source"].allow_file
+    assert asked["claim"] == 1000.0
+    assert asked["target"] == submitted.target_sequence_length
+    (event,) = validator.recorder.of(KernelJudged)
+    assert (event.submission_id, event.status) == (submitted.submission_id, Status.PASSED)
+    assert event.hotkey == validator.subnet.miner.ss58_address
+    assert validator.store.passed_hotkeys() == {event.hotkey}
+    await validator.until(lambda: _all_acknowledged(validator))
+    assert validator.metrics.evaluations.labels("passed", "nobody")._value.get() == 1
+
+
+async def _all_acknowledged(validator: Validator) -> bool:
+    return await validator.store.unacknowledged_verdicts() == []
+
+
+async def test_copy_is_judged_with_the_fingerprint_of_the_original(validator: Validator, api: Client) -> None:
+    first = await api.submit(validator.subnet.miner, Code("original"))
+    await api.submit(validator.subnet.rival, Code("copy"))
+    validator.referee = ScriptedReferee([report(fingerprint="f"), report(Status.DUPLICATE, None)])
+    await validator.start("loop")
+
+    async def both() -> bool:
+        return len(validator.referee.asked) == 2
+
+    await validator.until(both)
+    assert validator.referee.asked[0]["known"] == {}
+    assert validator.referee.asked[1]["known"] == {"f": first.submission_id}
+
+
+async def test_verdict_is_kept_through_a_crash_and_sent_by_the_next_process(
+    validator: Validator, api: Client, proxy: SwitchedProxy
+) -> None:
+    submitted = await api.submit(validator.subnet.miner, Code())
+    path = f"/evaluations/{submitted.submission_id}/verdict"
+    proxy.cut_before[path] = 10_000
+    await validator.start("loop")
+    await validator.until(validator_has_verdict(validator))
+    await validator.kill()
+    assert await verdicts_of(api, submitted.submission_id) == []
+
+    proxy.cut_before.clear()
+    await validator.start("loop")
+    verdict = await until_judged(validator, api, submitted.submission_id)
+    assert verdict["status"] == "passed"
+    assert len(validator.referee.asked) == 1
+    assert proxy.accepted(path) == 1
+
+
+def validator_has_verdict(validator: Validator) -> Any:
+    """A condition: a verdict waits in the store."""
+
+    async def condition() -> bool:
+        return bool(await validator.store.unacknowledged_verdicts())
+
+    return condition
+
+
+async def test_lost_answer_to_a_verdict_is_no_second_verdict(
+    validator: Validator, api: Client, proxy: SwitchedProxy
+) -> None:
+    submitted = await api.submit(validator.subnet.miner, Code())
+    proxy.cut_after[f"/evaluations/{submitted.submission_id}/verdict"] = 1
+    await validator.start("loop")
+    await validator.until(lambda: _all_acknowledged_after(validator, 1))
+    assert len(await verdicts_of(api, submitted.submission_id)) == 1
+
+
+async def _all_acknowledged_after(validator: Validator, count: int) -> bool:
+    records = await validator.journal.list("verdict")
+    return len(records) == count and all(record.state == "acknowledged" for record in records)
+
+
+async def test_lease_is_kept_alive_while_the_referee_works(
+    validator: Validator, api_settings: Any, subnet: Any, api: Client, proxy: SwitchedProxy
+) -> None:
+    submitted = await api.submit(validator.subnet.miner, Code())
+    validator.referee.hold = asyncio.Event()
+    await validator.open()
+    # The API asks for a heartbeat every 20 s; here time for it comes at once.
+    validator.loop._clock = _HastyClock()
+    validator.run("loop")
+    path = f"/evaluations/{submitted.submission_id}/heartbeat"
+
+    async def beating() -> bool:
+        return proxy.accepted(path) >= 3
+
+    await validator.until(beating)
+    proxy.cut_before[path] = 1
+    validator.referee.hold.set()
+    verdict = await until_judged(validator, api, submitted.submission_id)
+    assert verdict["status"] == "passed"
+
+
+class _HastyClock:
+    """A clock whose sleeps are short."""
+
+    def monotonic(self) -> float:
+        return 0.0
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.02))
+
+
+async def test_lost_lease_stops_the_evaluation_and_the_loop_goes_on(
+    validator: Validator, api: Client, proxy: SwitchedProxy
+) -> None:
+    submitted = await api.submit(validator.subnet.miner, Code())
+    validator.referee.hold = asyncio.Event()
+    await validator.open()
+    validator.loop._clock = _HastyClock()
+
+    gone = web.json_response({"detail": "the submission was leased again since"}, status=409)
+    proxy.replies[f"/evaluations/{submitted.submission_id}/heartbeat"] = [gone]
+    validator.run("loop")
+
+    async def stopped() -> bool:
+        return validator.referee.cancelled == 1
+
+    await validator.until(stopped)
+    assert await validator.journal.list("verdict") == []
+    assert proxy.accepted("/evaluations/lease") >= 1
+    validator.ensure_running()
+
+
+async def test_refused_verdict_counts_for_the_own_ranking_only(
+    validator: Validator, api: Client, proxy: SwitchedProxy
+) -> None:
+    submitted = await api.submit(validator.subnet.miner, Code())
+
+    refusal = web.json_response({"detail": "lease_id has ended with a verdict"}, status=409)
+    proxy.replies[f"/evaluations/{submitted.submission_id}/verdict"] = [refusal]
+    await validator.start("loop")
+
+    async def refused() -> bool:
+        records = await validator.journal.list("verdict")
+        return [record.state for record in records] == ["refused"]
+
+    await validator.until(refused)
+    assert validator.store.passed_hotkeys() == {validator.subnet.miner.ss58_address}
+
+
+@pytest.mark.parametrize("path", ["/evaluations/lease", "/info"])
+async def test_api_outage_is_waited_out(
+    validator: Validator, api: Client, proxy: SwitchedProxy, path: str
+) -> None:
+    proxy.cut_before[path] = 3
+    submitted = await api.submit(validator.subnet.miner, Code())
+    await validator.start("loop")
+    assert (await until_judged(validator, api, submitted.submission_id))["status"] == "passed"
+
+
+async def test_infrastructure_faults_are_tried_again_by_the_apis_rule(
+    validator: Validator, api: Client
+) -> None:
+    submitted = await api.submit(validator.subnet.miner, Code())
+    validator.referee = ScriptedReferee([report(Status.INFRASTRUCTURE, None), report()])
+    await validator.start("loop")
+
+    async def passed() -> bool:
+        return any(
+            verdict["status"] == "passed" for verdict in await verdicts_of(api, submitted.submission_id)
+        )
+
+    await validator.until(passed)
+    assert len(validator.referee.asked) == 2
+    assert validator.store.passed_hotkeys() == {validator.subnet.miner.ss58_address}

@@ -1,0 +1,270 @@
+"""Weights on a real local chain: shares, rate limit, read-back, restarts, and who gets what nobody earned."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.chain import LocalChain
+from protocol.errors import ChainRejected, ChainUnavailable
+from protocol.events import WeightsSet
+from protocol.verdicts import LogitOutcome, Status
+from tests.roles.api.harness import Subnet, key, registration
+from tests.roles.miner.harness import report
+from tests.roles.validator.harness import Validator
+
+OWNER = "owner"
+
+
+@pytest.fixture
+def subnet(tmp_path: Path) -> Subnet:
+    """A validator, six miners and the subnet's owner; weights at most every ten blocks."""
+    path = tmp_path / "chain.sqlite"
+    chain = LocalChain.create(
+        path,
+        block_time_s=3600.0,
+        netuid=24,
+        owner_hotkey=key(OWNER).ss58_address,
+        neurons=[
+            registration("validator", "cold-v", 5000.0, permit=True),
+            *(registration(name, f"cold-{name}") for name in ("miner", "rival", "m3", "m4", "m5")),
+            registration(OWNER, "cold-o"),
+        ],
+        weights_rate_limit=10,
+    )
+    return Subnet(path, chain)
+
+
+def by_name(weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights by the names of the keys, rounded as the chain rounds."""
+    names = {key(name).ss58_address: name for name in ("miner", "rival", "m3", "m4", "m5", OWNER)}
+    return {names[hotkey]: round(weight, 4) for hotkey, weight in weights.items()}
+
+
+async def on_chain(validator: Validator) -> dict[str, float]:
+    """What the chain shows of the validator's weights."""
+    return by_name(await validator.chain.weights_of(validator.api.hotkey))
+
+
+async def enter(validator: Validator, number: int, name: str, speed: float, **options: Any) -> None:
+    """Have a miner pass kernel and logits."""
+    await validator.judge(number, key(name), report(tokens_per_sec=speed), minutes=number, **options)
+    await validator.check(key(name))
+
+
+async def until_set(validator: Validator, times: int) -> Any:
+    """Wait until weights were set that often; returns the last event."""
+
+    async def condition() -> Any:
+        events = validator.recorder.of(WeightsSet)
+        return events[-1] if len(events) >= times else None
+
+    return await validator.until(condition)
+
+
+async def quiet(validator: Validator) -> None:
+    """Let the setter work off the last block."""
+
+    async def worked_off() -> bool:
+        return len(validator.setter._blocks) == 0
+
+    await validator.until(worked_off)
+    await validator.chain.metagraph()
+    await validator.chain.metagraph()
+
+
+async def test_two_miners_are_paid_60_to_25_and_a_failed_one_nothing(validator: Validator) -> None:
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    await enter(validator, 2, "rival", 2000.0)
+    await validator.judge(3, key("m3"), report(Status.WRONG_OUTPUT, None))
+    await validator.check(key("m3"))
+    height = await validator.tick(1)
+    event = await until_set(validator, 1)
+    weights = await on_chain(validator)
+    assert set(weights) == {"rival", "miner"}
+    assert weights["rival"] / weights["miner"] == pytest.approx(60 / 25, abs=0.01)
+    assert event.height >= height
+    assert by_name(dict(event.weights)) == weights
+    assert validator.metrics.set_weights.labels("success")._value.get() == 1
+
+
+async def test_first_four_earn_all(validator: Validator) -> None:
+    await validator.start("setter")
+    for number, name in enumerate(("miner", "rival", "m3", "m4", "m5"), start=1):
+        await enter(validator, number, name, 6000.0 - 1000.0 * number)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    weights = await on_chain(validator)
+    assert weights == pytest.approx({"miner": 0.6, "rival": 0.25, "m3": 0.1, "m4": 0.05}, abs=1e-3)
+
+
+async def test_miner_without_logits_waits(validator: Validator) -> None:
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    await validator.judge(2, key("rival"), report(tokens_per_sec=9000.0))
+    await validator.check(key("rival"), LogitOutcome.PENDING)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    assert await on_chain(validator) == {"miner": 1.0}
+
+
+async def test_new_ranking_is_set_as_soon_as_the_rate_limit_allows(validator: Validator) -> None:
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    start = await validator.tick(1)
+    await until_set(validator, 1)
+    await enter(validator, 2, "rival", 2000.0)
+    await validator.tick(5)
+    await quiet(validator)
+    assert await on_chain(validator) == {"miner": 1.0}
+    assert validator.metrics.set_weights.labels("rejected")._value.get() == 0
+    # The head jumps over the due block.
+    height = await validator.tick(8)
+    event = await until_set(validator, 2)
+    assert event.height == height == start + 13
+    assert set(await on_chain(validator)) == {"miner", "rival"}
+
+
+async def test_unchanged_ranking_is_set_again_only_when_due(validator: Validator) -> None:
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    for _ in range(3):
+        await validator.tick(30)
+        await quiet(validator)
+    assert len(validator.recorder.of(WeightsSet)) == 1
+    await validator.tick(30)
+    await until_set(validator, 2)
+
+
+async def test_restart_does_not_set_what_the_chain_shows_already(validator: Validator) -> None:
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    await validator.kill()
+    await validator.start("setter")
+    await validator.tick(20)
+    await quiet(validator)
+    assert validator.recorder.of(WeightsSet) == []
+    await enter(validator, 2, "rival", 2000.0)
+    await validator.tick(1)
+    await until_set(validator, 1)
+
+
+async def test_nobody_qualified_sets_nothing_on_the_local_chain(validator: Validator) -> None:
+    await validator.start("setter")
+    await validator.tick(1)
+    await validator.tick(200)
+    await quiet(validator)
+    assert await on_chain(validator) == {}
+
+
+async def test_elsewhere_what_nobody_earned_goes_to_the_owner(validator: Validator) -> None:
+    validator.is_local_chain = False
+    await validator.start("setter")
+    await validator.tick(1)
+    await until_set(validator, 1)
+    assert await on_chain(validator) == {OWNER: 1.0}
+    await enter(validator, 1, "miner", 1000.0)
+    await enter(validator, 2, "rival", 2000.0)
+    await validator.tick(20)
+    await until_set(validator, 2)
+    weights = await on_chain(validator)
+    assert weights == pytest.approx({"rival": 0.6, "miner": 0.25, OWNER: 0.15}, abs=1e-3)
+
+
+async def test_owner_who_also_mines_keeps_both(validator: Validator) -> None:
+    validator.is_local_chain = False
+    await validator.start("setter")
+    await enter(validator, 1, OWNER, 1000.0)
+    await enter(validator, 2, "rival", 2000.0)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    assert await on_chain(validator) == pytest.approx({"rival": 0.6, OWNER: 0.4}, abs=1e-3)
+
+
+async def test_hotkey_that_left_the_subnet_is_passed_over(validator: Validator) -> None:
+    await validator.start("setter")
+    await enter(validator, 1, "stranger", 9000.0)
+    await enter(validator, 2, "miner", 1000.0)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    assert await on_chain(validator) == {"miner": 1.0}
+
+
+@pytest.mark.parametrize("error", [ChainRejected("custom error 13"), ChainUnavailable("no answer")])
+async def test_refusal_is_tried_again_some_blocks_later(
+    validator: Validator, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    set_weights = validator.chain.set_weights
+    failures = [error]
+
+    async def refuse_once(wallet: Any, weights: Mapping[Any, float]) -> None:
+        if failures:
+            raise failures.pop()
+        await set_weights(wallet, weights)
+
+    monkeypatch.setattr(validator.chain, "set_weights", refuse_once)
+    await validator.tick(1)
+
+    async def failed() -> bool:
+        return not failures
+
+    await validator.until(failed)
+    await quiet(validator)
+    assert await on_chain(validator) == {}
+    await validator.tick(2)
+    await until_set(validator, 1)
+    assert await on_chain(validator) == {"miner": 1.0}
+
+
+async def test_success_that_the_chain_does_not_show_is_no_success(
+    validator: Validator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+
+    async def pretend(wallet: Any, weights: Mapping[Any, float]) -> None:
+        pass
+
+    monkeypatch.setattr(validator.chain, "set_weights", pretend)
+    await validator.tick(1)
+
+    async def rejected() -> bool:
+        return bool(validator.metrics.set_weights.labels("rejected")._value.get() == 1)
+
+    await validator.until(rejected)
+    assert validator.recorder.of(WeightsSet) == []
+
+
+async def test_lost_permit_is_reported_and_does_not_end_the_validator(
+    validator: Validator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await validator.start("setter")
+    monkeypatch.setattr(validator.setter, "_hotkey", key("stranger").ss58_address)
+    await enter(validator, 1, "miner", 1000.0)
+    await validator.tick(1)
+
+    async def noted() -> bool:
+        return bool(validator.metrics.set_weights.labels("not_permitted")._value.get() == 1)
+
+    await validator.until(noted)
+    validator.ensure_running()
+
+
+async def test_status_tells_ranking_and_weights(validator: Validator) -> None:
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    height = await validator.tick(1)
+    await until_set(validator, 1)
+    await quiet(validator)
+    told = await validator.setter.describe()
+    assert [(row["place"], row["submission_id"], row["share"]) for row in told["ranking"]] == [(1, 1, 0.6)]
+    assert by_name(told["weights"]) == {"miner": 1.0}
+    assert told["refresh_at"] == height + 100
