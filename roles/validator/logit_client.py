@@ -24,14 +24,9 @@ from protocol.types import Hotkey
 PATH: Final = "/inference"
 CHUNK_BYTES: Final = 65_536
 MAX_ERROR_BYTES: Final = 4096
-# Addresses that only wrap another one: what they lead to cannot be seen by looking at them.
-TRANSLATED: Final = (
-    ipaddress.ip_network("64:ff9b::/96"),
-    ipaddress.ip_network("64:ff9b:1::/48"),
-    ipaddress.ip_network("2002::/16"),
-    ipaddress.ip_network("2001::/32"),
-    ipaddress.ip_network("::/96"),
-)
+GLOBAL_UNICAST_V6: Final = ipaddress.ip_network("2000::/3")
+TUNNELS: Final = (ipaddress.ip_network("2002::/16"), ipaddress.ip_network("2001::/32"))
+"""6to4 and Teredo: they wrap an IPv4 address, which may be anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +54,7 @@ def check_address(axon: AxonAddress, *, allow_loopback: bool, own_ips: Collectio
     url = URL.build(scheme="http", host=str(ip), port=axon.port, path=PATH)
     if allow_loopback and ip.is_loopback:
         return url
-    is_translated = any(ip in network for network in TRANSLATED)
-    if not ip.is_global or ip.is_multicast or ip.is_reserved or is_translated:
+    if not _is_global_unicast(ip):
         raise Unavailable(f"axon address {ip} is not a global unicast address, so it is not called")
     if str(ip) in own_ips or _is_of_this_machine(ip):
         raise Unavailable(f"axon address {ip} is this validator's own, so it is not called")
@@ -124,6 +118,14 @@ def _parse(raw: RawAnswer) -> InferenceAnswer:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part)[:40] for part in first["loc"]) or "the body"
         raise InvalidMessage(f"the answer does not follow the protocol ({where}: {first['msg']})") from error
+
+
+def _is_global_unicast(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if not ip.is_global or ip.is_multicast or ip.is_reserved:
+        return False
+    if isinstance(ip, ipaddress.IPv4Address):
+        return True
+    return ip in GLOBAL_UNICAST_V6 and not any(ip in tunnel for tunnel in TUNNELS)
 
 
 def _is_of_this_machine(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:

@@ -91,7 +91,7 @@ def test_unknown_key(tmp_path: Path) -> None:
 def test_number_that_is_nan(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("[miner]\noptimization_interval_s = nan\n")
     result = run("--role", "miner", "--config", "config.toml", cwd=tmp_path)
-    assert_sentence(result, 78, "optimization_interval_s", "nan")
+    assert_sentence(result, 78, "optimization_interval_s", "NaN")
 
 
 def test_wallet_that_does_not_exist(tmp_path: Path, local_config: Path) -> None:

@@ -19,6 +19,6 @@ def test_foreign_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.3\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     with pytest.raises(
-        ConfigError, match="package 'kernels' 0.18.3 is installed .*: run `pip uninstall kernels`"
+        ConfigError, match=r"package 'kernels' 0.18.3 is installed .*: run `pip uninstall kernels`"
     ):
         check_kernels_package()

@@ -1,7 +1,6 @@
 """Who may use the model: real signed requests over HTTP, with a metagraph that the test holds."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import aiohttp
 import pytest

@@ -207,8 +207,8 @@ async def test_client_that_closes_at_once(server: Running) -> None:
     body = json.dumps(LONG).encode()
     for cut in (len(body), 10):
         _reader, writer = await asyncio.open_connection("127.0.0.1", server.server.port)
-        head = f"POST /inference HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        writer.write(head.encode() + b"\r\n\r\n" + body[:cut])
+        head = "POST /inference HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:cut])
         await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -271,7 +271,7 @@ async def test_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
 async def test_impossible_settings_are_refused_before_anything_starts(
     tmp_path: Path, tiny_model: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="is no folder with a config.json"):
+    with pytest.raises(ConfigError, match="is no folder with a config"):
         InferenceServer(local_settings(tmp_path / "absent"), None, None)
     with pytest.raises(ConfigError, match="require_auth needs the miner's hotkey and the chain"):
         InferenceServer(local_settings(tiny_model, require_auth=True), None, None)

@@ -1,0 +1,171 @@
+"""`quasar-node --role inference` as a process of its own."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import tomli_w
+
+from node.chain import LocalChain, Registration, open_chain
+from node.clock import SystemClock
+from node.settings_model import ChainSection
+from node.wallets import create_wallet
+from protocol.types import Coldkey, Hotkey
+from tests.roles.inference.harness import until
+
+NETUID = 24
+
+
+def write_config(folder: Path, model: Path, port: int, **tables: dict[str, Any]) -> Path:
+    config: dict[str, dict[str, Any]] = {
+        "node": {"device": "cpu", "data_dir": str(folder / "data"), "log_format": "json", "drain_s": 20.0},
+        "chain": {"network": "local", "netuid": NETUID},
+        "wallet": {"path": str(folder / "wallets")},
+        "inference": {"host": "127.0.0.1", "port": port, "reference_model": str(model)},
+    }
+    for name, table in tables.items():
+        config[name] |= table
+    path = folder / "config.toml"
+    path.write_text(tomli_w.dumps(config))
+    return path
+
+
+def command(config: Path) -> list[str]:
+    return [sys.executable, "-m", "roles", "--role", "inference", "--config", str(config)]
+
+
+def environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+
+
+def end_of(config: Path) -> tuple[int, str]:
+    """Exit code and last line of a start that must fail."""
+    ended = subprocess.run(
+        command(config), capture_output=True, text=True, timeout=60, cwd=config.parent, env=environment()
+    )
+    assert "Traceback" not in ended.stderr
+    return ended.returncode, ended.stderr.strip().splitlines()[-1]
+
+
+@contextmanager
+def process(config: Path) -> Iterator[subprocess.Popen[str]]:
+    with (config.parent / "log").open("w") as log:
+        child = subprocess.Popen(
+            command(config), stderr=log, stdout=log, text=True, cwd=config.parent, env=environment()
+        )
+        try:
+            yield child
+        finally:
+            child.kill()
+            child.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_chain(folder: Path) -> Hotkey:
+    """A local chain with one registered miner, whose wallet lies in the folder."""
+    wallet = create_wallet(folder / "wallets", "quasar_miner")
+    hotkey = Hotkey(wallet.hotkey.ss58_address)
+    LocalChain.create(
+        folder / "chain.sqlite",
+        block_time_s=0.25,
+        netuid=NETUID,
+        owner_hotkey=None,
+        neurons=[Registration(hotkey, Coldkey(wallet.coldkeypub.ss58_address), 0.0, False)],
+    )
+    return hotkey
+
+
+async def test_serves_publishes_its_axon_and_drains(tmp_path: Path, tiny_model: Path) -> None:
+    hotkey = make_chain(tmp_path)
+    port = free_port()
+    chain_file = str(tmp_path / "chain.sqlite")
+    config = write_config(tmp_path, tiny_model, port, chain={"local_state": chain_file})
+    url = f"http://127.0.0.1:{port}"
+    with process(config) as child:
+        async with aiohttp.ClientSession() as session:
+
+            async def answers(path: str) -> bool:
+                assert child.poll() is None, (tmp_path / "log").read_text()
+                try:
+                    async with session.get(url + path) as response:
+                        return response.status == 200
+                except aiohttp.ClientError:
+                    return False
+
+            async def ask(gen_len: int) -> aiohttp.ClientResponse:
+                body = {"prompt": [1, 2, 3], "gen_len": gen_len, "nonce": "ab" * 16}
+                response = await session.post(url + "/inference", json=body)
+                await response.read()
+                return response
+
+            await until(lambda: answers("/health"), 60.0)
+            await until(lambda: answers("/readyz"), 60.0)
+            assert (await (await ask(2)).json())["signature"].startswith("0x")
+            await check_axon(tmp_path, hotkey, port)
+
+            long = asyncio.create_task(ask(1000))
+            await asyncio.sleep(0.1)
+            child.send_signal(signal.SIGTERM)
+            answer = await long
+            assert answer.status == 200
+            assert len((await answer.json())["tokens"]) == 1000
+            assert await asyncio.to_thread(child.wait, 30) == 0
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert all(json.loads(line) for line in log.splitlines())
+
+
+async def check_axon(folder: Path, hotkey: Hotkey, port: int) -> None:
+    section = ChainSection(network="local", netuid=NETUID, local_state=folder / "chain.sqlite")
+    chain = open_chain(section, SystemClock())
+
+    async def published() -> bool:
+        axon = (await chain.metagraph()).neurons[hotkey].axon
+        return axon is not None and (axon.ip, axon.port) == ("127.0.0.1", port)
+
+    try:
+        await until(published, 30.0)
+    finally:
+        await chain.close()
+
+
+def test_no_gpu_is_one_sentence(tmp_path: Path, tiny_model: Path) -> None:
+    config = write_config(tmp_path, tiny_model, 0, node={"device": "cuda:9"})
+    code, sentence = end_of(config)
+    assert code == 78
+    assert sentence.startswith('quasar-node: device "cuda:9" but ')
+
+
+def test_missing_model_folder_is_one_sentence(tmp_path: Path) -> None:
+    code, sentence = end_of(write_config(tmp_path, tmp_path / "absent", 0))
+    assert (code, "is no folder with a config.json" in sentence) == (78, True)
+
+
+def test_missing_wallet_matters_where_requests_are_authenticated(tmp_path: Path, tiny_model: Path) -> None:
+    code, sentence = end_of(write_config(tmp_path, tiny_model, 0, inference={"require_auth": True}))
+    assert code == 78
+    assert "wallet folder" in sentence
+
+
+def test_port_in_use_is_one_sentence(tmp_path: Path, tiny_model: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, line = end_of(write_config(tmp_path, tiny_model, port))
+    assert code == 69
+    assert f"port {port} on 127.0.0.1 is in use" in line

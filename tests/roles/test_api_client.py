@@ -1,0 +1,148 @@
+"""The typed client against a running API."""
+
+import pytest
+
+from node.clock import SystemClock
+from node.settings_model import ApiSection, Settings
+from protocol.commitments import bound_commitment_hash
+from protocol.errors import ApiRefused, ApiUnavailable, ConfigError
+from protocol.messages import LeaseAnswer
+from protocol.rules import RULES_VERSION
+from protocol.signing import verify_message
+from protocol.types import LeaseId, SubmissionId
+from protocol.verdicts import Fault, LogitOutcome, Status
+from roles.api_client import SubnetApi, is_about_content, is_final_refusal, open_api
+from tests.roles.api.harness import Client, Key, Subnet, digest
+from tests.roles.proxy import SwitchedProxy
+from tests.roles.running_subnet import api, api_settings, migrated, private_caches, proxy, subnet
+
+__all__ = ["api", "api_settings", "migrated", "private_caches", "proxy", "subnet"]
+
+SALT = "ab" * 16
+URL = "https://github.com/miner/fork"
+COMMIT = digest("kernel")
+TARGET = 1_000_000
+
+
+@pytest.fixture
+async def client(api_settings: Settings, proxy: SwitchedProxy):  # type: ignore[no-untyped-def]
+    """Opens typed clients for any key, and closes them."""
+    opened: list[SubnetApi] = []
+
+    def make(key: Key, **changes: object) -> SubnetApi:
+        settings = api_settings.model_copy(
+            update={"api": ApiSection(url=proxy.url)} | changes  # type: ignore[arg-type]
+        )
+        opened.append(open_api(settings, key, SystemClock()))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        await one.close()
+
+
+async def committed(miner: SubnetApi) -> SubmissionId:
+    """A commitment in the bound form."""
+    text = bound_commitment_hash(SALT, miner.hotkey, TARGET, URL, COMMIT)
+    answer = await miner.commit(text, TARGET)
+    assert verify_message(answer.receipt) == answer.receipt.api_hotkey
+    assert (await miner.commit(text, TARGET)).submission_id == answer.submission_id
+    return SubmissionId(answer.submission_id)
+
+
+async def leased(miner: SubnetApi, validator: SubnetApi) -> LeaseAnswer:
+    """A direct submission in the hands of a validator."""
+    assert await validator.lease() is None
+    answer = await miner.submit(
+        fork_url=URL, commit_hash=COMMIT, target_sequence_length=TARGET, tokens_per_sec=100.0
+    )
+    lease = await validator.lease()
+    assert lease is not None
+    assert lease.submission_id == answer.submission_id
+    return lease
+
+
+async def test_miner_commits_and_reveals(client, subnet: Subnet) -> None:  # type: ignore[no-untyped-def]
+    miner = client(subnet.miner)
+    number = await committed(miner)
+    code = {"salt": SALT, "fork_url": URL, "commit_hash": COMMIT, "tokens_per_sec": 100.0}
+    with pytest.raises(ApiRefused, match="10 blocks left") as caught:
+        await miner.reveal(number, **code)
+    assert caught.value.status == 425
+    assert not is_final_refusal(caught.value)
+    (pending,) = (await miner.pending_reveals()).pending_reveals
+    assert pending.submission_id == number
+    subnet.chain.advance(10)
+    assert (await miner.reveal(number, **code)).is_revealed
+    detail = await miner.submission(number)
+    assert (detail.state, detail.claimed_tokens_per_sec) == ("queued", 100.0)
+    assert [one.submission_id for one in await miner.submissions_of(miner.hotkey)] == [number]
+    assert (await miner.current_round()).total_submissions == 1
+
+
+async def test_validator_leases_and_judges(client, subnet: Subnet) -> None:  # type: ignore[no-untyped-def]
+    miner, validator = client(subnet.miner), client(subnet.validator)
+    lease = await leased(miner, validator)
+    number, lease_id = SubmissionId(lease.submission_id), LeaseId(lease.lease_id)
+    assert await validator.heartbeat(number, lease_id) >= lease.expires_at
+    verdict = validator.sign_verdict(
+        lease_id=lease_id,
+        submission_id=number,
+        status=Status.PASSED,
+        fault=Fault.NOBODY,
+        measured_tokens_per_sec=120.0,
+        gpu="cpu",
+        versions={"torch": "2.13.0"},
+        rules_version=RULES_VERSION,
+        evidence={"reason": "ok", "nothing": None, "trial_s": [0.1, 1e-9]},
+    )
+    assert (await validator.send_verdict(verdict)).status is Status.PASSED
+    assert (await validator.send_verdict(verdict)).status is Status.PASSED
+    (stored,) = (await miner.submission(number)).verdicts
+    assert stored.evidence == verdict.evidence
+    check = validator.sign_logit_check(
+        miner_hotkey=miner.hotkey, outcome=LogitOutcome.PASSED, checked_at=SystemClock().now()
+    )
+    assert (await validator.send_logit_check(check)).outcome is LogitOutcome.PASSED
+    (row,) = (await validator.leaderboard()).rows
+    assert (row.miner_hotkey, row.tokens_per_sec) == (miner.hotkey, 120.0)
+
+
+async def test_reveal_is_one_attempt_and_other_calls_are_repeated(  # type: ignore[no-untyped-def]
+    client, subnet: Subnet, proxy: SwitchedProxy
+) -> None:
+    miner = client(subnet.miner)
+    proxy.cut_before["/commit_submission"] = 1
+    number = await committed(miner)
+    proxy.cut_before["/reveal_submission"] = 1
+    with pytest.raises(ApiUnavailable):
+        await miner.reveal(number, salt=SALT, fork_url=URL, commit_hash=COMMIT, tokens_per_sec=1.0)
+    assert proxy.cut_before["/reveal_submission"] == 0
+    assert ("/reveal_submission", 425) not in proxy.posts
+
+
+async def test_stranger_is_refused_for_good_as_sender_not_for_content(  # type: ignore[no-untyped-def]
+    client, subnet: Subnet
+) -> None:
+    with pytest.raises(ApiRefused, match="not registered") as caught:
+        await client(subnet.stranger).lease()
+    assert caught.value.status == 403
+    assert is_final_refusal(caught.value)
+    assert not is_about_content(caught.value)
+    with pytest.raises(ApiRefused) as caught:
+        await client(subnet.miner).submission(SubmissionId(77))
+    assert is_about_content(caught.value)
+
+
+async def test_api_of_another_subnet_is_a_configuration_error(  # type: ignore[no-untyped-def]
+    client, api_settings: Settings, subnet: Subnet
+) -> None:
+    other = client(subnet.validator, chain=api_settings.chain.model_copy(update={"netuid": 9}))
+    with pytest.raises(ConfigError, match=r"netuid is 9 .* serves subnet 24"):
+        await other.info()
+    with pytest.raises(ConfigError, match="netuid"):
+        await other.lease()
+
+
+async def test_info_names_the_receiver(client, subnet: Subnet, api: Client) -> None:  # type: ignore[no-untyped-def]
+    assert (await client(subnet.miner).info()).hotkey == api.hotkey

@@ -1,0 +1,85 @@
+"""status.json: complete, current, and never half-written."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from node.bus import Bus
+from protocol.events import BlockAdvanced, KernelJudged, WeightsSet
+from protocol.verdicts import Status
+from roles.status import STATUS_FILE, StatusKeeper, write_atomically
+from tests.fakes.clock import FakeClock
+
+HOTKEY = "5HotkeyOfTheNode"
+
+
+async def written(path: Path, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Wait until the file says so."""
+    async with asyncio.timeout(10):
+        while True:
+            if path.exists() and condition(status := json.loads(path.read_text())):
+                return dict(status)
+            await asyncio.sleep(0.01)
+
+
+async def run_with(keeper: StatusKeeper, test: Awaitable[None]) -> None:
+    """Run the component during a test."""
+    task = asyncio.create_task(keeper.run())
+    try:
+        await test
+        assert not task.done()
+    finally:
+        task.cancel()
+
+
+async def test_status_shows_height_facts_and_sections(tmp_path: Path) -> None:
+    bus, clock = Bus(), FakeClock()
+    count = 0
+
+    async def section() -> list[int]:
+        nonlocal count
+        count += 1
+        return [count]
+
+    keeper = StatusKeeper(
+        role="validator",
+        hotkey=HOTKEY,
+        data_dir=tmp_path,
+        bus=bus,
+        clock=clock,
+        facts=(KernelJudged, WeightsSet),
+        sections={"verdicts": section},
+    )
+
+    async def test() -> None:
+        path = tmp_path / STATUS_FILE
+        first = await written(path, lambda status: True)
+        assert (first["role"], first["hotkey"], first["height"]) == ("validator", HOTKEY, None)
+        assert first["kernel_judged"] is None
+        await bus.publish(BlockAdvanced(height=41, previous=None))
+        await bus.publish(BlockAdvanced(height=42, previous=41))
+        judged = KernelJudged(submission_id=7, hotkey="5Miner", status=Status.PASSED, tokens_per_sec=9.5)
+        await bus.publish(judged)
+        await bus.publish(WeightsSet(height=42, weights=(("5Miner", 1.0),)))
+        await asyncio.sleep(0.05)
+        await clock.advance(1.0)
+        status = await written(path, lambda status: status["height"] == 42)
+        assert status["kernel_judged"]["submission_id"] == 7
+        assert status["kernel_judged"]["status"] == "passed"
+        assert status["weights_set"]["weights"] == [["5Miner", 1.0]]
+        assert status["verdicts"][0] >= 2
+        assert status["written_at"] == clock.now().isoformat()
+
+    await run_with(keeper, test())
+
+
+def test_writing_replaces_the_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / STATUS_FILE
+    write_atomically(path, "old")
+    inode = path.stat().st_ino
+    write_atomically(path, "new")
+    assert path.read_text() == "new\n"
+    assert path.stat().st_ino != inode
+    assert list(tmp_path.iterdir()) == [path]
