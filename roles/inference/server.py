@@ -101,11 +101,6 @@ class InferenceServer:
         """Bind the port; the model is loaded by `run`. Raises PortInUse, ConfigError."""
         await self._http.start()
 
-    async def bound_port(self) -> int:
-        """The port, bound now if it was not yet."""
-        await self.start()
-        return self.port
-
     async def run(self) -> None:
         """Load the model and serve until cancelled; running requests may finish within the drain time."""
         await self.start()

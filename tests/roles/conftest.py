@@ -1,4 +1,4 @@
-"""Tiny language models on disk, each made once by the process that makes them in production."""
+"""Tiny language models on disk, made once, by the module that makes them in production."""
 
 import subprocess
 import sys
@@ -6,24 +6,33 @@ from pathlib import Path
 
 import pytest
 
+# One process for both: loading torch takes longer than writing the models.
+PROGRAM = """
+import sys
+from roles.inference.tiny_model import main
+for seed, path in enumerate(sys.argv[1:]):
+    main([path, "--seed", str(seed)])
+"""
 
-def _write(path: Path, seed: int) -> Path:
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two models of one shape with different weights."""
+    folder = tmp_path_factory.mktemp("models")
+    paths = (folder / "tiny", folder / "other")
     subprocess.run(
-        [sys.executable, "-m", "roles.inference.tiny_model", str(path), "--seed", str(seed)],
-        check=True,
-        capture_output=True,
-        timeout=120,
+        [sys.executable, "-c", PROGRAM, *map(str, paths)], check=True, capture_output=True, timeout=120
     )
-    return path
+    return paths
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(models: tuple[Path, Path]) -> Path:
     """The model that stands in for the reference."""
-    return _write(tmp_path_factory.mktemp("models") / "tiny", 0)
+    return models[0]
 
 
 @pytest.fixture(scope="session")
-def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_model(models: tuple[Path, Path]) -> Path:
     """A model of the same shape with other weights."""
-    return _write(tmp_path_factory.mktemp("models") / "other", 1)
+    return models[1]

@@ -15,10 +15,10 @@ from typing import Any
 import aiohttp
 import tomli_w
 
-from node.chain import LocalChain, Registration, open_chain
-from node.clock import SystemClock
-from node.settings_model import ChainSection
+from node.chain import LocalChain, Registration
 from node.wallets import create_wallet
+from protocol.auth import sign_request
+from protocol.signing import inference_text, verify_text
 from protocol.types import Coldkey, Hotkey
 from tests.roles.inference.harness import until
 
@@ -75,25 +75,39 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_chain(folder: Path) -> Hotkey:
-    """A local chain with one registered miner, whose wallet lies in the folder."""
-    wallet = create_wallet(folder / "wallets", "quasar_miner")
-    hotkey = Hotkey(wallet.hotkey.ss58_address)
+def make_subnet(folder: Path) -> tuple[Any, Any]:
+    """A local chain with a miner and a validator, and their wallets."""
+    miner, validator = (
+        create_wallet(folder / "wallets", f"quasar_{role}") for role in ("miner", "validator")
+    )
     LocalChain.create(
         folder / "chain.sqlite",
         block_time_s=0.25,
         netuid=NETUID,
         owner_hotkey=None,
-        neurons=[Registration(hotkey, Coldkey(wallet.coldkeypub.ss58_address), 0.0, False)],
+        neurons=[
+            Registration(
+                Hotkey(wallet.hotkey.ss58_address),
+                Coldkey(wallet.coldkeypub.ss58_address),
+                1000.0,
+                has_permit,
+            )
+            for wallet, has_permit in ((miner, False), (validator, True))
+        ],
     )
-    return hotkey
+    return miner, validator
 
 
-async def test_serves_publishes_its_axon_and_drains(tmp_path: Path, tiny_model: Path) -> None:
-    hotkey = make_chain(tmp_path)
+async def test_answers_validators_and_drains(tmp_path: Path, tiny_model: Path) -> None:
+    miner, validator = make_subnet(tmp_path)
     port = free_port()
-    chain_file = str(tmp_path / "chain.sqlite")
-    config = write_config(tmp_path, tiny_model, port, chain={"local_state": chain_file})
+    config = write_config(
+        tmp_path,
+        tiny_model,
+        port,
+        chain={"local_state": str(tmp_path / "chain.sqlite")},
+        inference={"require_auth": True},
+    )
     url = f"http://127.0.0.1:{port}"
     with process(config) as child:
         async with aiohttp.ClientSession() as session:
@@ -106,41 +120,38 @@ async def test_serves_publishes_its_axon_and_drains(tmp_path: Path, tiny_model: 
                 except aiohttp.ClientError:
                     return False
 
-            async def ask(gen_len: int) -> aiohttp.ClientResponse:
-                body = {"prompt": [1, 2, 3], "gen_len": gen_len, "nonce": "ab" * 16}
-                response = await session.post(url + "/inference", json=body)
-                await response.read()
-                return response
+            async def ask(wallet: Any, gen_len: int) -> tuple[int, dict[str, Any]]:
+                body = json.dumps({"prompt": [1, 2, 3], "gen_len": gen_len, "nonce": "ab" * 16}).encode()
+                headers = sign_request(
+                    wallet.hotkey,
+                    method="POST",
+                    path="/inference",
+                    body=body,
+                    receiver=miner.hotkey.ss58_address,
+                )
+                headers["Content-Type"] = "application/json"
+                async with session.post(url + "/inference", data=body, headers=headers) as response:
+                    return response.status, await response.json()
 
             await until(lambda: answers("/health"), 60.0)
             await until(lambda: answers("/readyz"), 60.0)
-            assert (await (await ask(2)).json())["signature"].startswith("0x")
-            await check_axon(tmp_path, hotkey, port)
+            status, answer = await ask(validator, 2)
+            assert status == 200
+            text = inference_text(nonce="ab" * 16, tokens=answer["tokens"], captured_logits_sha256="")
+            verify_text(miner.hotkey.ss58_address, text, answer["signature"])
+            status, refusal = await ask(create_wallet(tmp_path / "wallets", "stranger"), 2)
+            assert (status, "has no validator permit" in refusal["detail"]) == (403, True)
 
-            long = asyncio.create_task(ask(1000))
+            long = asyncio.create_task(ask(validator, 1000))
             await asyncio.sleep(0.1)
             child.send_signal(signal.SIGTERM)
-            answer = await long
-            assert answer.status == 200
-            assert len((await answer.json())["tokens"]) == 1000
+            status, answer = await long
+            assert status == 200
+            assert len(answer["tokens"]) == 1000
             assert await asyncio.to_thread(child.wait, 30) == 0
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert all(json.loads(line) for line in log.splitlines())
-
-
-async def check_axon(folder: Path, hotkey: Hotkey, port: int) -> None:
-    section = ChainSection(network="local", netuid=NETUID, local_state=folder / "chain.sqlite")
-    chain = open_chain(section, SystemClock())
-
-    async def published() -> bool:
-        axon = (await chain.metagraph()).neurons[hotkey].axon
-        return axon is not None and (axon.ip, axon.port) == ("127.0.0.1", port)
-
-    try:
-        await until(published, 30.0)
-    finally:
-        await chain.close()
 
 
 def test_no_gpu_is_one_sentence(tmp_path: Path, tiny_model: Path) -> None:
