@@ -20,6 +20,8 @@ R = TypeVar("R")
 INTERPRET: Final = bool(triton.knobs.runtime.interpret)
 """True when TRITON_INTERPRET=1 was set before Triton was imported: kernels run on the CPU."""
 
+IS_AMD: Final = torch.version.hip is not None
+
 _SHARED_MEMORY_BYTES: Final = {"ada": 101_376, "ampere": 166_912, "hopper": 232_448}
 """What one program can have at most on an RTX 4090, an A100 and an H100."""
 
@@ -34,7 +36,8 @@ def check_shared_mem(arch: str, tensor_idx: int = 0) -> bool:
     needed = _SHARED_MEMORY_BYTES[arch]
     if not torch.cuda.is_available():
         return False
-    return bool(torch.cuda.get_device_properties(tensor_idx).shared_memory_per_block_optin >= needed)
+    properties: Any = torch.cuda.get_device_properties(tensor_idx)
+    return bool(properties.shared_memory_per_block_optin >= needed)
 
 
 def input_guard(operator: Callable[P, R]) -> Callable[P, R]:
@@ -51,7 +54,7 @@ def input_guard(operator: Callable[P, R]) -> Callable[P, R]:
             if first is not None and first.is_cuda
             else contextlib.nullcontext()
         ):
-            return operator(*packed, **named)  # type: ignore[arg-type]
+            return operator(*packed, **named)
 
     return guarded
 
@@ -60,4 +63,4 @@ def _contiguous(value: Any) -> Any:
     return value.contiguous() if isinstance(value, torch.Tensor) else value
 
 
-__all__ = ["INTERPRET", "check_shared_mem", "input_guard", "tl", "triton"]
+__all__ = ["INTERPRET", "IS_AMD", "check_shared_mem", "input_guard", "tl", "triton"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.backend import input_guard, tl, triton
+from kernels.backend import IS_AMD, check_shared_mem, input_guard, tl, triton
 from kernels.chunk_indices import prepare_chunk_indices
 from kernels.chunk_intra_token_parallel import chunk_intra_token_parallel
 from kernels.gate import quasar_gate
@@ -11,8 +11,10 @@ from kernels.shapes import check_arguments
 
 CHUNK_SIZE = 64
 NUM_WARPS = 4
-NUM_STAGES = 1
-BLOCK_V = 64
+NUM_STAGES = 2
+BLOCK_V = 32
+SHARED_MEMORY_BYTES = (("hopper", 232_448), ("ampere", 166_912), ("ada", 101_376))
+"""What a program can have at most, by architecture; the largest first."""
 
 
 @triton.jit
@@ -76,8 +78,7 @@ def chunk_quasar(
     limits = check_arguments(q, k, v, beta, initial_state, cu_seqlens)
     _, _, heads, dim = q.shape
     count = len(limits) - 1
-    # float32 inputs keep float32 products; tf32 is finer than the 16-bit inputs.
-    precision = "ieee" if q.dtype == torch.float32 else "tf32"
+    precision = _precision(q.dtype)
     chunk_size = CHUNK_SIZE if dim <= 128 else min(CHUNK_SIZE, 32)
     flat_q, flat_k, flat_v = (x.view(-1, heads, dim) for x in (q, k, v))
     boundaries = torch.tensor(limits, dtype=torch.int64)
@@ -95,8 +96,25 @@ def chunk_quasar(
     _state_kernel[(count, heads, triton.cdiv(dim, block_v))](
         flat_q, flat_k, w, u, o, final if initial_state is None else initial_state, final, boundaries,
         heads, dim, block_d, block_v, chunk_size, initial_state is not None, output_final_state, precision,
-        num_warps=NUM_WARPS, num_stages=NUM_STAGES,
+        num_warps=NUM_WARPS, num_stages=_stages(chunk_size, block_d, block_v, q),
     )  # fmt: skip
     inputs = (q, k, v, beta, initial_state)
     o = forward_only("chunk_quasar", o.view(q.shape), *inputs)
     return o, forward_only("chunk_quasar", final, *inputs) if output_final_state else None
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """Return how tensor cores multiply: tf32 is finer than 16-bit inputs, three of it keep float32."""
+    if IS_AMD:
+        return "ieee"
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+def _stages(chunk_size: int, block_d: int, block_v: int, q: torch.Tensor) -> int:
+    """Return how many chunks can be on their way to the chip: NUM_STAGES, or what shared memory holds."""
+    if not q.is_cuda:
+        return 1
+    device = q.device.index
+    limit = next((size for arch, size in SHARED_MEMORY_BYTES if check_shared_mem(arch, device)), 0)
+    chunk_bytes = chunk_size * (block_d * (2 * q.element_size() + 4) + 4 * block_v)
+    return max(1, min(NUM_STAGES, (limit - 4 * block_d * block_v) // chunk_bytes))

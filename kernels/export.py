@@ -93,9 +93,15 @@ def export_files(variant: str, preset: Preset | None = None) -> dict[str, str]:
     files = {name: _to_fork(name) for name in (*TARGET_FILES, *_SUPPORT_FILES)}
     files["__init__.py"] = _INIT
     chunk = files["chunk.py"] + chosen.entry
-    chunk = _with_constant(chunk, "CHUNK_SIZE", chosen.chunk_size or parameters.chunk_size)
-    chunk = _with_constant(chunk, "NUM_WARPS", parameters.num_warps)
-    files["chunk.py"] = _with_constant(chunk, "NUM_STAGES", parameters.num_stages)
+    constants = {
+        "CHUNK_SIZE": chosen.chunk_size or parameters.chunk_size,
+        "BLOCK_V": parameters.block_v,
+        "NUM_WARPS": parameters.num_warps,
+        "NUM_STAGES": parameters.num_stages,
+    }
+    for constant, value in constants.items():
+        chunk = _with_constant(chunk, constant, value)
+    files["chunk.py"] = chunk
     return files
 
 

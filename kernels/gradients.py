@@ -14,7 +14,7 @@ class _ForwardOnly(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *_: torch.Tensor) -> None:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, *_: torch.Tensor) -> None:
         raise RuntimeError(f"{ctx.name} has no gradient: call it under torch.no_grad()")  # type: ignore[attr-defined]
 
 

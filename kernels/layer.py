@@ -85,7 +85,7 @@ class QuasarAttention(nn.Module):
         return output
 
     def _heads(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim))
+        return x.view(*x.shape[:-1], self.num_heads, self.head_dim)
 
 
 def _positions(cu_seqlens: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,9 @@ Every call runs with an empty configuration, no hooks, no prompts and one allowe
 follows `--`. Nothing that a stranger wrote is ever checked out.
 """
 
+import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -55,6 +57,8 @@ _SAFE: Final = (
     "-c", "gc.auto=0",
     "-c", "submodule.recurse=false",
     "-c", "fetch.fsckObjects=true",
+    # One pack file, so that the limit on a file is a limit on the fetch.
+    "-c", "fetch.unpackLimit=1",
     "-c", "safe.directory=*",
     "-c", "http.followRedirects=false",
     "-c", "core.symlinks=false",
@@ -67,9 +71,9 @@ def _run(
     cwd: Path,
     env: Mapping[str, str],
     timeout_s: float,
-    stdin: bytes | None = None,
+    max_file_bytes: int | None = None,
 ) -> bytes:
-    """Run git; its process group is killed when the deadline passes.
+    """Run git; its process group is killed when the deadline passes or it writes too large a file.
 
     Raises:
         SourceRejected: git failed or took too long.
@@ -78,13 +82,17 @@ def _run(
         ["git", *_SAFE, *arguments],
         cwd=cwd,
         env=dict(env),
-        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    if max_file_bytes is not None:
+        # Its children, which write what a stranger sends, start later and inherit it.
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
     try:
-        output, errors = process.communicate(stdin, timeout=timeout_s)
+        output, errors = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
@@ -138,18 +146,19 @@ class GitStore:
         if self._has(commit_hash):
             return
         env = git_environment(("https", "file") if allow_file else ("https",))
-        before = _folder_bytes(self._path)
-        _run(
-            ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules",
-             "--filter=blob:limit=1m", "--", url, commit_hash],
-            cwd=self._path, env=env, timeout_s=timeout_s,
-        )  # fmt: skip
+        try:
+            # No --filter: git would write the stranger's URL into the store as a promisor, to be asked again.
+            _run(
+                ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head",
+                 "--no-recurse-submodules", "--", url, commit_hash],
+                cwd=self._path, env=env, timeout_s=timeout_s, max_file_bytes=max_bytes,
+            )  # fmt: skip
+        except SourceRejected as error:
+            if self._drop_unfinished() >= max_bytes:
+                raise SourceRejected(f"{url} at {commit_hash} is more than {max_bytes:,} bytes") from error
+            raise
         if not self._has(commit_hash):
             raise SourceRejected(f"{url} does not hold commit {commit_hash}")
-        fetched = _folder_bytes(self._path) - before
-        if fetched > max_bytes:
-            shutil.rmtree(self._path)
-            raise SourceRejected(f"{url} at {commit_hash} is {fetched:,} bytes, more than {max_bytes:,}")
 
     def read_blobs(self, commit_hash: CommitHash, folder: str, suffix: str = ".py") -> dict[str, bytes]:
         """Return name -> content of the regular files directly in a folder of a commit.
@@ -182,6 +191,14 @@ class GitStore:
                 mode, _, object_id = head.split(" ")
                 blobs.append(Blob(mode=mode, object_id=object_id, path=path))
         return blobs
+
+    def _drop_unfinished(self) -> int:
+        """Remove packs that a failed fetch left; returns the size of the largest."""
+        largest = 0
+        for path in (self._path / "objects" / "pack").glob("tmp_*"):
+            largest = max(largest, path.stat().st_size)
+            path.unlink()
+        return largest
 
     def _prepare(self) -> None:
         if self._path.exists() and _folder_bytes(self._path) > self._quota_bytes:

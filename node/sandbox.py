@@ -7,6 +7,7 @@ interpreter under a private home) is bind-mounted on a readable staging folder i
 own.
 """
 
+import contextlib
 import functools
 import os
 import shutil
@@ -59,6 +60,8 @@ class SandboxSpec:
 
     argv: Sequence[str]
     mounts: Sequence[Mount] = ()
+    hidden: Sequence[Path] = ()
+    """Folders inside, part of a mount, that show as empty."""
     environment: Mapping[str, str] = field(default_factory=dict)
     devices: Sequence[Path] = ()
     limits: Limits = field(default_factory=Limits)
@@ -141,6 +144,10 @@ def start_sandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[by
         start_new_session=True,
         cwd="/",
     )
+    # Limits are per process: when a swarm of them fills the memory, the kernel must end it, not the node.
+    # A bwrap that is set-uid belongs to root and cannot be marked; one that ended need not be.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
     return SandboxedProcess(process, stage)
 
 
@@ -189,6 +196,8 @@ def _bwrap_command(spec: SandboxSpec, sources: Sequence[Path]) -> list[str]:
     command += ["--size", str(spec.limits.tmp_bytes), "--tmpfs", "/dev/shm"]  # noqa: S108
     for source, mount in zip(sources, spec.mounts, strict=True):
         command += ["--ro-bind", str(source), str(mount.inside)]
+    for folder in spec.hidden:
+        command += ["--tmpfs", str(folder), "--remount-ro", str(folder)]
     if spec.devices:
         command += ["--ro-bind", "/sys", "/sys"]
     for device in spec.devices:

@@ -69,7 +69,6 @@ async def open_base(settings: Settings, role: str, wallet_name: str, opened: Asy
     async def readiness() -> str | None:
         if watcher.height is None:
             return "the chain has not answered yet"
-        metrics.block_height.set(watcher.height)
         return None if watcher.silent_s < SILENT_S else f"the chain is silent for {watcher.silent_s:.0f} s"
 
     server = HttpServer(

@@ -13,6 +13,7 @@ from node.logs import configure_logging, get_logger
 from node.runtime import main_guard, run_role
 from node.settings import LoadedSettings, add_arguments, load_settings, overrides_from
 from protocol.errors import UsageError
+from roles.kernels_package import check_kernels_package
 
 ROLES: Final = ("miner", "validator", "api", "inference")
 COMMANDS: Final = ("devnet", "verify", "export", "sign", "status", "doctor", "config")
@@ -50,6 +51,7 @@ def _dispatch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if (args.role is None) == (args.command is None):
         parser.print_usage(sys.stderr)
         raise UsageError(f"name one role (--role {'|'.join(ROLES)}) or one command ({', '.join(COMMANDS)})")
+    check_kernels_package()
     config_file: Path | None = getattr(args, "config", None)
     loaded = load_settings(overrides_from(args), config_file=config_file, env=os.environ)
     if args.command is not None:

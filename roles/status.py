@@ -11,10 +11,13 @@ from typing import Any, Final
 from node.bus import Bus
 from node.clock import Clock
 from node.logs import get_logger
+from node.metrics import Metrics
 from protocol.events import BlockAdvanced, Event
 
 STATUS_FILE: Final = "status.json"
-WRITE_EVERY_S: Final = 1.0
+LOOK_EVERY_S: Final = 1.0
+LONGEST_SILENCE_S: Final = 10.0
+"""An unchanged status is written again this often: a reader sees that the node lives."""
 
 Section = Callable[[], Awaitable[Any]]
 """Gives one part of the status as plain JSON data."""
@@ -23,10 +26,10 @@ _log = get_logger(__name__)
 
 
 class StatusKeeper:
-    """Component that logs the node's events and keeps `status.json` at most a second behind them.
+    """Component that logs the node's events and keeps `status.json` about a second behind them.
 
     `facts`: events of which the latest is shown, each under its own name. `sections`: parts that are asked
-    for at every write. Blocks are shown as the height, and not logged.
+    for at every second. Blocks are shown as the height, in the metrics too, and not logged.
     """
 
     name = "status"
@@ -39,15 +42,19 @@ class StatusKeeper:
         data_dir: Path,
         bus: Bus,
         clock: Clock,
+        metrics: Metrics,
         facts: tuple[type[Event], ...],
         sections: Mapping[str, Section],
     ) -> None:
         self._path = data_dir / STATUS_FILE
         self._clock = clock
+        self._metrics = metrics
         self._sections = sections
         self._events = bus.subscribe(BlockAdvanced, *facts)
         self._status: dict[str, Any] = {"role": role, "hotkey": hotkey, "pid": os.getpid(), "height": None}
         self._status |= {_name(fact): None for fact in facts}
+        self._written: dict[str, Any] = {}
+        self._written_at_s = float("-inf")
 
     async def run(self) -> None:
         """Note events and write until cancelled."""
@@ -55,12 +62,13 @@ class StatusKeeper:
             group.create_task(self._note_events(), name="status events")
             while True:
                 await self._write()
-                await self._clock.sleep(WRITE_EVERY_S)
+                await self._clock.sleep(LOOK_EVERY_S)
 
     async def _note_events(self) -> None:
         async for event in self._events:
             if isinstance(event, BlockAdvanced):
                 self._status["height"] = event.height
+                self._metrics.block_height.set(event.height)
                 continue
             told = json.loads(json.dumps(dataclasses.asdict(event)))
             self._status[_name(type(event))] = told | {"at": self._clock.now().isoformat()}
@@ -68,8 +76,12 @@ class StatusKeeper:
 
     async def _write(self) -> None:
         status = self._status | {name: await section() for name, section in self._sections.items()}
-        status["written_at"] = self._clock.now().isoformat()
-        await asyncio.to_thread(write_atomically, self._path, json.dumps(status, indent=2))
+        now_s = self._clock.monotonic()
+        if status == self._written and now_s - self._written_at_s < LONGEST_SILENCE_S:
+            return
+        self._written, self._written_at_s = status, now_s
+        told = status | {"written_at": self._clock.now().isoformat()}
+        await asyncio.to_thread(write_atomically, self._path, json.dumps(told, indent=2))
 
 
 def write_atomically(path: Path, text: str) -> None:

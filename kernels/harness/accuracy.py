@@ -8,8 +8,9 @@ import torch
 from kernels.harness.inputs import Inputs, Shape
 from kernels.reference import chunked
 
-NEGLIGIBLE = 1e-2
-"""Rows whose reference norm is below this share of the median have no direction worth comparing."""
+NEGLIGIBLE = 0.25
+"""Rows whose reference norm is below this share of the median are left to the absolute difference: honest
+bfloat16 arithmetic errs by a share of the inputs, not of a result that happens to be small."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ GATHERED_ROWS = 4096
 
 
 class CandidateFailed(Exception):
-    """The submission lost: `kind` is build, crash, memory, timeout, tampered or unwritten."""
+    """The submission lost: `kind` is build, crash, memory, timeout or tampered."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -66,8 +66,7 @@ class Session:
         Raises:
             CandidateFailed: see `kind`.
         """
-        if not wire.is_quiet(self._connection):
-            raise CandidateFailed("tampered", "the worker spoke before it was asked")
+        self._expect_quiet("the worker spoke before it was asked")
         source = input_file(inputs.flat().numpy())
         output = OutputFile(shape.count)
         try:
@@ -106,21 +105,30 @@ class Session:
         whole = bits.copy()
         if not np.array_equal(whole[chosen], gathered):
             raise CandidateFailed("tampered", "the output changed after the worker said that it was done")
-        if not wire.is_quiet(self._connection):
-            raise CandidateFailed("tampered", "the worker sent more than its acknowledgement")
+        self._expect_quiet("the worker sent more than its acknowledgement")
         unwritten = int((whole == POISON).sum())
         if unwritten:
+            # The worker writes all of o before it says so: this one did not wait for it.
             raise CandidateFailed(
-                "unwritten", f"{unwritten:,} of {whole.size:,} numbers of o were never written"
+                "tampered", f"{unwritten:,} of {whole.size:,} numbers of o were not written when it said done"
             )
         size = (shape.batch, shape.length, shape.heads, shape.dim)
         return torch.from_numpy(whole.view(np.float32)).view(size)
+
+    def _expect_quiet(self, otherwise: str) -> None:
+        if wire.is_quiet(self._connection):
+            return
+        if wire.has_left(self._connection):
+            raise CandidateFailed("crash", "the worker ended between two trials")
+        raise CandidateFailed("tampered", otherwise)
 
     def _receive(self) -> dict[str, Any]:
         try:
             received = wire.receive(self._connection, timeout_s=max(0.001, self._deadline_s()))
         except wire.WireSilent as error:
             raise CandidateFailed("timeout", "the worker did not answer before the deadline") from error
+        except wire.WireGarbled as error:
+            raise CandidateFailed("tampered", f"the worker sent {error}") from error
         except wire.WireBroken as error:
             raise CandidateFailed("crash", f"the worker broke off: {error}") from error
         for descriptor in received.descriptors:

@@ -2,6 +2,7 @@
 
 import array
 import json
+import select
 import socket
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,10 @@ class WireBroken(Exception):
 
 class WireSilent(WireBroken):
     """The peer sent nothing before the deadline."""
+
+
+class WireGarbled(WireBroken):
+    """The peer sent something that is no message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ def receive(
     """Receive one message.
 
     Raises:
-        WireSilent: nothing came in time. WireBroken: the peer is gone or sent no JSON object.
+        WireSilent: nothing came in time. WireGarbled: it is no JSON object, or too long.
+        WireBroken: the peer is gone.
     """
     connection.settimeout(timeout_s)
     try:
@@ -65,14 +71,28 @@ def receive(
     if not data:
         raise WireBroken("the peer closed the connection")
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        raise WireBroken("a message was longer than allowed")
+        raise WireGarbled("a message was longer than allowed")
     try:
         message = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise WireBroken(f"not a JSON message: {error}") from error
+        raise WireGarbled(f"not a JSON message: {error}") from error
     if not isinstance(message, dict):
-        raise WireBroken(f"not a JSON object but {type(message).__name__}")
+        raise WireGarbled(f"not a JSON object but {type(message).__name__}")
     return Received(message, descriptors)
+
+
+def has_left(connection: socket.socket) -> bool:
+    """True when the peer closed the connection and left nothing to be read."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    is_hung_up = any(events & select.POLLHUP for _, events in poll.poll(0))
+    connection.setblocking(False)
+    try:
+        return is_hung_up and not connection.recv(1, socket.MSG_PEEK)
+    except ConnectionError:
+        return True
+    except BlockingIOError:
+        return False
 
 
 def is_quiet(connection: socket.socket) -> bool:

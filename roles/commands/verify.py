@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from node.settings import LoadedSettings
@@ -65,7 +66,8 @@ def _print_report(report: EvaluationReport, length: int) -> None:
     figures = report.figures
     table = Table("figure", "value")
     table.add_row("verdict", str(figures.status))
-    table.add_row("reason", str(figures.evidence.get("reason", "")))
+    # A submission chooses the text of its exceptions: not to be read as markup.
+    table.add_row("reason", escape(str(figures.evidence.get("reason", ""))))
     table.add_row("league", league_of(length).name)
     table.add_row("device", figures.gpu)
     table.add_row("length that was run", str(figures.evidence.get("shape", {}).get("length", "")))

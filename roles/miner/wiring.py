@@ -67,6 +67,7 @@ async def build(settings: Settings) -> Graph:
             data_dir=data_dir,
             bus=bus,
             clock=clock,
+            metrics=base.metrics,
             facts=(CommitmentRecorded, SubmissionRevealed),
             sections={"submissions": lambda: describe_submissions(ledger, base)},
         )

@@ -17,9 +17,9 @@ from protocol.judging import Measurements, fault_of, judge
 from protocol.messages import EvaluationJob, EvaluationReport, Figures
 from protocol.rules import RULES_VERSION
 from protocol.verdicts import Status
-from roles.referee.measuring import Measuring, trial_shape
+from roles.referee.measuring import Measuring, Overhead, trial_shape
 from roles.referee.sources import check_sources, take_sources
-from roles.referee.stages import Ended, Record
+from roles.referee.stages import Ended, Record, printable
 from roles.referee.worker import Worker, choose_tier, empty_caches, running_worker
 
 LOCK_TIMEOUT_S: Final = 1800.0
@@ -29,7 +29,6 @@ _STATUS_OF: Final = {
     "memory": Status.OUT_OF_MEMORY,
     "timeout": Status.TIMED_OUT,
     "tampered": Status.TAMPERED,
-    "unwritten": Status.NAN_OR_INF,
 }
 _NO_OPERATOR: Final = {
     "chunk.py": "def chunk_quasar(q, k, v, beta, **kwargs):\n    return v, None\n",
@@ -83,20 +82,21 @@ def _measure(
         def left_s() -> float:
             return deadline - time.monotonic()
 
-        overhead_s = 0.0
+        overhead = Overhead()
         if job.profile == "gpu":
             with record.stage("calibrate", announce), running_worker(_NO_OPERATOR, job, tier, left_s) as idle:
                 idle.session.wait_ready()
-                overhead_s = Measuring(job, idle.session).overhead()
-        record.evidence["overhead_s"] = overhead_s
+                overhead = Measuring(job, idle.session).overhead()
+        record.evidence["overhead_s"] = overhead.seconds
+        record.evidence["overhead_spread_s"] = overhead.spread_s
         with running_worker(sources, job, tier, left_s) as worker:
-            return _measure_worker(job, worker, overhead_s, record, announce)
+            return _measure_worker(job, worker, overhead, record, announce)
     finally:
         lock.release()
 
 
 def _measure_worker(
-    job: EvaluationJob, worker: Worker, overhead_s: float, record: Record, announce: Announce
+    job: EvaluationJob, worker: Worker, overhead: Overhead, record: Record, announce: Announce
 ) -> Measurements:
     measuring = Measuring(job, worker.session)
     try:
@@ -105,7 +105,7 @@ def _measure_worker(
         with record.stage("probe", announce):
             measuring.probe()
         with record.stage("time", announce):
-            return measuring.time(overhead_s=overhead_s)
+            return measuring.time(overhead)
     finally:
         findings = measuring.findings
         record.evidence["trial_s"] = [round(seconds, 6) for seconds in findings.seconds]
@@ -144,7 +144,7 @@ def _figures(
 ) -> Figures:
     shape = trial_shape(job)
     evidence: dict[str, Any] = {
-        "reason": reason,
+        "reason": printable(reason),
         "profile": job.profile,
         "shape": shape.as_message(),
         "stage_s": record.stage_s,

@@ -1,4 +1,9 @@
-"""Probes and timed trials of one worker."""
+"""Probes and timed trials of one worker.
+
+On a CPU the referee's clock covers the operator and little else. On a GPU inputs and output still travel
+through host memory, so a trial is copy, run, copy: the same with an operator that does nothing is measured
+first and taken off. What is left must stand out of the noise of those copies, else there is no figure.
+"""
 
 import os
 import statistics
@@ -22,6 +27,14 @@ from roles.referee.stages import Ended
 PROBE_LENGTH: Final = 50
 REPEAT_TOLERANCE: Final = 1e-3
 """Largest relative difference between two runs on the same inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What a trial takes besides the operator: the median, and the interquartile range around it."""
+
+    seconds: float = 0.0
+    spread_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -82,11 +95,11 @@ class Measuring:
             operator="fused_recurrent_quasar",
         )
 
-    def time(self, *, overhead_s: float, clock: Callable[[], float] = time.monotonic) -> Measurements:
+    def time(self, overhead: Overhead, *, clock: Callable[[], float] = time.monotonic) -> Measurements:
         """Run the timed trials within their budget; every output is checked.
 
         Raises:
-            CandidateFailed: the worker failed.
+            CandidateFailed: the worker failed. Ended: infrastructure, the overhead drowns the operator.
         """
         shape = trial_shape(self._job)
         started = clock()
@@ -95,21 +108,29 @@ class Measuring:
             if enough and clock() - started > self._job.time_budget_s:
                 break
             trial, _ = self._trial(shape)
-            self.findings.seconds.append(max(1e-9, trial.seconds - overhead_s))
-        return self._measurements(shape)
+            self.findings.seconds.append(trial.seconds - overhead.seconds)
+        median = statistics.median(self.findings.seconds)
+        if not median > overhead.spread_s:
+            raise Ended(
+                Status.INFRASTRUCTURE,
+                f"the operator takes {median:.2e} s beside {overhead.seconds:.2e} s of copies that vary by "
+                f"{overhead.spread_s:.2e} s: too short to be measured here",
+            )
+        return self._measurements(shape, median)
 
-    def overhead(self) -> float:
-        """Return the median seconds of trials of an operator that does nothing."""
+    def overhead(self) -> Overhead:
+        """Measure trials of an operator that does nothing."""
         shape = trial_shape(self._job)
         inputs = draw_inputs(shape, self._generator())
-        return statistics.median(
+        seconds = [
             self._session.run(inputs, shape, self._rows).seconds for _ in range(self._job.trials_min + 2)
-        )
+        ]
+        low, median, high = statistics.quantiles(seconds, n=4)
+        return Overhead(median, high - low)
 
-    def _measurements(self, shape: Shape) -> Measurements:
+    def _measurements(self, shape: Shape, median: float) -> Measurements:
         accuracy = self.findings.accuracy
         assert accuracy is not None
-        median = statistics.median(self.findings.seconds)
         quartiles = (
             statistics.quantiles(self.findings.seconds, n=4)
             if len(self.findings.seconds) > 1

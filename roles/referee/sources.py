@@ -1,25 +1,32 @@
 """Take a submission's files, as data, and check what can be checked without running them."""
 
+import re
 from pathlib import Path
 from typing import Final
 
 from node.git import MAX_BLOB_BYTES, MAX_BLOBS, GitStore
+from node.locks import FileLock
 from protocol.errors import InvalidForkUrl, SourceRejected
 from protocol.fingerprint import fingerprint
 from protocol.forks import TARGET_DIR, TARGET_FILES, check_commit_hash, check_fork_url
 from protocol.import_rules import check_imports
 from protocol.messages import DirectorySource, EvaluationJob, GitSource
 from protocol.verdicts import Status
-from roles.referee.stages import Ended, Record
+from roles.referee.stages import Ended, Record, printable
 
 MAX_SOURCES_BYTES: Final = 8 * 2**20
+STORE_PATIENCE_S: Final = 600.0
+"""Other evaluations in the same data directory fetch first."""
+
+# What `import` can name; a longer name would not fit into a file system either.
+_MODULE_FILE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\.py")
 
 
 def take_sources(job: EvaluationJob) -> dict[str, str]:
     """Return file name -> text of the submission's `fla/ops/quasar/*.py`.
 
     Raises:
-        Ended: fetch_failed, build_failed.
+        Ended: fetch_failed, build_failed. DeviceBusy: another evaluation keeps the store of commits.
     """
     try:
         blobs = (
@@ -35,6 +42,8 @@ def take_sources(job: EvaluationJob) -> dict[str, str]:
         )
     sources = {}
     for name, blob in blobs.items():
+        if not _MODULE_FILE.fullmatch(name):
+            continue
         try:
             sources[name] = blob.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -46,8 +55,10 @@ def _from_git(source: GitSource, work_dir: str) -> dict[str, bytes]:
     url = check_fork_url(source.fork_url, allowed_hosts=source.allowed_hosts, allow_file=source.allow_file)
     commit_hash = check_commit_hash(source.commit_hash)
     store = GitStore(Path(work_dir) / "objects.git")
-    store.fetch_commit(url, commit_hash, allow_file=source.allow_file)
-    return store.read_blobs(commit_hash, TARGET_DIR)
+    # One at a time: a store over its quota starts afresh, under whoever reads it.
+    with FileLock(Path(work_dir) / "objects.lock", "the store of commits", timeout_s=STORE_PATIENCE_S):
+        store.fetch_commit(url, commit_hash, allow_file=source.allow_file)
+        return store.read_blobs(commit_hash, TARGET_DIR)
 
 
 def _from_folder(source: DirectorySource) -> dict[str, bytes]:
@@ -73,7 +84,7 @@ def check_sources(sources: dict[str, str], job: EvaluationJob, record: Record) -
     """
     report = check_imports(sources)
     if report.notes:
-        record.evidence["import_notes"] = list(report.notes)
+        record.evidence["import_notes"] = [printable(note) for note in report.notes]
     if report.status is not None:
         raise Ended(report.status, "; ".join(report.problems[:10]))
     record.fingerprint = fingerprint({name: sources[name] for name in TARGET_FILES})

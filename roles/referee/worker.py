@@ -1,5 +1,6 @@
 """Start the candidate's worker in the sandbox, with its tree laid over the pinned base."""
 
+import fcntl
 import os
 import shutil
 import socket
@@ -28,8 +29,14 @@ from node.sandbox import (
 from protocol.errors import SandboxUnavailable
 from protocol.forks import TARGET_DIR
 from protocol.messages import EvaluationJob
+from roles.referee.stages import printable
 
 LOG_TAIL_BYTES: Final = 4000
+FOLDER_PREFIX: Final = "run-"
+_WORKER_FILES: Final = (
+    "__init__.py",
+    *(f"harness/{name}.py" for name in ("__init__", "inputs", "memory", "wire", "worker")),
+)
 _PROGRAM: Final = "from kernels.harness.worker import main; main(sys.argv[1:])"
 _GPU_CONTROL: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 
@@ -45,8 +52,7 @@ class Worker:
         """Return the end of what the worker printed, in printable characters."""
         size = self.log.seek(0, os.SEEK_END)
         self.log.seek(max(0, size - LOG_TAIL_BYTES))
-        text = self.log.read().decode("utf-8", errors="replace")
-        return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+        return printable(self.log.read().decode("utf-8", errors="replace"), keep="\n")
 
 
 def choose_tier(job: EvaluationJob) -> SandboxTier:
@@ -68,8 +74,8 @@ def running_worker(
     files: Mapping[str, str], job: EvaluationJob, tier: SandboxTier, deadline_s: Callable[[], float]
 ) -> Iterator[Worker]:
     """Run a worker for the files of `fla/ops/quasar/`; everything of it is gone afterwards."""
-    with tempfile.TemporaryDirectory(dir=job.work_dir) as folder, tempfile.TemporaryFile() as log:
-        tree = Path(folder) / "tree"
+    with _own_folder(Path(job.work_dir)) as folder, tempfile.TemporaryFile() as log:
+        tree = folder / "tree"
         _lay_out(tree, files)
         ours, theirs = socket_pair()
         with ours:
@@ -79,6 +85,51 @@ def running_worker(
                 yield Worker(Session(ours, deadline_s=deadline_s), log)
             finally:
                 process.kill()
+
+
+@contextmanager
+def _own_folder(work_dir: Path) -> Iterator[Path]:
+    """A new folder whose lock says, for as long as this process lives, that it is in use."""
+    with _locked(work_dir):
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=work_dir))
+        lock = _lock_folder(folder, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = _lock_folder(folder, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock_folder(folder: Path, how: int) -> int:
+    """Return the descriptor that holds a folder's lock; BlockingIOError with LOCK_NB when it is taken."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, how)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def empty_caches(work_dir: Path) -> None:
+    """Remove what evaluations that were killed left behind, and nothing of those that are running."""
+    with _locked(work_dir):
+        for folder in work_dir.glob(f"{FOLDER_PREFIX}*"):
+            try:
+                lock = _lock_folder(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, FileNotFoundError):
+                continue
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
 def _lay_out(tree: Path, files: Mapping[str, str]) -> None:
@@ -123,13 +174,16 @@ def _start(tree: Path, job: EvaluationJob, tier: SandboxTier, end: socket.socket
     interpreter = python_mounts()
     mounts = [
         *interpreter,
-        Mount(host=package, inside=Path("/quasar/src/kernels")),
+        # Only what the worker runs: with the rest a submission could call our kernels in place of its own.
+        *(Mount(host=package / name, inside=Path("/quasar/src/kernels") / name) for name in _WORKER_FILES),
         Mount(host=tree, inside=Path("/quasar/tree")),
     ]
     paths = [str(mount.inside) for mount in interpreter if mount.inside.is_relative_to("/quasar")]
     spec = SandboxSpec(
         argv=python_argv(_PROGRAM, [*paths, "/quasar/src"], descriptor, "/quasar/tree", job.device),
         mounts=mounts,
+        # The whole fla-core, forbidden operators included; the tree has the part that submissions may use.
+        hidden=[mount.inside / "fla" for mount in interpreter if (mount.host / "fla").is_dir()],
         environment=environment,
         devices=_devices(job.device),
         # CUDA reserves address space far beyond what it uses.
@@ -146,9 +200,3 @@ def _devices(device: str) -> list[Path]:
     index = int(device.partition(":")[2] or 0)
     chosen = files[index : index + 1]
     return [*chosen, *(Path("/dev") / name for name in _GPU_CONTROL)]
-
-
-def empty_caches(work_dir: Path) -> None:
-    """Remove what an evaluation that was killed left behind."""
-    for path in work_dir.glob("tmp*"):
-        shutil.rmtree(path, ignore_errors=True)

@@ -39,7 +39,7 @@ class LogitResult:
     """What one check found; figures are None where it did not get that far or they are not finite."""
 
     outcome: LogitOutcome
-    """`pending` when the miner did not answer: see `roles.validator.logit_standing` for what follows."""
+    """`pending` when the miner did not answer: see `roles.validator.logit_challenger` for what follows."""
     reason: str
     step: int | None = None
     cosine_similarity: float | None = None

@@ -56,6 +56,8 @@ class WeightSetter:
         self._not_before = BlockHeight(0)
         self._refresh_at = BlockHeight(0)
         self._failures = 0
+        self._updated_at: BlockHeight | None = None
+        """When the weights on chain were last set (0: never), as far as it was read."""
         self._settled: list[Entry] | None = None
         """The entries that the weights on chain were made of."""
         self._places: Sequence[Place] = ()
@@ -65,6 +67,8 @@ class WeightSetter:
         """Look at every block until cancelled."""
         async for event in self._blocks:
             self._height = event.height
+            if self._updated_at is not None:
+                self._metrics.blocks_since_weights.set(event.height - self._updated_at)
             if self._is_due():
                 await self._try()
 
@@ -97,7 +101,7 @@ class WeightSetter:
             raise NotPermitted(
                 f"hotkey {self._hotkey} is not registered any more: its weights count for nobody"
             )
-        self._metrics.blocks_since_weights.set(metagraph.height - neuron.last_update)
+        self._updated_at = neuron.last_update
         entries = self._entries()
         self._places = rank(entry for entry in entries if entry.hotkey in metagraph.neurons)
         wanted = self._wanted(metagraph)
@@ -144,9 +148,9 @@ class WeightSetter:
                 )
         self._height = max(self._height, await self._chain.height())
         self._weights = shown
+        self._updated_at = self._height
         self._metrics.set_weights.labels("success").inc()
         self._metrics.weights_last_success.set(self._clock.now().timestamp())
-        self._metrics.blocks_since_weights.set(0)
         await self._bus.publish(WeightsSet(height=self._height, weights=tuple(shown.items())))
 
     async def _shows(self, wanted: Mapping[Hotkey, float], rules: WeightRules) -> bool:

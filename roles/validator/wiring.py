@@ -82,6 +82,7 @@ async def build(settings: Settings) -> Graph:
             data_dir=data_dir,
             bus=bus,
             clock=clock,
+            metrics=base.metrics,
             facts=(KernelJudged, LogitsChecked, WeightsSet),
             sections={"verdicts": verdicts, "weights": setter.describe},
         )

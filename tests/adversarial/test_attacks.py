@@ -66,7 +66,7 @@ def test_nan(judge_submission: Judge) -> None:
 
 
 def test_random_results_are_inconsistent(judge_submission: Judge) -> None:
-    figures = judge_submission(wrapped("o = o + 0.003 * torch.randn_like(o)")).figures
+    figures = judge_submission(wrapped("o = o * (1 + 0.003 * torch.randn_like(o))")).figures
     assert figures.status is Status.INCONSISTENT, figures.evidence
 
 

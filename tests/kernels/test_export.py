@@ -76,6 +76,7 @@ def test_presets_set_the_launch_parameters() -> None:
     for preset in PRESETS:
         text = export_files("chunk", preset)["chunk.py"]
         assert f"\nCHUNK_SIZE = {preset.chunk_size}\n" in text
+        assert f"\nBLOCK_V = {preset.block_v}\n" in text
         assert f"\nNUM_WARPS = {preset.num_warps}\n" in text
         assert f"\nNUM_STAGES = {preset.num_stages}\n" in text
     assert "\nCHUNK_SIZE = 16\n" in export_files("chunk16")["chunk.py"]

@@ -48,7 +48,7 @@ async def test_miner_is_no_validator(chain: Chain) -> None:
 
 async def test_poor_validator_is_told_what_it_needs(chain: Chain, subnet: Subnet) -> None:
     subnet.chain.register(registration("poor", "cold-p", 10.0, permit=True))
-    with pytest.raises(NotPermitted, match="10 TAO .* needs 1000"):
+    with pytest.raises(NotPermitted, match=r"10 TAO .* needs 1000"):
         await require_validator(chain, hotkey("poor"), netuid=24, min_stake_tao=500.0)
-    with pytest.raises(NotPermitted, match="5000 TAO .* needs 6000"):
+    with pytest.raises(NotPermitted, match=r"5000 TAO .* needs 6000"):
         await require_validator(chain, hotkey("validator"), netuid=24, min_stake_tao=6000.0)

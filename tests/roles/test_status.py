@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from node.bus import Bus
+from node.metrics import Metrics
 from protocol.events import BlockAdvanced, KernelJudged, WeightsSet
 from protocol.verdicts import Status
 from roles.status import STATUS_FILE, StatusKeeper, write_atomically
@@ -35,7 +36,7 @@ async def run_with(keeper: StatusKeeper, test: Awaitable[None]) -> None:
 
 
 async def test_status_shows_height_facts_and_sections(tmp_path: Path) -> None:
-    bus, clock = Bus(), FakeClock()
+    bus, clock, metrics = Bus(), FakeClock(), Metrics()
     count = 0
 
     async def section() -> list[int]:
@@ -49,6 +50,7 @@ async def test_status_shows_height_facts_and_sections(tmp_path: Path) -> None:
         data_dir=tmp_path,
         bus=bus,
         clock=clock,
+        metrics=metrics,
         facts=(KernelJudged, WeightsSet),
         sections={"verdicts": section},
     )
@@ -71,6 +73,7 @@ async def test_status_shows_height_facts_and_sections(tmp_path: Path) -> None:
         assert status["weights_set"]["weights"] == [["5Miner", 1.0]]
         assert status["verdicts"][0] >= 2
         assert status["written_at"] == clock.now().isoformat()
+        assert metrics.values()["quasar_block_height"] == 42
 
     await run_with(keeper, test())
 
@@ -83,3 +86,31 @@ def test_writing_replaces_the_file_whole(tmp_path: Path) -> None:
     assert path.read_text() == "new\n"
     assert path.stat().st_ino != inode
     assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_unchanged_status_is_written_seldom_but_shows_that_the_node_lives(tmp_path: Path) -> None:
+    bus, clock = Bus(), FakeClock()
+    keeper = StatusKeeper(
+        role="miner",
+        hotkey=HOTKEY,
+        data_dir=tmp_path,
+        bus=bus,
+        clock=clock,
+        metrics=Metrics(),
+        facts=(),
+        sections={},
+    )
+
+    async def test() -> None:
+        path = tmp_path / STATUS_FILE
+        first = await written(path, lambda status: True)
+        for _ in range(5):
+            await clock.advance(1.0)
+            await asyncio.sleep(0.02)
+        assert json.loads(path.read_text())["written_at"] == first["written_at"]
+        for _ in range(8):
+            await clock.advance(1.0)
+            await asyncio.sleep(0.02)
+        assert json.loads(path.read_text())["written_at"] > first["written_at"]
+
+    await run_with(keeper, test())

@@ -132,9 +132,10 @@ async def test_unchanged_ranking_is_set_again_only_when_due(validator: Validator
     await enter(validator, 1, "miner", 1000.0)
     await validator.tick(1)
     await until_set(validator, 1)
-    for _ in range(3):
+    for passed in (30, 60, 90):
         await validator.tick(30)
         await quiet(validator)
+        assert validator.metrics.values()["quasar_blocks_since_weights"] == passed
     assert len(validator.recorder.of(WeightsSet)) == 1
     await validator.tick(30)
     await until_set(validator, 2)

@@ -1,0 +1,201 @@
+"""The referee's side of a trial, against a peer that does what it likes."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.harness import wire
+from kernels.harness.inputs import Inputs, Shape, draw_inputs
+from kernels.harness.memory import map_inputs, map_output
+from kernels.harness.session import CandidateFailed, Session, Trial
+
+SHAPE = Shape(batch=1, length=24, heads=2, dim=8, dtype="float32")
+INPUTS = draw_inputs(SHAPE, torch.Generator().manual_seed(3))
+
+Peer = Callable[[socket.socket, wire.Received], None]
+
+
+def run_trial(peer: Peer, *, deadline_s: float = 5.0) -> Trial:
+    """Run one trial against a peer in a thread, which gets the first message and may do anything."""
+    ours, theirs = wire.socket_pair()
+
+    def serve() -> None:
+        received = wire.receive(theirs, timeout_s=10.0, max_descriptors=2)
+        try:
+            peer(theirs, received)
+        finally:
+            for descriptor in received.descriptors:
+                os.close(descriptor)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        return Session(ours, deadline_s=lambda: deadline_s).run(INPUTS, SHAPE, np.random.default_rng(0))
+    finally:
+        thread.join()
+        ours.close()
+        theirs.close()
+
+
+def write_output(received: wire.Received, count: int = SHAPE.count) -> None:
+    """Write v as o, as far as `count` numbers."""
+    inputs, output = received.descriptors
+    values = map_inputs(inputs, 3 * SHAPE.count + SHAPE.heads)[2 * SHAPE.count : 3 * SHAPE.count]
+    map_output(output, SHAPE.count)[:count] = values[:count]
+
+
+def acknowledge(connection: socket.socket, received: wire.Received) -> None:
+    wire.send(connection, {"nonce": received.message["nonce"]})
+
+
+def failure(peer: Peer, **options: float) -> CandidateFailed:
+    with pytest.raises(CandidateFailed) as caught:
+        run_trial(peer, **options)
+    return caught.value
+
+
+def test_an_honest_trial() -> None:
+    def honest(connection: socket.socket, received: wire.Received) -> None:
+        assert received.message["operator"] == "chunk_quasar"
+        assert Shape(**received.message["shape"]) == SHAPE
+        time.sleep(0.05)
+        write_output(received)
+        acknowledge(connection, received)
+
+    trial = run_trial(honest)
+    assert torch.equal(trial.output, INPUTS.v)
+    assert trial.seconds >= 0.05
+
+
+def test_an_acknowledgement_before_the_last_number() -> None:
+    def early(connection: socket.socket, received: wire.Received) -> None:
+        write_output(received, SHAPE.count - 1)
+        acknowledge(connection, received)
+
+    error = failure(early)
+    assert error.kind == "tampered"
+    assert "1 of 384 numbers" in str(error)
+
+
+def test_a_guessed_nonce() -> None:
+    def guess(connection: socket.socket, received: wire.Received) -> None:
+        write_output(received)
+        wire.send(connection, {"nonce": "0" * 32})
+
+    assert failure(guess).kind == "tampered"
+
+
+@pytest.mark.parametrize("extra", [{"tokens_per_sec": 1e9}, {"failed": "build"}, {"ready": True}])
+def test_an_acknowledgement_that_says_more(extra: dict[str, object]) -> None:
+    def talk(connection: socket.socket, received: wire.Received) -> None:
+        write_output(received)
+        wire.send(connection, {"nonce": received.message["nonce"], **extra})
+
+    assert failure(talk).kind == "tampered"
+
+
+def test_a_second_message() -> None:
+    def twice_at_once(connection: socket.socket, received: wire.Received) -> None:
+        connection.setblocking(True)
+        write_output(received)
+        # Both wait before the referee can have read the first.
+        connection.send(json.dumps({"nonce": "x"}).encode())
+        acknowledge(connection, received)
+
+    assert failure(twice_at_once).kind == "tampered"
+    ours, theirs = wire.socket_pair()
+    with ours, theirs:
+        theirs.send(b'{"nonce": "x"}')
+        with pytest.raises(CandidateFailed, match="spoke before it was asked") as caught:
+            Session(ours, deadline_s=lambda: 1.0).run(INPUTS, SHAPE, np.random.default_rng(0))
+    assert caught.value.kind == "tampered"
+
+
+@pytest.mark.parametrize("data", [b"done", b"[]", b"\xff", b"{" * 100, b'{"x": "' + b"y" * 70_000 + b'"}'])
+def test_bytes_that_are_no_message(data: bytes) -> None:
+    def garble(connection: socket.socket, received: wire.Received) -> None:
+        connection.send(data)
+
+    assert failure(garble).kind == "tampered"
+
+
+def test_a_message_with_descriptors() -> None:
+    def smuggle(connection: socket.socket, received: wire.Received) -> None:
+        write_output(received)
+        wire.send(connection, {"nonce": received.message["nonce"]}, (0,))
+
+    assert failure(smuggle).kind == "tampered"
+
+
+def test_the_end_of_the_worker_is_a_crash() -> None:
+    def leave(connection: socket.socket, received: wire.Received) -> None:
+        connection.close()
+
+    def leave_after(connection: socket.socket, received: wire.Received) -> None:
+        write_output(received)
+        acknowledge(connection, received)
+        connection.close()
+
+    assert failure(leave).kind == "crash"
+    # Noticed at once, or before the next trial: ending is no attack either way.
+    with contextlib.suppress(CandidateFailed):
+        run_trial(leave_after)
+    ours, theirs = wire.socket_pair()
+    with ours:
+        theirs.close()
+        with pytest.raises(CandidateFailed, match="ended between two trials") as caught:
+            Session(ours, deadline_s=lambda: 1.0).run(INPUTS, SHAPE, np.random.default_rng(0))
+    assert caught.value.kind == "crash"
+
+
+def test_silence_ends_at_the_deadline() -> None:
+    def hang(connection: socket.socket, received: wire.Received) -> None:
+        time.sleep(0.3)
+
+    assert failure(hang, deadline_s=0.1).kind == "timeout"
+
+
+@pytest.mark.parametrize("kind", ["build", "crash", "memory"])
+def test_a_confessed_failure_keeps_its_reason(kind: str) -> None:
+    def confess(connection: socket.socket, received: wire.Received) -> None:
+        wire.send(connection, {"failed": kind, "reason": "x" * 10_000})
+
+    error = failure(confess)
+    assert error.kind == kind
+    assert str(error) == "x" * 500
+
+
+@pytest.mark.parametrize(
+    "message", [{"failed": "passed", "reason": ""}, {"failed": "crash", "reason": 1}, {}]
+)
+def test_other_messages_are_tampering(message: dict[str, object]) -> None:
+    def say(connection: socket.socket, received: wire.Received) -> None:
+        wire.send(connection, message)
+
+    assert failure(say).kind == "tampered"
+
+
+def test_inputs_are_fresh_files_that_the_worker_cannot_change() -> None:
+    seen: list[Inputs] = []
+
+    def vandal(connection: socket.socket, received: wire.Received) -> None:
+        with pytest.raises(PermissionError):
+            os.pwrite(received.descriptors[0], b"\0" * 16, 0)
+        write_output(received)
+        acknowledge(connection, received)
+        seen.append(INPUTS)
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        run_trial(vandal)
+    assert len(seen) == 3
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

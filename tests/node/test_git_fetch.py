@@ -1,0 +1,54 @@
+"""What a fetch leaves in the store, whatever the remote does."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from node.git import Author, GitStore, GitWorkTree, create_bare_repository
+from protocol.errors import SourceRejected
+from protocol.types import CommitHash
+
+AUTHOR = Author(name="a miner", email="miner@example.org")
+
+
+def remote_with(tmp_path: Path, content: bytes) -> tuple[str, CommitHash]:
+    """Make a bare repository that offers every protocol feature, with one commit; return address and hash."""
+    remote = tmp_path / "remote.git"
+    create_bare_repository(remote)
+    subprocess.run(["git", "-C", str(remote), "config", "uploadpack.allowFilter", "true"], check=True)
+    tree = GitWorkTree(tmp_path / "work")
+    tree.ensure()
+    (tree.path / "chunk.py").write_bytes(content)
+    commit = tree.commit_all("a kernel", AUTHOR)
+    tree.push(remote.as_uri(), commit, "quasar")
+    return remote.as_uri(), commit
+
+
+def test_the_store_does_not_remember_where_commits_came_from(tmp_path: Path) -> None:
+    url, commit = remote_with(tmp_path, b"x = 1\n")
+    store = GitStore(tmp_path / "store")
+    store.fetch_commit(url, commit, allow_file=True)
+    config = (tmp_path / "store" / "config").read_text()
+    assert "promisor" not in config
+    assert "remote" not in config
+
+
+def test_a_fetch_that_grows_too_large_is_stopped_and_leaves_nothing(tmp_path: Path) -> None:
+    url, commit = remote_with(tmp_path, os.urandom(3_000_000))
+    store = GitStore(tmp_path / "store")
+    with pytest.raises(SourceRejected, match="more than 1,000,000 bytes"):
+        store.fetch_commit(url, commit, allow_file=True, max_bytes=1_000_000)
+    packs = tmp_path / "store" / "objects" / "pack"
+    assert not packs.exists() or list(packs.iterdir()) == []
+    store.fetch_commit(url, commit, allow_file=True, max_bytes=4_000_000)
+
+
+def test_a_failed_fetch_does_not_harm_what_is_there(tmp_path: Path) -> None:
+    url, commit = remote_with(tmp_path, b"x = 1\n")
+    store = GitStore(tmp_path / "store")
+    store.fetch_commit(url, commit, allow_file=True)
+    with pytest.raises(SourceRejected):
+        store.fetch_commit((tmp_path / "absent.git").as_uri(), CommitHash("ab" * 20), allow_file=True)
+    assert store.read_blobs(commit, ".") == {"chunk.py": b"x = 1\n"}

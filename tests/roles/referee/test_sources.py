@@ -1,0 +1,114 @@
+"""A submission's files as data: taken from a commit or a folder, checked without being run."""
+
+from pathlib import Path
+
+import pytest
+
+from kernels.export import export_files
+from node.git import Author, GitWorkTree, create_bare_repository
+from protocol.forks import TARGET_DIR, TARGET_FILES
+from protocol.messages import DirectorySource, EvaluationJob, GitSource
+from protocol.verdicts import Status
+from roles.referee.sources import check_sources, take_sources
+from roles.referee.stages import Ended, Record, printable
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Path:
+    """Return a working tree that holds the shipped kernel."""
+    folder = tmp_path / "fork" / TARGET_DIR
+    folder.mkdir(parents=True)
+    for name, text in export_files("chunk").items():
+        (folder / name).write_text(text)
+    return tmp_path / "fork"
+
+
+def job_of(source: DirectorySource | GitSource, tmp_path: Path, **options: object) -> EvaluationJob:
+    work = tmp_path / "work"
+    work.mkdir(exist_ok=True)
+    return EvaluationJob(
+        source=source,
+        target_sequence_length=100_000,
+        sequence_length=128,
+        profile="cpu",
+        device="cpu",
+        work_dir=str(work),
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def ended(job: EvaluationJob) -> Ended:
+    with pytest.raises(Ended) as caught:
+        take_sources(job)
+    return caught.value
+
+
+def test_folder_and_commit_give_the_same_files(fork: Path, tmp_path: Path) -> None:
+    from_folder = take_sources(job_of(DirectorySource(path=str(fork)), tmp_path))
+    assert set(TARGET_FILES) <= set(from_folder)
+    remote = tmp_path / "remote.git"
+    create_bare_repository(remote)
+    tree = GitWorkTree(fork)
+    tree.ensure()
+    commit = tree.commit_all("a kernel", Author(name="a", email="a@example.org"))
+    tree.push(remote.as_uri(), commit, "quasar")
+    source = GitSource(fork_url=remote.as_uri(), commit_hash=commit, allow_file=True)
+    assert take_sources(job_of(source, tmp_path)) == from_folder
+
+
+def test_names_that_no_import_can_name_are_left_out(fork: Path, tmp_path: Path) -> None:
+    for name in ("my-kernel.py", "1.py", "with space.py", "a" * 200 + ".py", "línea.py"):
+        (fork / TARGET_DIR / name).write_text("x = 1\n")
+    files = take_sources(job_of(DirectorySource(path=str(fork)), tmp_path))
+    assert all(name.removesuffix(".py").isidentifier() and name.isascii() for name in files)
+    assert not any(len(name) > 103 for name in files)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://example.org/a/b", "example.org"),
+        ("file:///etc", "file"),
+        ("https://github.com/../x", "github.com/../x"),
+        ("--upload-pack=touch owned", "upload-pack"),
+    ],
+)
+def test_hostile_urls_are_refused_by_name(url: str, words: str, tmp_path: Path) -> None:
+    end = ended(job_of(GitSource(fork_url=url, commit_hash="ab" * 20), tmp_path))
+    assert end.status is Status.FETCH_FAILED
+    assert words in str(end)
+
+
+def test_a_folder_without_a_submission(tmp_path: Path) -> None:
+    end = ended(job_of(DirectorySource(path=str(tmp_path)), tmp_path))
+    assert end.status is Status.FETCH_FAILED
+    assert "fla/ops/quasar" in str(end)
+
+
+def test_bytes_that_are_no_text(fork: Path, tmp_path: Path) -> None:
+    (fork / TARGET_DIR / "gate.py").write_bytes(b"x = '\xff'\n")
+    end = ended(job_of(DirectorySource(path=str(fork)), tmp_path))
+    assert end.status is Status.BUILD_FAILED
+    assert "gate.py: not UTF-8" in str(end)
+
+
+def test_links_are_not_followed(fork: Path, tmp_path: Path) -> None:
+    (fork / TARGET_DIR / "stolen.py").symlink_to("/etc/passwd")
+    assert "stolen.py" not in take_sources(job_of(DirectorySource(path=str(fork)), tmp_path))
+
+
+def test_fingerprint_is_recorded_and_a_copy_is_a_duplicate(fork: Path, tmp_path: Path) -> None:
+    job = job_of(DirectorySource(path=str(fork)), tmp_path)
+    record = Record()
+    check_sources(take_sources(job), job, record)
+    assert record.fingerprint is not None
+    later = job_of(DirectorySource(path=str(fork)), tmp_path, known_fingerprints={record.fingerprint: 12})
+    with pytest.raises(Ended, match="submission 12 of another hotkey") as caught:
+        check_sources(take_sources(later), later, Record())
+    assert caught.value.status is Status.DUPLICATE
+
+
+def test_strangers_text_becomes_printable() -> None:
+    assert printable("a\ud800b\x1b[31m\u202e\nc") == "a?b?[31m??c"
+    assert printable("a\nb", keep="\n") == "a\nb"
+    printable("\ud800").encode()
