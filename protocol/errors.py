@@ -126,3 +126,7 @@ class BusError(QuasarError):
 
 class ComponentReturned(QuasarError):
     """A component that should run for ever came to an end."""
+
+
+class DevnetFailed(QuasarError):
+    """The subnet on this machine did not come to the end that it should."""

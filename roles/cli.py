@@ -12,6 +12,7 @@ from typing import Final
 from node.logs import configure_logging, get_logger
 from node.runtime import main_guard, run_role
 from node.settings import LoadedSettings, add_arguments, load_settings, overrides_from
+from node.worker_main import PARENT_VARIABLE, die_with_parent
 from protocol.errors import UsageError
 from roles.kernels_package import check_kernels_package
 
@@ -62,6 +63,9 @@ def _dispatch(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 def start_role(role: str, loaded: LoadedSettings) -> int:
     """Run one role until it is told to stop; returns the exit code."""
     settings = loaded.settings
+    if PARENT_VARIABLE in os.environ:
+        # Started by another process of this program (a devnet): not to outlive it.
+        die_with_parent()
     configure_logging(settings.node.log_level, settings.node.log_format)
     # What `.env` says for workers (PYTORCH_CUDA_ALLOC_CONF) reaches them through the environment.
     os.environ.update(loaded.worker_env)

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import case, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from protocol.verdicts import LogitOutcome
 from roles.api.tables import Row, logit_checks
 
 
@@ -28,12 +29,16 @@ async def insert_check(connection: AsyncConnection, values: Mapping[str, Any]) -
 
 
 async def list_latest(connection: AsyncConnection, since: datetime) -> Sequence[Row]:
-    """The latest check of every miner by every validator, leaving out checks made before `since`."""
+    """The latest check of every miner by every validator, leaving out checks made before `since`.
+
+    A miner that could not be reached keeps what its last decided check said: a pass lasts its 24 h.
+    """
+    is_pending = case((logit_checks.c.outcome == LogitOutcome.PENDING, 1), else_=0)
     newest_first = (
         func.row_number()
         .over(
             partition_by=(logit_checks.c.miner_hotkey, logit_checks.c.validator_hotkey),
-            order_by=(logit_checks.c.checked_at.desc(), logit_checks.c.id.desc()),
+            order_by=(is_pending, logit_checks.c.checked_at.desc(), logit_checks.c.id.desc()),
         )
         .label("age")
     )
