@@ -130,15 +130,15 @@ def prepare(root: Path, *, scale: Scale, device: str, is_sandboxed: bool = True)
     )
     for miner in layout.miners:
         create_bare_repository(_remote(layout, miner))
-    kernels = wrong.folder / "kernels"
-    kernels.mkdir()
+    candidate = wrong.folder / "candidate"
+    candidate.mkdir()
     for name, text in wrong_files().items():
-        (kernels / name).write_text(text, encoding="utf-8")
+        (candidate / name).write_text(text, encoding="utf-8")
     own = {
         fast: {"variants": ["chunk"]},
         slow: {"variants": ["recurrent"]},
         # It measures itself like the others, and submits all the same.
-        wrong: {"proposer": "files", "kernel_dir": str(kernels), "verify_before_submit": False},
+        wrong: {"proposer": "files", "kernel_dir": str(candidate), "verify_before_submit": False},
     }
     for member in (api, validator, *layout.miners):
         config = _config(layout, member, scale, device)

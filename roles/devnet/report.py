@@ -53,17 +53,17 @@ class Screen:
 
 
 def table(snapshot: Snapshot) -> Table:
-    """The subnet at one moment, one row for each miner."""
+    """The subnet at one moment, one row for each miner; fits into 80 columns."""
     drawn = Table(title=f"QUASAR devnet, block {snapshot.height}", title_justify="left")
-    for heading in ("miner", "hotkey", "where it stands"):
-        drawn.add_column(heading)
-    for heading in ("claimed tok/s", "measured tok/s", "rank", "weight on chain"):
+    drawn.add_column("miner")
+    drawn.add_column("where it stands", min_width=26)
+    for heading in ("claim", "measured", "rank", "weight"):
         drawn.add_column(heading, justify="right")
+    drawn.caption = "claim and measured: tokens per second; weight: on the chain"
     for standing in snapshot.standings:
         submission, verdict = standing.submission, standing.verdict
         drawn.add_row(
             standing.miner.name,
-            f"{standing.miner.hotkey[:6]}...",
             standing.text(snapshot.height),
             _number(submission and submission.claimed_tokens_per_sec),
             _number(verdict and verdict.measured_tokens_per_sec),
