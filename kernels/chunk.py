@@ -1,58 +1,175 @@
-"""QuasarAttention forward, a chunk of tokens at a time."""
+"""QuasarAttention forward by a segmented affine scan.
+
+A chunk of C tokens maps the state affinely: with A = (I + strict_lower(diag(alpha) K K^T))^-1 diag(alpha) and
+Z = A (V - K S), the next state is S + K^T Z and the output Q S + lower(Q K^T) Z. Affine maps compose, so a
+sequence is cut into segments that run side by side: `fold` makes one map of each segment, `scan` joins the
+maps to the state that enters each, and `output` goes over the tokens again. Only A, C numbers for each token
+and head, is kept in memory in between.
+"""
 
 import torch
 
-from kernels.backend import IS_AMD, check_shared_mem, input_guard, tl, triton
-from kernels.chunk_indices import prepare_chunk_indices
-from kernels.chunk_intra_token_parallel import chunk_intra_token_parallel
-from kernels.gate import quasar_gate
+from kernels.backend import IS_AMD, input_guard, tl, triton
+from kernels.chunk_intra_token_parallel import chunk_intra_token_parallel, solve_chunks, solving
 from kernels.gradients import forward_only
+from kernels.segments import Segments, cut, processor_count, segment_size
 from kernels.shapes import check_arguments
 
 CHUNK_SIZE = 64
+BLOCK_V = 64
 NUM_WARPS = 4
-NUM_STAGES = 2
-BLOCK_V = 32
-SHARED_MEMORY_BYTES = (("hopper", 232_448), ("ampere", 166_912), ("ada", 101_376))
-"""What a program can have at most, by architecture; the largest first."""
+NUM_STAGES = 3
+FOLD_STAGES = 2
+SCAN_BLOCK_V = 16
 
 
 @triton.jit
-def _state_kernel(
-    q, k, w, u, o, initial, final, boundaries,
-    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, HAS_FINAL: tl.constexpr, PRECISION: tl.constexpr,
+def _tile(pointer, offsets, count, columns, C: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+    """Load the columns of `count` tokens; rows beyond are zero, and so are columns beyond D."""
+    mask = (tl.arange(0, C) < count)[:, None]
+    if D != BD:
+        mask = mask & (columns < D)[None, :]
+    return tl.load(pointer + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+def _inverse_tile(pointer, C: tl.constexpr):
+    """Load the inverse of a chunk; blocks above its diagonal are zero and were never written."""
+    index = tl.arange(0, C)
+    is_written = (index // 16)[:, None] >= (index // 16)[None, :]
+    return tl.load(pointer + index[:, None] * C + index[None, :], mask=is_written, other=0.0)
+
+
+@triton.jit
+def _fold_kernel(
+    k, v, beta, inverse, transition, addition, table,
+    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
+    C: tl.constexpr, G: tl.constexpr,
+    IS_SOLVED: tl.constexpr,
+    OPERAND: tl.constexpr, INNER: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    sequence, head, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    start = tl.load(boundaries + sequence)
-    end = tl.load(boundaries + sequence + 1)
+    head, segment, block = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64), tl.program_id(1)
+    start, end = tl.load(table + segment * 5), tl.load(table + segment * 5 + 1)
+    is_last = tl.load(table + segment * 5 + 4) != 0
+    row, index = tl.arange(0, BD), tl.arange(0, C)
+    column = block * BV + tl.arange(0, BV)
+    # Pointers to the chunk: the offsets inside it stay the same and fit into 32 bits.
+    k += (start * H + head) * D
+    v += (start * H + head) * D
+    inverse += (tl.load(table + segment * 5 + 2) * H + head) * C * C
+    keys_at = index[:, None] * (H * D) + row[None, :]
+    values_at = index[:, None] * (H * D) + column[None, :]
+    rate = tl.load(beta + head).to(tl.float32)
+    # The map S -> P S + R as two states: P starts from the identity, R from nothing.
+    state = tl.where(row[:, None] == column[None, :], 1.0, 0.0)
+    added = tl.zeros((BD, BV), dtype=tl.float32)
+    left = (end - start).to(tl.int32)
+    for first in range(0, left, G * C):
+        if not IS_SOLVED:
+            solve_chunks(k, inverse, rate, left - first, H, D, BK, C, G, OPERAND, INNER, PRECISION)
+            # What one warp has written the others read.
+            tl.debug_barrier()
+        steps = tl.minimum(G, tl.cdiv(left - first, C))
+        for step in tl.range(0, steps, num_stages=STAGES):
+            count = left - first - step * C
+            keys = _tile(k, keys_at, count, row, C, D, BD).to(OPERAND)
+            values = _tile(v, values_at, count, column, C, D, BD).to(tl.float32)
+            solve = _inverse_tile(inverse, C).to(OPERAND)
+            # The sign of P's part is turned twice: once here, once when it is added.
+            read = tl.dot(keys, state.to(OPERAND), input_precision=PRECISION)
+            written = tl.dot(solve, read.to(OPERAND), input_precision=PRECISION)
+            state = tl.dot(tl.trans(keys), (-written).to(OPERAND), state, input_precision=PRECISION)
+            read = values - tl.dot(keys, added.to(OPERAND), input_precision=PRECISION)
+            written = tl.dot(solve, read.to(OPERAND), input_precision=PRECISION)
+            added = tl.dot(tl.trans(keys), written.to(OPERAND), added, input_precision=PRECISION)
+            k += C * H * D
+            v += C * H * D
+            inverse += H * C * C
+    if not is_last:
+        offset = (segment * H + head) * D * D + row[:, None] * D + column[None, :]
+        mask = (row < D)[:, None] & (column < D)[None, :]
+        tl.store(transition + offset, state, mask=mask)
+        tl.store(addition + offset, added, mask=mask)
+
+
+@triton.jit
+def _scan_kernel(
+    transition, addition, entering, initial, firsts,
+    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    head, sequence, block = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64), tl.program_id(1)
+    first, end = tl.load(firsts + sequence), tl.load(firsts + sequence + 1)
     row = tl.arange(0, BD)
     column = block * BV + tl.arange(0, BV)
-    index = tl.arange(0, C)
-    state_offset = (sequence.to(tl.int64) * H + head) * D * D + row[:, None] * D + column[None, :]
-    state_mask = (row < D)[:, None] & (column < D)[None, :]
+    whole = row[:, None] * D + row[None, :]
+    whole_mask = (row < D)[:, None] & (row < D)[None, :]
+    part = row[:, None] * D + column[None, :]
+    part_mask = (row < D)[:, None] & (column < D)[None, :]
     state = tl.zeros((BD, BV), dtype=tl.float32)
     if HAS_INITIAL:
-        state = tl.load(initial + state_offset, mask=state_mask, other=0.0)
-    for first in range(start, end, C):
-        token = first + index
-        inside = (token < end)[:, None]
-        base = (token[:, None] * H + head) * D
-        key_mask = inside & (row < D)[None, :]
-        value_mask = inside & (column < D)[None, :]
-        queries = tl.load(q + base + row[None, :], mask=key_mask, other=0.0).to(tl.float32)
-        keys = tl.load(k + base + row[None, :], mask=key_mask, other=0.0).to(tl.float32)
-        reads = tl.load(w + base + row[None, :], mask=key_mask, other=0.0)
-        written = tl.load(u + base + column[None, :], mask=value_mask, other=0.0)
-        written -= tl.dot(reads, state, input_precision=PRECISION)
+        state = tl.load(initial + (sequence * H + head) * D * D + part, mask=part_mask, other=0.0)
+    tl.store(entering + (first * H + head) * D * D + part, state, mask=part_mask)
+    for segment in range(first, end - 1):
+        base = (segment * H + head) * D * D
+        moves = tl.load(transition + base + whole, mask=whole_mask, other=0.0)
+        state = tl.dot(moves, state, input_precision=PRECISION)
+        state += tl.load(addition + base + part, mask=part_mask, other=0.0)
+        tl.store(entering + base + H * D * D + part, state, mask=part_mask)
+
+
+@triton.jit
+def _output_kernel(
+    q, k, v, inverse, o, entering, final, table,
+    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    IS_SPLIT: tl.constexpr, HAS_ENTERING: tl.constexpr, HAS_FINAL: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    head, segment, block = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64), tl.program_id(1)
+    start, end = tl.load(table + segment * 5), tl.load(table + segment * 5 + 1)
+    sequence = tl.load(table + segment * 5 + 3)
+    row, index = tl.arange(0, BD), tl.arange(0, C)
+    column = block * BV + tl.arange(0, BV)
+    state_offset = head * D * D + row[:, None] * D + column[None, :]
+    state_mask = (row < D)[:, None] & (column < D)[None, :]
+    state = tl.zeros((BD, BV), dtype=tl.float32)
+    if HAS_ENTERING:
+        slot = segment if IS_SPLIT else sequence
+        state = tl.load(entering + slot * H * D * D + state_offset, mask=state_mask, other=0.0)
+    q += (start * H + head) * D
+    k += (start * H + head) * D
+    v += (start * H + head) * D
+    o += (start * H + head) * D
+    inverse += (tl.load(table + segment * 5 + 2) * H + head) * C * C
+    keys_at = index[:, None] * (H * D) + row[None, :]
+    values_at = index[:, None] * (H * D) + column[None, :]
+    left = (end - start).to(tl.int32)
+    for _ in range(0, left, C):
+        keys = _tile(k, keys_at, left, row, C, D, BD).to(OPERAND)
+        values = _tile(v, values_at, left, column, C, D, BD).to(tl.float32)
+        queries = _tile(q, keys_at, left, row, C, D, BD).to(OPERAND)
+        solve = _inverse_tile(inverse, C).to(OPERAND)
+        held = state.to(OPERAND)
+        read = values - tl.dot(keys, held, input_precision=PRECISION)
+        written = tl.dot(solve, read.to(OPERAND), input_precision=PRECISION).to(OPERAND)
         scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-        scores = tl.where(index[:, None] >= index[None, :], scores, 0.0)
-        out = tl.dot(queries, state, input_precision=PRECISION)
-        out += tl.dot(scores, written, input_precision=PRECISION)
-        tl.store(o + base + column[None, :], out.to(o.dtype.element_ty), mask=value_mask)
-        state += tl.dot(tl.trans(keys), written, input_precision=PRECISION)
+        scores = tl.where(index[:, None] >= index[None, :], scores, 0.0).to(OPERAND)
+        out = tl.dot(queries, held, input_precision=PRECISION)
+        out = tl.dot(scores, written, out, input_precision=PRECISION)
+        value_mask = (index < left)[:, None]
+        if D != BD:
+            value_mask = value_mask & (column < D)[None, :]
+        tl.store(o + values_at, out.to(o.dtype.element_ty), mask=value_mask)
+        state = tl.dot(tl.trans(keys), written, state, input_precision=PRECISION)
+        q += C * H * D
+        k += C * H * D
+        v += C * H * D
+        o += C * H * D
+        inverse += H * C * C
+        left -= C
     if HAS_FINAL:
-        tl.store(final + state_offset, state, mask=state_mask)
+        is_last = tl.load(table + segment * 5 + 4) != 0
+        tl.store(final + sequence * H * D * D + state_offset, state, mask=state_mask & is_last)
 
 
 @input_guard
@@ -75,46 +192,90 @@ def chunk_quasar(
     Raises:
         ValueError: a shape, dtype or device is wrong.
     """
-    limits = check_arguments(q, k, v, beta, initial_state, cu_seqlens)
+    boundaries = tuple(check_arguments(q, k, v, beta, initial_state, cu_seqlens))
     _, _, heads, dim = q.shape
-    count = len(limits) - 1
-    precision = _precision(q.dtype)
+    operand, precision = _arithmetic(q)
     chunk_size = CHUNK_SIZE if dim <= 128 else min(CHUNK_SIZE, 32)
+    size = segment_size(boundaries, heads, chunk_size, processor_count(q.device))
+    segments = cut(boundaries, chunk_size, size, q.device)
     flat_q, flat_k, flat_v = (x.view(-1, heads, dim) for x in (q, k, v))
-    boundaries = torch.tensor(limits, dtype=torch.int64)
-    chunks = prepare_chunk_indices(boundaries, chunk_size).to(q.device)
-    boundaries = boundaries.to(q.device)
-    w, u = chunk_intra_token_parallel(
-        flat_k, flat_v, quasar_gate(flat_k, beta), boundaries, chunks,
-        chunk_size=chunk_size, precision=precision, num_warps=NUM_WARPS,
-    )  # fmt: skip
+    dtype = q.dtype if q.is_cuda else torch.float32
+    inverse = torch.empty(segments.chunks, heads, chunk_size, chunk_size, dtype=dtype, device=q.device)
+    block_d, block_v = _blocks(dim)
+    # The fold solves the chunks as it goes, when one program has all columns of a state.
+    is_solved = not segments.is_split or block_v < dim
+    if is_solved:
+        chunk_intra_token_parallel(flat_k, beta, inverse, segments, operand, precision)
+    entering = initial_state
+    if segments.is_split:
+        entering = _join(
+            flat_k, flat_v, beta, inverse, segments, initial_state, operand, precision, is_solved=is_solved
+        )
     o = torch.empty_like(flat_q)
-    state_shape = (count if output_final_state else 0, heads, dim, dim)
+    state_shape = (len(boundaries) - 1 if output_final_state else 0, heads, dim, dim)
     final = torch.empty(state_shape, dtype=torch.float32, device=q.device)
-    block_d = max(16, triton.next_power_of_2(dim))
-    block_v = min(block_d, BLOCK_V)
-    _state_kernel[(count, heads, triton.cdiv(dim, block_v))](
-        flat_q, flat_k, w, u, o, final if initial_state is None else initial_state, final, boundaries,
-        heads, dim, block_d, block_v, chunk_size, initial_state is not None, output_final_state, precision,
-        num_warps=NUM_WARPS, num_stages=_stages(chunk_size, block_d, block_v, q),
+    _output_kernel[(heads * segments.count, triton.cdiv(dim, block_v))](
+        flat_q, flat_k, flat_v, inverse, o, final if entering is None else entering, final, segments.table,
+        heads, dim, block_d, block_v, chunk_size,
+        segments.is_split, entering is not None, output_final_state, operand, precision,
+        num_warps=NUM_WARPS, num_stages=_stages(q),
     )  # fmt: skip
     inputs = (q, k, v, beta, initial_state)
     o = forward_only("chunk_quasar", o.view(q.shape), *inputs)
     return o, forward_only("chunk_quasar", final, *inputs) if output_final_state else None
 
 
-def _precision(dtype: torch.dtype) -> str:
-    """Return how tensor cores multiply: tf32 is finer than 16-bit inputs, three of it keep float32."""
-    if IS_AMD:
-        return "ieee"
-    return "tf32x3" if dtype == torch.float32 else "tf32"
+def _join(
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    inverse: torch.Tensor,
+    segments: Segments,
+    initial_state: torch.Tensor | None,
+    operand: object,
+    precision: str,
+    *,
+    is_solved: bool,
+) -> torch.Tensor:
+    """Return the state [S, H, D, D] in float32 that enters each segment; fills `inverse` unless it is."""
+    _, heads, dim = k.shape
+    shape = (segments.count, heads, dim, dim)
+    transition, addition, entering = (torch.empty(shape, device=k.device) for _ in range(3))
+    block_d, block_v = _blocks(dim)
+    block_k, group, inner = solving(dim, operand)
+    _fold_kernel[(heads * segments.count, triton.cdiv(dim, block_v))](
+        k, v, beta, inverse, transition, addition, segments.table,
+        heads, dim, block_d, block_v, block_k, inverse.shape[-1], group, is_solved,
+        operand, inner, precision, FOLD_STAGES,
+        num_warps=NUM_WARPS,
+    )  # fmt: skip
+    sequences = len(segments.firsts) - 1
+    block_v = min(block_d, SCAN_BLOCK_V)
+    _scan_kernel[(heads * sequences, triton.cdiv(dim, block_v))](
+        transition, addition, entering, entering if initial_state is None else initial_state, segments.firsts,
+        heads, dim, block_d, block_v, initial_state is not None, "ieee" if IS_AMD else "tf32x3",
+        num_warps=4, num_stages=3,
+    )  # fmt: skip
+    return entering
 
 
-def _stages(chunk_size: int, block_d: int, block_v: int, q: torch.Tensor) -> int:
-    """Return how many chunks can be on their way to the chip: NUM_STAGES, or what shared memory holds."""
+def _arithmetic(q: torch.Tensor) -> tuple[object, str]:
+    """Return the type of the operands of products, and how float32 ones are multiplied.
+
+    Sums are float32 always. On a CPU, in the interpreter, 16-bit products are wrong.
+    """
     if not q.is_cuda:
-        return 1
-    device = q.device.index
-    limit = next((size for arch, size in SHARED_MEMORY_BYTES if check_shared_mem(arch, device)), 0)
-    chunk_bytes = chunk_size * (block_d * (2 * q.element_size() + 4) + 4 * block_v)
-    return max(1, min(NUM_STAGES, (limit - 4 * block_d * block_v) // chunk_bytes))
+        return tl.float32, "ieee"
+    operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[q.dtype]
+    return operand, "ieee" if IS_AMD else "tf32x3"
+
+
+def _blocks(dim: int) -> tuple[int, int]:
+    """Return the rows of a state's tile, and the columns that one program handles."""
+    block_d = max(16, triton.next_power_of_2(dim))
+    return block_d, min(block_d, BLOCK_V if block_d <= 128 else 32)
+
+
+def _stages(q: torch.Tensor) -> int:
+    """Return how many chunks may be on their way to the chip."""
+    return NUM_STAGES if q.is_cuda and q.element_size() == 2 else 1

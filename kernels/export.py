@@ -19,7 +19,7 @@ from kernels.presets import DEFAULT, Preset
 from protocol.errors import ExportFailed, UsageError
 from protocol.forks import TARGET_DIR, TARGET_FILES
 
-_SUPPORT_FILES: Final = ("shapes.py", "gradients.py")
+_SUPPORT_FILES: Final = ("shapes.py", "gradients.py", "segments.py")
 _OUR_IMPORT: Final = re.compile(r"^from kernels\.(\w+) import (.+)\n", re.MULTILINE)
 _TRITON_LINES: Final = {"triton": "import triton\n", "tl": "import triton.language as tl\n"}
 
@@ -121,13 +121,12 @@ def _fork_import(line: re.Match[str]) -> str:
         rest = ", ".join(name for name in names if name not in _TRITON_LINES)
         triton = "".join(text for name, text in _TRITON_LINES.items() if name in names)
         return triton + (f"from fla.utils import {rest}\n" if rest else "")
-    home = "fla.ops.utils.index" if module == "chunk_indices" else f"fla.ops.quasar.{module}"
-    return f"from {home} import {line[2]}\n"
+    return f"from fla.ops.quasar.{module} import {line[2]}\n"
 
 
 def _fork_import_not_required(line: re.Match[str]) -> str:
     """The same for chunk.py, where the required block has brought Triton and the utilities already."""
-    return "" if line[1] in ("backend", "chunk_indices") else _fork_import(line)
+    return "" if line[1] == "backend" else _fork_import(line)
 
 
 def _with_constant(text: str, name: str, value: int) -> str:

@@ -1,45 +1,57 @@
-"""Inverse of a unit lower triangular matrix on chip: stable as forward substitution, made of products."""
+"""Inverses of unit lower triangular matrices on chip: stable as forward substitution, made of products."""
 
 import torch
 
 from kernels.backend import tl, triton
 
-BLOCK = 16
+GROUP = 4
+"""Matrices, or chunks, that are solved together, one for each warp."""
 
 
 @triton.jit
-def forward_substitution_kernel(lower, C: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
-    """Return (I + lower)^-1 for a strictly lower triangular tile [C, C] in float32.
+def product(left, right, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Return left @ right in float32, for batches of matrices, from operands of type OPERAND."""
+    return tl.dot(left.to(OPERAND), right.to(OPERAND), input_precision=PRECISION)
 
-    X <- I - L X makes row i exact once the rows above it are, whatever the others hold: after n - 1 steps it
-    *is* forward substitution. First within all diagonal blocks of BLOCK rows at once, then over the blocks.
+
+@triton.jit
+def merge(below, between, above, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Return below @ between @ above: minus the block that joins two inverses."""
+    return product(product(below, between, OPERAND, PRECISION), above, OPERAND, PRECISION)
+
+
+@triton.jit
+def forward_substitution_kernel(lower, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    """Return (I + lower)^-1 in float32 for strictly lower triangular tiles [G, 16, 16].
+
+    Blocks are merged in pairs: with X the inverses of the diagonal blocks and L what lies between the two of
+    a pair, X - X L X holds the inverses of blocks twice as large. That is block forward substitution, and no
+    number grows on the way as it does in a power series. Products are of type OPERAND.
     """
-    index = tl.arange(0, C)
-    identity = tl.where(index[:, None] == index[None, :], 1.0, 0.0)
-    same_block = (index // BLOCK)[:, None] == (index // BLOCK)[None, :]
-    diagonal = tl.where(same_block, lower, 0.0)
-    blocks = identity - diagonal
-    for _ in range(BLOCK - 2):
-        blocks = identity - tl.dot(diagonal, blocks, input_precision=PRECISION)
-    inverse = blocks
-    if C > BLOCK:
-        between = tl.dot(blocks, tl.where(same_block, 0.0, lower), input_precision=PRECISION)
-        for _ in range(C // BLOCK - 1):
-            inverse = blocks - tl.dot(between, inverse, input_precision=PRECISION)
+    index = tl.arange(0, 16)
+    row, column = index[None, :, None], index[None, None, :]
+    inverse = tl.where(row == column, 1.0, 0.0) - tl.where(row // 2 == column // 2, lower, 0.0)
+    for level in tl.static_range(1, 4):
+        is_between = (row >> (level + 1) == column >> (level + 1)) & (row >> level != column >> level)
+        inverse -= merge(inverse, tl.where(is_between, lower, 0.0), inverse, OPERAND, PRECISION)
     return inverse
 
 
 @triton.jit
-def _inverse_kernel(lower, inverse, C: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr):
-    index = tl.arange(0, C)
-    offset = tl.program_id(0).to(tl.int64) * C * C + index[:, None] * C + index[None, :]
-    tile = tl.where(index[:, None] > index[None, :], tl.load(lower + offset), 0.0)
-    tl.store(inverse + offset, forward_substitution_kernel(tile, C, BLOCK, PRECISION))
+def _inverse_kernel(lower, inverse, count, G: tl.constexpr, OPERAND: tl.constexpr, PRECISION: tl.constexpr):
+    index = tl.arange(0, 16)
+    matrix = tl.program_id(0) * G + tl.arange(0, G)
+    offset = matrix[:, None, None] * 256 + index[None, :, None] * 16 + index[None, None, :]
+    mask = (matrix < count)[:, None, None]
+    tile = tl.load(lower + offset, mask=mask & (index[:, None] > index[None, :])[None, :, :], other=0.0)
+    tl.store(inverse + offset, forward_substitution_kernel(tile, OPERAND, PRECISION), mask=mask)
 
 
 def invert_unit_lower(lower: torch.Tensor) -> torch.Tensor:
-    """Return (I + strict_lower(lower))^-1 for float32 matrices [N, C, C], C a power of two of at least 16."""
-    count, size, _ = lower.shape
+    """Return (I + strict_lower(lower))^-1 for float32 matrices [N, 16, 16]."""
     inverse = torch.empty_like(lower)
-    _inverse_kernel[(count,)](lower.contiguous(), inverse, size, BLOCK, "ieee")
+    count, group = len(lower), 4
+    _inverse_kernel[(triton.cdiv(count, group),)](
+        lower.contiguous(), inverse, count, group, tl.float32, "ieee"
+    )
     return inverse

@@ -20,36 +20,12 @@ def gate_of(squared_norm, beta):
 
 
 @triton.jit
-def _gate_kernel(
-    k, beta, alpha, rows, H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BLOCK: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    column = tl.arange(0, BD)
-    inside = row < rows
-    mask = inside[:, None] & (column < D)[None, :]
-    keys = tl.load(k + row[:, None] * D + column[None, :], mask=mask, other=0.0).to(tl.float32)
-    rate = tl.load(beta + row % H, mask=inside, other=1.0).to(tl.float32)
-    tl.store(alpha + row, gate_of(tl.sum(keys * keys, axis=1), rate), mask=inside)
-
-
-@triton.jit
 def _gate_of_norm_kernel(squared_norms, beta, alpha, rows, H: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
     squared_norm = tl.load(squared_norms + row, mask=inside, other=0.0).to(tl.float32)
     rate = tl.load(beta + row % H, mask=inside, other=1.0).to(tl.float32)
     tl.store(alpha + row, gate_of(squared_norm, rate).to(alpha.dtype.element_ty), mask=inside)
-
-
-def quasar_gate(k: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
-    """Return alpha [T, H] in float32 for contiguous k [T, H, D] and beta [H]."""
-    length, heads, dim = k.shape
-    alpha = torch.empty(length, heads, dtype=torch.float32, device=k.device)
-    rows = length * heads
-    if rows:
-        grid = (triton.cdiv(rows, BLOCK_ROWS),)
-        _gate_kernel[grid](k, beta, alpha, rows, heads, dim, triton.next_power_of_2(dim), BLOCK_ROWS)
-    return alpha
 
 
 @input_guard

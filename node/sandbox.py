@@ -26,6 +26,8 @@ from protocol.errors import SandboxUnavailable
 
 UNPRIVILEGED_ID: Final = 65534
 PROBE_TIMEOUT_S: Final = 20.0
+_ENVIRONMENT: Final = {"HOME": "/tmp", "PATH": "/usr/bin:/bin", "USER": "nobody"}  # noqa: S108
+"""USER, because no user database says inside who the unprivileged user is, and libraries ask."""
 
 
 class SandboxTier(StrEnum):
@@ -202,7 +204,7 @@ def _bwrap_command(spec: SandboxSpec, sources: Sequence[Path]) -> list[str]:
         command += ["--ro-bind", "/sys", "/sys"]
     for device in spec.devices:
         command += ["--dev-bind-try", str(device), str(device)]
-    for name, value in {"HOME": "/tmp", "PATH": "/usr/bin:/bin", **spec.environment}.items():  # noqa: S108
+    for name, value in {**_ENVIRONMENT, **spec.environment}.items():
         command += ["--setenv", name, value]
     return [*command, "--chdir", "/tmp", "--remount-ro", "/", "--", *spec.argv]  # noqa: S108
 

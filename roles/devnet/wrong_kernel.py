@@ -3,22 +3,16 @@
 from kernels.export import export_files
 from protocol.errors import ExportFailed
 
-_EXACT = "quasar_gate(flat_k, beta)"
-_EULER = '''
-
-def _euler_gate(k, beta):
-    """The step of the backward Euler method in place of the exact exponential."""
-    return beta.float() / (1.0 + beta.float() * k.float().square().sum(-1))
-'''
+_EXACT = "return beta * tl.where(is_small, series, ratio)"
+_EULER = "return beta / (1.0 + x)  # a step of the backward Euler method"
 
 
 def wrong_files() -> dict[str, str]:
     """The files of `fla/ops/quasar/` whose operator runs, looks right, and misses the thresholds.
 
-    Raises ExportFailed when the shipped kernel has changed so that the mistake has no place in it.
+    Raises ExportFailed when the shipped gate has changed so that the mistake has no place in it.
     """
     files = export_files("chunk")
-    if files["chunk.py"].count(_EXACT) != 1:
-        raise ExportFailed(f"chunk.py must call {_EXACT} once for the devnet's wrong kernel to replace it")
-    files["chunk.py"] = files["chunk.py"].replace(_EXACT, "_euler_gate(flat_k, beta)") + _EULER
-    return files
+    if files["gate.py"].count(_EXACT) != 1:
+        raise ExportFailed(f"gate.py must hold `{_EXACT}` once for the devnet's wrong kernel to replace it")
+    return {**files, "gate.py": files["gate.py"].replace(_EXACT, _EULER)}

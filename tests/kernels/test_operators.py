@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from kernels import chunk
 from kernels.chunk import chunk_quasar
 from kernels.fused_recurrent import fused_recurrent_quasar
 from kernels.reference import recurrence
@@ -208,3 +209,28 @@ def test_bad_arguments_are_named(operator: Operator, draw: Draw, device: torch.d
             operator(**{**good, **change})
     with pytest.raises(ValueError, match="batch of 1"):
         operator(**draw(batch=2, length=6), cu_seqlens=torch.tensor([0, 6]))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("has_initial", [False, True])
+@pytest.mark.parametrize("boundaries", [None, [0, 1, 1, 40, 130]])
+def test_segments_are_joined(
+    size: int,
+    has_initial: bool,
+    boundaries: list[int] | None,
+    draw: Draw,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cut as on a GPU, where this machine would run each sequence in one go."""
+    monkeypatch.setattr(chunk, "CHUNK_SIZE", 16)
+    monkeypatch.setattr(chunk, "segment_size", lambda *_: size)
+    options: dict[str, Any] = {}
+    sequences = 1
+    if boundaries is not None:
+        options["cu_seqlens"] = torch.tensor(boundaries, device=device)
+        sequences = len(boundaries) - 1
+    if has_initial:
+        generator = torch.Generator().manual_seed(6)
+        options["initial_state"] = torch.randn(sequences, 2, 32, 32, generator=generator).to(device)
+    check(chunk_quasar, draw(length=130), **options)

@@ -62,6 +62,7 @@ def test_environment_is_empty_everywhere(monkeypatch: pytest.MonkeyPatch) -> Non
         "PWD",
         "HOME",
         "PATH",
+        "USER",
         "SHLVL",
         "_",
         "OLDPWD",

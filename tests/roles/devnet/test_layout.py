@@ -46,7 +46,7 @@ def test_only_the_wrong_miner_brings_its_own_files_and_submits_them_unverified(l
         return dict(tomllib.loads(getattr(layout, name).config_file.read_text())["miner"])
 
     assert miner("wrong")["verify_before_submit"] is False
-    assert "_euler_gate" in (Path(str(miner("wrong")["kernel_dir"])) / "chunk.py").read_text()
+    assert "backward Euler" in (Path(str(miner("wrong")["kernel_dir"])) / "gate.py").read_text()
     assert miner("fast")["variants"] != miner("slow")["variants"]
     assert "kernel_dir" not in miner("fast")
 
