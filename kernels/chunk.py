@@ -9,8 +9,8 @@ and head, is kept in memory in between.
 
 import torch
 
-from kernels.backend import IS_AMD, input_guard, tl, triton
-from kernels.chunk_intra_token_parallel import chunk_intra_token_parallel, solve_chunks, solving
+from kernels.backend import IS_AMD, check_shared_mem, input_guard, tl, triton
+from kernels.chunk_intra_token_parallel import chunk_intra_token_parallel
 from kernels.gradients import forward_only
 from kernels.segments import Segments, cut, processor_count, segment_size
 from kernels.shapes import check_arguments
@@ -19,8 +19,9 @@ CHUNK_SIZE = 64
 BLOCK_V = 64
 NUM_WARPS = 4
 NUM_STAGES = 3
-FOLD_STAGES = 2
 SCAN_BLOCK_V = 16
+SHARED_MEMORY_BYTES = (("hopper", 232_448), ("ampere", 166_912), ("ada", 101_376))
+"""What a program can have at most, by architecture; the largest first."""
 
 
 @triton.jit
@@ -42,15 +43,15 @@ def _inverse_tile(pointer, C: tl.constexpr):
 
 @triton.jit
 def _fold_kernel(
-    k, v, beta, inverse, transition, addition, table,
-    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
-    C: tl.constexpr, G: tl.constexpr,
-    IS_SOLVED: tl.constexpr,
-    OPERAND: tl.constexpr, INNER: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    k, v, inverse, transition, addition, table,
+    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, C: tl.constexpr,
+    OPERAND: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head, segment, block = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64), tl.program_id(1)
+    if tl.load(table + segment * 5 + 4) != 0:
+        # Nothing comes after the last segment of a sequence.
+        return
     start, end = tl.load(table + segment * 5), tl.load(table + segment * 5 + 1)
-    is_last = tl.load(table + segment * 5 + 4) != 0
     row, index = tl.arange(0, BD), tl.arange(0, C)
     column = block * BV + tl.arange(0, BV)
     # Pointers to the chunk: the offsets inside it stay the same and fit into 32 bits.
@@ -59,51 +60,41 @@ def _fold_kernel(
     inverse += (tl.load(table + segment * 5 + 2) * H + head) * C * C
     keys_at = index[:, None] * (H * D) + row[None, :]
     values_at = index[:, None] * (H * D) + column[None, :]
-    rate = tl.load(beta + head).to(tl.float32)
     # The map S -> P S + R as two states: P starts from the identity, R from nothing.
     state = tl.where(row[:, None] == column[None, :], 1.0, 0.0)
     added = tl.zeros((BD, BV), dtype=tl.float32)
     left = (end - start).to(tl.int32)
-    for first in range(0, left, G * C):
-        if not IS_SOLVED:
-            solve_chunks(k, inverse, rate, left - first, H, D, BK, C, G, OPERAND, INNER, PRECISION)
-            # What one warp has written the others read.
-            tl.debug_barrier()
-        steps = tl.minimum(G, tl.cdiv(left - first, C))
-        for step in tl.range(0, steps, num_stages=STAGES):
-            count = left - first - step * C
-            keys = _tile(k, keys_at, count, row, C, D, BD).to(OPERAND)
-            values = _tile(v, values_at, count, column, C, D, BD).to(tl.float32)
-            solve = _inverse_tile(inverse, C).to(OPERAND)
-            # The sign of P's part is turned twice: once here, once when it is added.
-            read = tl.dot(keys, state.to(OPERAND), input_precision=PRECISION)
-            written = tl.dot(solve, read.to(OPERAND), input_precision=PRECISION)
-            state = tl.dot(tl.trans(keys), (-written).to(OPERAND), state, input_precision=PRECISION)
-            read = values - tl.dot(keys, added.to(OPERAND), input_precision=PRECISION)
-            written = tl.dot(solve, read.to(OPERAND), input_precision=PRECISION)
-            added = tl.dot(tl.trans(keys), written.to(OPERAND), added, input_precision=PRECISION)
-            k += C * H * D
-            v += C * H * D
-            inverse += H * C * C
-    if not is_last:
-        offset = (segment * H + head) * D * D + row[:, None] * D + column[None, :]
-        mask = (row < D)[:, None] & (column < D)[None, :]
-        tl.store(transition + offset, state, mask=mask)
-        tl.store(addition + offset, added, mask=mask)
+    for _ in range(0, left, C):
+        keys = _tile(k, keys_at, left, row, C, D, BD).to(OPERAND)
+        values = _tile(v, values_at, left, column, C, D, BD).to(tl.float32)
+        solve = _inverse_tile(inverse, C).to(OPERAND)
+        # P is moved by -Z: negated where it is added.
+        read = tl.dot(keys, state.to(OPERAND), input_precision=PRECISION)
+        written = tl.dot(solve, read.to(OPERAND), input_precision=PRECISION)
+        state = tl.dot(tl.trans(keys), (-written).to(OPERAND), state, input_precision=PRECISION)
+        read = values - tl.dot(keys, added.to(OPERAND), input_precision=PRECISION)
+        written = tl.dot(solve, read.to(OPERAND), input_precision=PRECISION)
+        added = tl.dot(tl.trans(keys), written.to(OPERAND), added, input_precision=PRECISION)
+        k += C * H * D
+        v += C * H * D
+        inverse += H * C * C
+        left -= C
+    offset = (segment * H + head) * D * D + row[:, None] * D + column[None, :]
+    mask = (row < D)[:, None] & (column < D)[None, :]
+    tl.store(transition + offset, state, mask=mask)
+    tl.store(addition + offset, added, mask=mask)
 
 
 @triton.jit
 def _scan_kernel(
     transition, addition, entering, initial, firsts,
-    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, BK: tl.constexpr,
     HAS_INITIAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head, sequence, block = tl.program_id(0) % H, (tl.program_id(0) // H).to(tl.int64), tl.program_id(1)
     first, end = tl.load(firsts + sequence), tl.load(firsts + sequence + 1)
-    row = tl.arange(0, BD)
+    row, inner = tl.arange(0, BD), tl.arange(0, BK)
     column = block * BV + tl.arange(0, BV)
-    whole = row[:, None] * D + row[None, :]
-    whole_mask = (row < D)[:, None] & (row < D)[None, :]
     part = row[:, None] * D + column[None, :]
     part_mask = (row < D)[:, None] & (column < D)[None, :]
     state = tl.zeros((BD, BV), dtype=tl.float32)
@@ -112,9 +103,31 @@ def _scan_kernel(
     tl.store(entering + (first * H + head) * D * D + part, state, mask=part_mask)
     for segment in range(first, end - 1):
         base = (segment * H + head) * D * D
-        moves = tl.load(transition + base + whole, mask=whole_mask, other=0.0)
-        state = tl.dot(moves, state, input_precision=PRECISION)
-        state += tl.load(addition + base + part, mask=part_mask, other=0.0)
+        moved = tl.load(addition + base + part, mask=part_mask, other=0.0)
+        if BK == BD:
+            moves = tl.load(
+                transition + base + row[:, None] * D + row[None, :],
+                mask=(row < D)[:, None] & (row < D)[None, :],
+                other=0.0,
+            )
+            moved += tl.dot(moves, state, input_precision=PRECISION)
+        else:
+            # A whole map is too large for the chip: by blocks of the state as it was just stored.
+            tl.debug_barrier()
+            for start in range(0, D, BK):
+                middle = start + inner
+                moves = tl.load(
+                    transition + base + row[:, None] * D + middle[None, :],
+                    mask=(row < D)[:, None] & (middle < D)[None, :],
+                    other=0.0,
+                )
+                held = tl.load(
+                    entering + base + middle[:, None] * D + column[None, :],
+                    mask=(middle < D)[:, None] & (column < D)[None, :],
+                    other=0.0,
+                )
+                moved += tl.dot(moves, held, input_precision=PRECISION)
+        state = moved
         tl.store(entering + base + H * D * D + part, state, mask=part_mask)
 
 
@@ -199,26 +212,21 @@ def chunk_quasar(
     size = segment_size(boundaries, heads, chunk_size, processor_count(q.device))
     segments = cut(boundaries, chunk_size, size, q.device)
     flat_q, flat_k, flat_v = (x.view(-1, heads, dim) for x in (q, k, v))
-    dtype = q.dtype if q.is_cuda else torch.float32
-    inverse = torch.empty(segments.chunks, heads, chunk_size, chunk_size, dtype=dtype, device=q.device)
-    block_d, block_v = _blocks(dim)
-    # The fold solves the chunks as it goes, when one program has all columns of a state.
-    is_solved = not segments.is_split or block_v < dim
-    if is_solved:
-        chunk_intra_token_parallel(flat_k, beta, inverse, segments, operand, precision)
+    inverse = chunk_intra_token_parallel(
+        flat_k, beta, segments, chunk_size=chunk_size, operand=operand, precision=precision
+    )
     entering = initial_state
     if segments.is_split:
-        entering = _join(
-            flat_k, flat_v, beta, inverse, segments, initial_state, operand, precision, is_solved=is_solved
-        )
+        entering = _join(flat_k, flat_v, inverse, segments, initial_state, operand, precision)
     o = torch.empty_like(flat_q)
     state_shape = (len(boundaries) - 1 if output_final_state else 0, heads, dim, dim)
     final = torch.empty(state_shape, dtype=torch.float32, device=q.device)
+    block_d, block_v, num_warps = _blocks(q)
     _output_kernel[(heads * segments.count, triton.cdiv(dim, block_v))](
         flat_q, flat_k, flat_v, inverse, o, final if entering is None else entering, final, segments.table,
         heads, dim, block_d, block_v, chunk_size,
         segments.is_split, entering is not None, output_final_state, operand, precision,
-        num_warps=NUM_WARPS, num_stages=_stages(q),
+        num_warps=num_warps, num_stages=_stages(q, chunk_size, 2 * block_d + block_v, block_d * block_v),
     )  # fmt: skip
     inputs = (q, k, v, beta, initial_state)
     o = forward_only("chunk_quasar", o.view(q.shape), *inputs)
@@ -228,33 +236,32 @@ def chunk_quasar(
 def _join(
     k: torch.Tensor,
     v: torch.Tensor,
-    beta: torch.Tensor,
     inverse: torch.Tensor,
     segments: Segments,
     initial_state: torch.Tensor | None,
     operand: object,
     precision: str,
-    *,
-    is_solved: bool,
 ) -> torch.Tensor:
-    """Return the state [S, H, D, D] in float32 that enters each segment; fills `inverse` unless it is."""
+    """Return the state [S, H, D, D] in float32 that enters each segment."""
     _, heads, dim = k.shape
+    chunk_size = inverse.shape[-1]
     shape = (segments.count, heads, dim, dim)
-    transition, addition, entering = (torch.empty(shape, device=k.device) for _ in range(3))
-    block_d, block_v = _blocks(dim)
-    block_k, group, inner = solving(dim, operand)
+    transition, addition, entering = (
+        torch.empty(shape, dtype=torch.float32, device=k.device) for _ in range(3)
+    )
+    block_d, block_v, num_warps = _blocks(k)
     _fold_kernel[(heads * segments.count, triton.cdiv(dim, block_v))](
-        k, v, beta, inverse, transition, addition, segments.table,
-        heads, dim, block_d, block_v, block_k, inverse.shape[-1], group, is_solved,
-        operand, inner, precision, FOLD_STAGES,
-        num_warps=NUM_WARPS,
+        k, v, inverse, transition, addition, segments.table,
+        heads, dim, block_d, block_v, chunk_size, operand, precision,
+        num_warps=num_warps, num_stages=_stages(k, chunk_size, block_d + block_v, 2 * block_d * block_v),
     )  # fmt: skip
     sequences = len(segments.firsts) - 1
     block_v = min(block_d, SCAN_BLOCK_V)
     _scan_kernel[(heads * sequences, triton.cdiv(dim, block_v))](
         transition, addition, entering, entering if initial_state is None else initial_state, segments.firsts,
-        heads, dim, block_d, block_v, initial_state is not None, "ieee" if IS_AMD else "tf32x3",
-        num_warps=4, num_stages=3,
+        heads, dim, block_d, block_v, block_d if block_d <= 128 else 32, initial_state is not None,
+        "ieee" if IS_AMD else "tf32x3",
+        num_warps=4, num_stages=3 if block_d <= 64 else 1,
     )  # fmt: skip
     return entering
 
@@ -270,12 +277,22 @@ def _arithmetic(q: torch.Tensor) -> tuple[object, str]:
     return operand, "ieee" if IS_AMD else "tf32x3"
 
 
-def _blocks(dim: int) -> tuple[int, int]:
-    """Return the rows of a state's tile, and the columns that one program handles."""
-    block_d = max(16, triton.next_power_of_2(dim))
-    return block_d, min(block_d, BLOCK_V if block_d <= 128 else 32)
+def _blocks(x: torch.Tensor) -> tuple[int, int, int]:
+    """Return the rows of a state's tile, the columns that one program handles, and its warps."""
+    block_d = max(16, triton.next_power_of_2(x.shape[-1]))
+    if x.element_size() == 4 or block_d > 128:
+        # Operands that are larger: fewer columns, and more threads to hold them.
+        return block_d, min(block_d, 32), 2 * NUM_WARPS
+    return block_d, min(block_d, BLOCK_V), NUM_WARPS
 
 
-def _stages(q: torch.Tensor) -> int:
-    """Return how many chunks may be on their way to the chip."""
-    return NUM_STAGES if q.is_cuda and q.element_size() == 2 else 1
+def _stages(x: torch.Tensor, chunk_size: int, columns: int, state: int) -> int:
+    """Return how many chunks can be on their way to the chip: NUM_STAGES, or what shared memory holds.
+
+    columns: those of all tensors that are read for a chunk; state: numbers of the states as operands.
+    """
+    if not x.is_cuda:
+        return 1
+    limit = next((size for arch, size in SHARED_MEMORY_BYTES if check_shared_mem(arch, x.device.index)), 0)
+    chunk_bytes = chunk_size * (columns + chunk_size) * x.element_size()
+    return max(1, min(NUM_STAGES, (limit - 2 * state * x.element_size()) // chunk_bytes))

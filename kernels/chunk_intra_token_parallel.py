@@ -2,7 +2,7 @@
 
 import torch
 
-from kernels.backend import tl, triton
+from kernels.backend import IS_AMD, tl, triton
 from kernels.forward_substitution import GROUP, forward_substitution_kernel, merge, product
 from kernels.gate import gate_of
 from kernels.segments import Segments
@@ -136,27 +136,29 @@ def _intra_kernel(
 def chunk_intra_token_parallel(
     k: torch.Tensor,
     beta: torch.Tensor,
-    inverse: torch.Tensor,
     segments: Segments,
+    *,
+    chunk_size: int,
     operand: object,
     precision: str,
-) -> None:
-    """Write A of every chunk (see `solve_chunks`) to inverse [M, H, C, C].
+) -> torch.Tensor:
+    """Return A (see `solve_chunks`) of every chunk, [M, H, C, C] in k's dtype, float32 on a CPU.
 
     k [T, H, D] contiguous, beta [H]. Blocks of 16 x 16 above the diagonal are not written.
     """
     _, heads, dim = k.shape
+    dtype = k.dtype if k.is_cuda else torch.float32
+    inverse = torch.empty(segments.chunks, heads, chunk_size, chunk_size, dtype=dtype, device=k.device)
     if segments.chunks:
         groups = triton.cdiv(segments.longest, GROUP)
-        block_k, group, inner = solving(dim, operand)
+        block_k = min(BLOCK_K, max(16, triton.next_power_of_2(dim)))
+        # Half precision holds what is inside an inverse, for 16-bit operands of either kind.
+        inner = tl.float32 if operand is tl.float32 else tl.float16
+        # Latency is hidden by other groups: rather a few spilled registers than half as many groups.
+        limit = {"maxnreg": 128} if k.is_cuda and k.element_size() == 2 and not IS_AMD else {}
         _intra_kernel[(heads * segments.count * groups,)](
             k, beta, inverse, segments.table, groups,
-            heads, dim, block_k, inverse.shape[-1], group, operand, inner, precision,
-            num_warps=GROUP, num_stages=1,
+            heads, dim, block_k, chunk_size, GROUP, operand, inner, precision,
+            num_warps=GROUP, num_stages=1, **limit,
         )  # fmt: skip
-
-
-def solving(dim: int, operand: object) -> tuple[int, int, object]:
-    """Return BK, G and INNER of `solve_chunks`: half precision inside for 16-bit operands of either kind."""
-    block_k = min(BLOCK_K, max(16, triton.next_power_of_2(dim)))
-    return block_k, GROUP, tl.float32 if operand is tl.float32 else tl.float16
+    return inverse

@@ -44,6 +44,8 @@ def segment_size(boundaries: tuple[int, ...], heads: int, chunk_size: int, proce
     longest = max(lengths)
     fair = -(-sum(lengths) * heads // (PROGRAMS_PER_PROCESSOR * processors))
     size = max(1, fair, math.isqrt(longest // STEP_RATIO))
+    # Chunks are solved four together.
+    size = size if size < 4 else -(-size // 4) * 4
     return max(1, longest) if STEP_RATIO * size > longest else size
 
 

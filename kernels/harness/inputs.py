@@ -22,6 +22,11 @@ class Shape:
         return self.batch * self.length * self.heads * self.dim
 
     @property
+    def size(self) -> tuple[int, int, int, int]:
+        """Return [B, T, H, D]."""
+        return (self.batch, self.length, self.heads, self.dim)
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype that the operator sees."""
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
@@ -50,9 +55,16 @@ class Inputs:
         """Return q, k, v and beta one after another."""
         return torch.cat([tensor.reshape(-1) for tensor in (self.q, self.k, self.v, self.beta)])
 
+    def packed(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Return q, k and v in `dtype` and beta in float32, one after another, as bytes on `device`."""
+        parts = [tensor.to(device, dtype) for tensor in (self.q, self.k, self.v)]
+        return torch.cat(
+            [tensor.reshape(-1).view(torch.uint8) for tensor in (*parts, self.beta.to(device, torch.float32))]
+        )
+
 
 def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
-    """Draw q, k, v [B, T, H, D] and beta [H].
+    """Draw q, k, v [B, T, H, D] and beta [H] on the generator's device.
 
     An early impulse is written along a direction that no later key touches, because the keys after it live in
     a random proper subspace, while queries see the whole space: a kernel that forgets, windows or skips is
@@ -61,7 +73,7 @@ def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     batch, length, heads, dim = shape.batch, shape.length, shape.heads, shape.dim
 
     def normal(*size: int) -> torch.Tensor:
-        return torch.randn(*size, generator=generator)
+        return torch.randn(*size, generator=generator, device=generator.device)
 
     # Queries of length one: o is then of the order of v, where bfloat16 resolves a hundredth.
     q = normal(batch, length, heads, dim) / dim**0.5
@@ -72,11 +84,11 @@ def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     k = torch.einsum("blhs,bhds->blhd", coordinates, basis[..., : coordinates.shape[-1]]) / dim**0.5
     if dim > 1:
         last_impulse = max(1, length // 32)
-        at = int(torch.randint(0, last_impulse, (), generator=generator))
+        at = int(torch.randint(0, last_impulse, (), generator=generator, device=generator.device))
         count = min(hidden, length - at)
         for offset in range(count):
             k[:, at + offset] = basis[..., dim - 1 - offset]
             v[:, at + offset] *= 2.0
-    beta = 0.5 + torch.rand(heads, generator=generator)
+    beta = 0.5 + torch.rand(heads, generator=generator, device=generator.device)
     q, k, v = (tensor.to(shape.torch_dtype).float() for tensor in (q, k, v))
     return Inputs(q=q, k=k, v=v, beta=beta)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from kernels.harness import wire
+from kernels.harness.buffers import Buffers, make_buffers
 from kernels.harness.inputs import Inputs, Shape
-from kernels.harness.memory import POISON, OutputFile, input_file
 
 GATHERED_ROWS = 4096
 
@@ -37,8 +37,15 @@ class Trial:
 class Session:
     """Talks to one worker over `connection`; never believes what it says, only what is in the output."""
 
-    def __init__(self, connection: socket.socket, *, deadline_s: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        *,
+        deadline_s: Callable[[], float],
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
+    ) -> None:
         self._connection = connection
+        self._device = device
         self._deadline_s = deadline_s
         """Seconds that are left of the evaluation."""
 
@@ -67,53 +74,53 @@ class Session:
             CandidateFailed: see `kind`.
         """
         self._expect_quiet("the worker spoke before it was asked")
-        source = input_file(inputs.flat().numpy())
-        output = OutputFile(shape.count)
+        buffers = make_buffers(inputs, shape, self._device)
         try:
-            return self._exchange(source, output, shape, rows, operator=operator, cu_seqlens=cu_seqlens)
+            return self._exchange(buffers, shape, rows, operator=operator, cu_seqlens=cu_seqlens)
         finally:
-            os.close(source)
-            output.close()
+            buffers.close()
 
     def _exchange(
-        self, source: int, output: OutputFile, shape: Shape, rows: np.random.Generator, *, operator: str,
+        self,
+        buffers: Buffers,
+        shape: Shape,
+        rows: np.random.Generator,
+        *,
+        operator: str,
         cu_seqlens: list[int] | None,
-    ) -> Trial:  # fmt: skip
+    ) -> Trial:
         nonce = secrets.token_hex(16)
         count = shape.count // shape.dim
         chosen = rows.choice(count, size=min(GATHERED_ROWS, count), replace=False)
-        bits = output.bits.reshape(count, shape.dim)
         go: dict[str, Any] = {"operator": operator, "nonce": nonce, "shape": shape.as_message()}
         if cu_seqlens is not None:
             go["cu_seqlens"] = cu_seqlens
         started = time.perf_counter()
         try:
-            wire.send(self._connection, go, (source, output.descriptor))
+            wire.send(self._connection, go, buffers.descriptors)
         except wire.WireBroken as error:
             raise CandidateFailed("crash", "the worker ended before the trial") from error
         message = self._receive()
-        gathered = bits[chosen].copy()
+        gathered = buffers.gather(chosen)
         seconds = time.perf_counter() - started
         if message.get("nonce") != nonce or set(message) != {"nonce"}:
             raise self._failure(message)
-        return Trial(self._verified(bits, chosen, gathered, shape), seconds)
+        return Trial(self._verified(buffers, chosen, gathered), seconds)
 
-    def _verified(
-        self, bits: np.ndarray, chosen: np.ndarray, gathered: np.ndarray, shape: Shape
-    ) -> torch.Tensor:
+    def _verified(self, buffers: Buffers, chosen: np.ndarray, gathered: torch.Tensor) -> torch.Tensor:
         """Take the whole output and make sure that it did not change after the acknowledgement."""
-        whole = bits.copy()
-        if not np.array_equal(whole[chosen], gathered):
+        whole = buffers.whole()
+        if not torch.equal(whole[torch.from_numpy(chosen).to(whole.device)].cpu(), gathered):
             raise CandidateFailed("tampered", "the output changed after the worker said that it was done")
         self._expect_quiet("the worker sent more than its acknowledgement")
-        unwritten = int((whole == POISON).sum())
+        unwritten = int((whole == buffers.poison()).sum())
         if unwritten:
             # The worker writes all of o before it says so: this one did not wait for it.
             raise CandidateFailed(
-                "tampered", f"{unwritten:,} of {whole.size:,} numbers of o were not written when it said done"
+                "tampered",
+                f"{unwritten:,} of {whole.numel():,} numbers of o were not written when it said done",
             )
-        size = (shape.batch, shape.length, shape.heads, shape.dim)
-        return torch.from_numpy(whole.view(np.float32)).view(size)
+        return buffers.values(whole)
 
     def _expect_quiet(self, otherwise: str) -> None:
         if wire.is_quiet(self._connection):

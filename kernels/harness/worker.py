@@ -7,8 +7,14 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kernels.harness.inputs import Shape
 
 Operator = Callable[..., Any]
 
@@ -79,9 +85,32 @@ def _run(operator: Operator, message: dict[str, Any], descriptors: list[int], de
     import torch
 
     from kernels.harness.inputs import Shape
-    from kernels.harness.memory import map_inputs, map_output
 
     shape = Shape(**message["shape"])
+    mapping = _mapped_on_host if device == "cpu" else _mapped_on_device
+    options = (
+        {"cu_seqlens": torch.tensor(message["cu_seqlens"], device=device)} if "cu_seqlens" in message else {}
+    )
+    with mapping(shape, descriptors, device) as (q, k, v, beta, target):
+        result = operator(q, k, v, beta, **options)
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise TypeError(f"the operator must return (o, final_state), not {type(result).__name__}")
+        o = result[0]
+        if type(o) is not torch.Tensor or tuple(o.shape) != shape.size or o.dtype != shape.torch_dtype:
+            raise TypeError(
+                f"o must be a torch.Tensor {list(shape.size)} of {shape.torch_dtype}, "
+                f"not {type(o).__name__} {list(getattr(o, 'shape', []))} of {getattr(o, 'dtype', None)}"
+            )
+        target.copy_(o)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+
+@contextmanager
+def _mapped_on_host(shape: "Shape", descriptors: list[int], _device: str) -> "Iterator[tuple[Tensor, ...]]":
+    """Give q, k, v, beta and the output, in files."""
+    from kernels.harness.memory import map_inputs, map_output
+
     inputs, output = descriptors
     try:
         flat = map_inputs(inputs, 3 * shape.count + shape.heads)
@@ -89,19 +118,33 @@ def _run(operator: Operator, message: dict[str, Any], descriptors: list[int], de
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-    size = (shape.batch, shape.length, shape.heads, shape.dim)
-    q, k, v = (part.view(size).to(device, shape.torch_dtype) for part in flat[: -shape.heads].chunk(3))
-    beta = flat[-shape.heads :].to(device)
-    options = (
-        {"cu_seqlens": torch.tensor(message["cu_seqlens"], device=device)} if "cu_seqlens" in message else {}
+    q, k, v = (part.view(shape.size).to(shape.torch_dtype) for part in flat[: -shape.heads].chunk(3))
+    yield q, k, v, flat[-shape.heads :], target.view(shape.size)
+
+
+@contextmanager
+def _mapped_on_device(shape: "Shape", descriptors: list[int], device: str) -> "Iterator[tuple[Tensor, ...]]":
+    """Give q, k, v, beta and the output, in memory of the GPU."""
+    import torch
+
+    from kernels.harness.device_memory import DeviceMemory
+
+    place = torch.device(device)
+    tensor_bytes = shape.count * shape.torch_dtype.itemsize
+    inputs, output = descriptors
+    try:
+        source = DeviceMemory.receive(inputs, 3 * tensor_bytes + 4 * shape.heads, place)
+        target = DeviceMemory.receive(output, tensor_bytes, place)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    q, k, v = (
+        source.bytes[index * tensor_bytes :][:tensor_bytes].view(shape.torch_dtype).view(shape.size)
+        for index in range(3)
     )
-    result = operator(q, k, v, beta, **options)
-    if not (isinstance(result, tuple) and len(result) == 2):
-        raise TypeError(f"the operator must return (o, final_state), not {type(result).__name__}")
-    o = result[0]
-    if type(o) is not torch.Tensor or tuple(o.shape) != size or o.dtype != shape.torch_dtype:
-        raise TypeError(
-            f"o must be a torch.Tensor {list(size)} of {shape.torch_dtype}, "
-            f"not {type(o).__name__} {list(getattr(o, 'shape', []))} of {getattr(o, 'dtype', None)}"
-        )
-    target.view(size).copy_(o)
+    beta = source.bytes[3 * tensor_bytes :].view(torch.float32)
+    try:
+        yield q, k, v, beta, target.bytes.view(shape.torch_dtype).view(shape.size)
+    finally:
+        source.close()
+        target.close()

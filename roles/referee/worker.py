@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
+import torch
+
 import kernels
 from kernels.fork_base import write_fla_base
 from kernels.harness.session import Session
@@ -35,7 +37,7 @@ LOG_TAIL_BYTES: Final = 4000
 FOLDER_PREFIX: Final = "run-"
 _WORKER_FILES: Final = (
     "__init__.py",
-    *(f"harness/{name}.py" for name in ("__init__", "inputs", "memory", "wire", "worker")),
+    *(f"harness/{name}.py" for name in ("__init__", "device_memory", "inputs", "memory", "wire", "worker")),
 )
 _PROGRAM: Final = "from kernels.harness.worker import main; main(sys.argv[1:])"
 _GPU_CONTROL: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
@@ -82,7 +84,7 @@ def running_worker(
             with theirs:
                 process = _start(tree, job, tier, theirs, log)
             try:
-                yield Worker(Session(ours, deadline_s=deadline_s), log)
+                yield Worker(Session(ours, deadline_s=deadline_s, device=torch.device(job.device)), log)
             finally:
                 process.kill()
 

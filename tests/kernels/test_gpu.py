@@ -1,10 +1,18 @@
 """What only a GPU can show: long sequences, equal results from equal calls, every preset."""
 
+import os
+import threading
+
+import numpy as np
 import pytest
 import torch
 
 from kernels import chunk
 from kernels.fused_recurrent import fused_recurrent_quasar
+from kernels.harness import wire, worker
+from kernels.harness.device_memory import DeviceMemory
+from kernels.harness.inputs import Shape, draw_inputs
+from kernels.harness.session import CandidateFailed, Session
 from kernels.presets import PRESETS, Preset
 from kernels.reference import chunked
 from tests.kernels.conftest import Draw, relative_error
@@ -47,3 +55,61 @@ def test_presets(
     inputs = draw(length=300, dim=dim, dtype=dtype)
     exact, _ = chunked(**inputs, dtype=torch.float64)
     assert relative_error(chunk.chunk_quasar(**inputs)[0], exact) <= RELATIVE_ERROR[dtype]
+
+
+def test_memory_is_shared_by_descriptor(device: torch.device) -> None:
+    device = torch.device("cuda:0")
+    ours = DeviceMemory.allocate(1000, device)
+    ours.bytes.copy_(torch.arange(1000, device=device).to(torch.uint8))
+    descriptor = ours.export()
+    theirs = DeviceMemory.receive(descriptor, 1000, device)
+    os.close(descriptor)
+    assert torch.equal(theirs.bytes, ours.bytes)
+    theirs.bytes[7] = 99
+    assert int(ours.bytes[7]) == 99
+    theirs.close()
+    ours.close()
+
+
+def test_trial_on_the_gpu_reads_and_writes_the_referees_memory() -> None:
+    device = torch.device("cuda:0")
+    shape = Shape(batch=1, length=1000, heads=8, dim=64, dtype="bfloat16")
+    inputs = draw_inputs(shape, torch.Generator(device).manual_seed(1))
+    ours, theirs = wire.socket_pair()
+
+    def serve() -> None:
+        received = wire.receive(theirs, max_descriptors=2)
+        worker._run(chunk.chunk_quasar, received.message, received.descriptors, "cuda:0")
+        wire.send(theirs, {"nonce": received.message["nonce"]})
+
+    with ours, theirs:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        trial = Session(ours, deadline_s=lambda: 60.0, device=device).run(
+            inputs, shape, np.random.default_rng(0)
+        )
+        thread.join()
+    exact, _ = chunked(inputs.q, inputs.k, inputs.v, inputs.beta, dtype=torch.float64)
+    assert relative_error(trial.output, exact) <= RELATIVE_ERROR[torch.bfloat16]
+    assert trial.seconds > 0
+
+
+def test_output_that_nobody_wrote_is_noticed_on_the_gpu() -> None:
+    device = torch.device("cuda:0")
+    shape = Shape(batch=1, length=100, heads=2, dim=32, dtype="bfloat16")
+    inputs = draw_inputs(shape, torch.Generator(device).manual_seed(1))
+    ours, theirs = wire.socket_pair()
+
+    def acknowledge() -> None:
+        received = wire.receive(theirs, max_descriptors=2)
+        for descriptor in received.descriptors:
+            os.close(descriptor)
+        wire.send(theirs, {"nonce": received.message["nonce"]})
+
+    with ours, theirs:
+        thread = threading.Thread(target=acknowledge)
+        thread.start()
+        with pytest.raises(CandidateFailed, match="6,400 of 6,400 numbers") as caught:
+            Session(ours, deadline_s=lambda: 60.0, device=device).run(inputs, shape, np.random.default_rng(0))
+        thread.join()
+    assert caught.value.kind == "tampered"

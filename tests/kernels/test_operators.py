@@ -11,7 +11,7 @@ from kernels.chunk import chunk_quasar
 from kernels.fused_recurrent import fused_recurrent_quasar
 from kernels.reference import recurrence
 from tests.kernels.conftest import Draw, relative_error
-from tests.kernels.tolerances import RELATIVE_ERROR, STATE_ERROR, STATE_ERROR_TF32
+from tests.kernels.tolerances import RELATIVE_ERROR, STATE_ERROR
 
 Operator = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 OPERATORS = [chunk_quasar, fused_recurrent_quasar]
@@ -28,8 +28,8 @@ def check(operator: Operator, inputs: dict[str, torch.Tensor], **options: Any) -
     assert o.shape == inputs["q"].shape
     assert state.dtype == torch.float32
     assert relative_error(o, exact) <= RELATIVE_ERROR[dtype]
-    uses_tf32 = o.device.type == "cuda" and dtype != torch.float32
-    assert relative_error(state, exact_state) <= (STATE_ERROR_TF32 if uses_tf32 else STATE_ERROR)
+    operand = dtype if o.device.type == "cuda" else torch.float32
+    assert relative_error(state, exact_state) <= STATE_ERROR[operand]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

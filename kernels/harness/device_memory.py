@@ -1,0 +1,118 @@
+"""GPU memory shared between referee and worker by descriptor, through the driver's virtual memory API.
+
+The worker can read nothing before it has the descriptor, and nothing is copied when it has. `cuda-bindings`
+comes with PyTorch's CUDA build; it is imported where it is used, so that a machine without a GPU needs none.
+"""
+
+import functools
+import os
+from typing import Any
+
+import torch
+
+
+class DeviceMemory:
+    """`size` bytes of GPU memory mapped into this process, as a uint8 tensor; `close` it at the end.
+
+    Raises RuntimeError with the driver's name of the error; torch.cuda.OutOfMemoryError when the GPU is full.
+    """
+
+    def __init__(self, handle: Any, size: int, device: torch.device) -> None:
+        from cuda.bindings import driver
+
+        self._handle, self._device = handle, device
+        self._padded = _padded(size, device)
+        self._address = _call(driver.cuMemAddressReserve, self._padded, 0, 0, 0)
+        _call(driver.cuMemMap, self._address, self._padded, 0, handle, 0)
+        access = driver.CUmemAccessDesc()
+        access.location = _properties(device).location
+        access.flags = driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+        _call(driver.cuMemSetAccess, self._address, self._padded, [access], 1)
+        self.bytes = torch.as_tensor(_Exposed(int(self._address), size), device=device)
+
+    @classmethod
+    def allocate(cls, size: int, device: torch.device) -> "DeviceMemory":
+        """Take new memory; what it holds is undefined."""
+        from cuda.bindings import driver
+
+        _enter_context(device)
+        return cls(_call(driver.cuMemCreate, _padded(size, device), _properties(device), 0), size, device)
+
+    @classmethod
+    def receive(cls, descriptor: int, size: int, device: torch.device) -> "DeviceMemory":
+        """Map memory that another process has allocated; `descriptor` may be closed afterwards."""
+        from cuda.bindings import driver
+
+        kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+        _enter_context(device)
+        return cls(_call(driver.cuMemImportFromShareableHandle, descriptor, kind), size, device)
+
+    def export(self) -> int:
+        """Return a new descriptor of the memory, which the caller closes."""
+        from cuda.bindings import driver
+
+        kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+        descriptor = int(_call(driver.cuMemExportToShareableHandle, self._handle, kind, 0))
+        os.set_inheritable(descriptor, False)
+        return descriptor
+
+    def close(self) -> None:
+        """Unmap; tensors over it must not be used any more. The memory goes with its last handle."""
+        from cuda.bindings import driver
+
+        torch.cuda.synchronize(self._device)
+        del self.bytes
+        _call(driver.cuMemUnmap, self._address, self._padded)
+        _call(driver.cuMemAddressFree, self._address, self._padded)
+        _call(driver.cuMemRelease, self._handle)
+
+
+@functools.cache
+def _enter_context(device: torch.device) -> None:
+    """Have PyTorch make its context, in which the driver's API then works, once for each process."""
+    torch.cuda.set_device(device)
+    torch.empty(1, device=device)
+
+
+class _Exposed:
+    """Device memory as PyTorch takes it from strangers."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (address, False),
+            "version": 3,
+        }
+
+
+def _call(function: Any, *arguments: Any) -> Any:
+    """Call the driver and return its one result, if it has one."""
+    error, *results = function(*arguments)
+    if int(error) != 0:
+        if error.name == "CUDA_ERROR_OUT_OF_MEMORY":
+            raise torch.cuda.OutOfMemoryError(f"{function.__name__}: {error.name}")
+        raise RuntimeError(f"{function.__name__}: {error.name}")
+    return results[0] if results else None
+
+
+def _properties(device: torch.device) -> Any:
+    from cuda.bindings import driver
+
+    properties = driver.CUmemAllocationProp()
+    properties.type = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    properties.requestedHandleTypes = (
+        driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
+    )
+    properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    properties.location.id = device.index or 0
+    return properties
+
+
+def _padded(size: int, device: torch.device) -> int:
+    """Return the size rounded up to what the driver maps at once."""
+    from cuda.bindings import driver
+
+    minimum = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
+    unit = int(_call(driver.cuMemGetAllocationGranularity, _properties(device), minimum))
+    return -(-size // unit) * unit
