@@ -234,3 +234,28 @@ def test_segments_are_joined(
         generator = torch.Generator().manual_seed(6)
         options["initial_state"] = torch.randn(sequences, 2, 32, 32, generator=generator).to(device)
     check(chunk_quasar, draw(length=130), **options)
+
+
+@pytest.mark.parametrize("length", [1, 16])
+def test_decoding_in_place(length: int, draw: Draw, device: torch.device) -> None:
+    inputs = draw(batch=3, length=length)
+    state = torch.randn(3, 2, 32, 32, generator=torch.Generator().manual_seed(5)).to(device)
+    expected, last = fused_recurrent_quasar(**inputs, initial_state=state.clone(), output_final_state=True)
+    o, final = fused_recurrent_quasar(**inputs, initial_state=state, inplace_final_state=True)
+    assert final is not None
+    assert last is not None
+    assert final.data_ptr() == state.data_ptr()
+    assert torch.equal(o, expected)
+    assert torch.equal(state, last)
+
+
+def test_decoding_in_place_needs_a_state_that_may_be_overwritten(draw: Draw, device: torch.device) -> None:
+    inputs = draw(length=1)
+    state = torch.zeros(1, 2, 32, 32, device=device)
+    for wrong, sentence in (
+        (None, "needs a contiguous initial_state"),
+        (state.transpose(2, 3), "needs a contiguous initial_state"),
+        (state.clone().requires_grad_(), "requires a gradient"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            fused_recurrent_quasar(**inputs, initial_state=wrong, inplace_final_state=True)
