@@ -142,3 +142,37 @@ def test_config_show_redacts_secrets_and_names_origins(tmp_path: Path, local_con
     assert rows["miner.target_sequence_length"]["value"] in (200000, "200000")
     assert "TARGET_SEQUENCE_LENGTH" in rows["miner.target_sequence_length"]["origin"]
     assert rows["api.round_s"]["origin"] == "default"
+
+
+def test_bench_prints_a_document_of_checked_rows(tmp_path: Path) -> None:
+    result = run(
+        "bench", "--seq-len", "32", "--repetitions", "2", "--json", cwd=tmp_path, env={"DEVICE": "cpu"}
+    )
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert {row["operator"] for row in document["rows"]} >= {"quasar chunk", "float32 reference"}
+    assert all(row["relative_error"] < 1e-5 for row in document["rows"])
+    assert document["machine"]["triton"]
+
+
+def test_bench_baseline_is_the_unoptimised_kernel_at_the_target_length(tmp_path: Path) -> None:
+    env = {"DEVICE": "cpu", "TARGET_SEQUENCE_LENGTH": "48"}
+    result = run("bench", "--baseline", "--repetitions", "1", cwd=tmp_path, env=env)
+    assert result.returncode == 0, result.stderr
+    assert "quasar recurrent" in result.stdout
+    assert "48" in result.stdout
+    assert "SDPA" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--seq-len", "0"), ("--seq-len", "0")),
+        (("--heads", "-1"), ("--heads", "-1")),
+        (("--plot", "nowhere/x.png"), ("--plot", "nowhere/x.png")),
+    ],
+)
+def test_bench_with_a_number_that_makes_no_sense(
+    flags: tuple[str, ...], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert_sentence(run("bench", *flags, cwd=tmp_path, env={"DEVICE": "cpu"}), 2, *words)
