@@ -135,7 +135,7 @@ class Benchmark:
     """Times peers on one device; its own measure of the memory's speed is taken at the start."""
 
     def __init__(self, device: torch.device, *, repetitions: int, seed: int = 0) -> None:
-        self._device = device
+        self.device = device
         self._repetitions = repetitions
         self._generator = torch.Generator(device).manual_seed(seed)
         is_gpu = device.type == "cuda"
@@ -146,7 +146,7 @@ class Benchmark:
     def run(self, shapes: Sequence[Shape], chosen: Sequence[Peer]) -> Iterator[Row]:
         """Yield a row for every peer at every shape."""
         for shape in shapes:
-            draws = [self._draw(shape) for _ in range(3 if shape.count < 2**26 else 2)]
+            draws = [self.draw(shape) for _ in range(3 if shape.count < 2**26 else 2)]
             exact, _ = chunked(draws[0].q, draws[0].k, draws[0].v, draws[0].beta, dtype=torch.float64)
             for peer in chosen:
                 yield self._row(shape, peer, draws, exact)
@@ -165,7 +165,7 @@ class Benchmark:
             row = dataclasses.replace(row, relative_error=error)
             if not error <= MAX_ERROR[shape.dtype]:
                 return dataclasses.replace(row, skipped=f"wrong: relative error {error:.1e}")
-            seconds = self._times(peer.operator, draws)
+            seconds = self.times(peer.operator, draws)
             peak = self._peak(peer.operator, draws[0])
         except torch.cuda.OutOfMemoryError:
             return dataclasses.replace(row, skipped="out of memory")
@@ -191,19 +191,21 @@ class Benchmark:
             floor_share=floor_s / median,
         )
 
-    def _draw(self, shape: Shape) -> Drawn:
+    def draw(self, shape: Shape) -> Drawn:
+        """Draw inputs as a validator does."""
         inputs = draw_inputs(shape, self._generator)
         q, k, v = (x.to(shape.torch_dtype) for x in (inputs.q, inputs.k, inputs.v))
         return Drawn(q, k, v, inputs.beta, alpha(inputs.k, inputs.beta).to(shape.torch_dtype))
 
-    def _times(self, operator: Operator, draws: list[Drawn]) -> list[float]:
+    def times(self, operator: Operator, draws: list[Drawn]) -> list[float]:
         """Seconds of each repetition, on inputs that the one before did not have."""
         for number in range(WARM_UPS):
             operator(draws[number % len(draws)])
-        return [self._time(operator, draws[number % len(draws)]) for number in range(self._repetitions)]
+        return [self.time(operator, draws[number % len(draws)]) for number in range(self._repetitions)]
 
-    def _time(self, operator: Operator, drawn: Drawn) -> float:
-        if self._device.type != "cuda":
+    def time(self, operator: Operator, drawn: Drawn) -> float:
+        """Seconds of one run, with nothing of it in the L2 cache."""
+        if self.device.type != "cuda":
             started = time.perf_counter()
             operator(drawn)
             return time.perf_counter() - started
@@ -212,25 +214,25 @@ class Benchmark:
         begin.record()
         operator(drawn)
         end.record()
-        torch.cuda.synchronize(self._device)
+        torch.cuda.synchronize(self.device)
         return float(begin.elapsed_time(end)) / 1e3
 
     def _peak(self, operator: Operator, drawn: Drawn) -> int | None:
-        if self._device.type != "cuda":
+        if self.device.type != "cuda":
             return None
-        torch.cuda.synchronize(self._device)
-        torch.cuda.reset_peak_memory_stats(self._device)
-        before = torch.cuda.memory_allocated(self._device)
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
         operator(drawn)
-        return drawn.bytes + torch.cuda.max_memory_allocated(self._device) - before
+        return drawn.bytes + torch.cuda.max_memory_allocated(self.device) - before
 
     def _copy_speed(self) -> float:
         """Bytes per second that a copy reads and writes."""
-        size = COPY_BYTES if self._device.type == "cuda" else 2**24
-        source = torch.empty(size, dtype=torch.int8, device=self._device)
+        size = COPY_BYTES if self.device.type == "cuda" else 2**24
+        source = torch.empty(size, dtype=torch.int8, device=self.device)
         target = torch.empty_like(source)
         drawn: Any = None
-        seconds = [self._time(lambda _: target.copy_(source), drawn) for _ in range(7)]
+        seconds = [self.time(lambda _: target.copy_(source), drawn) for _ in range(7)]
         return 2 * size / statistics.median(seconds)
 
 

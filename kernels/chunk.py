@@ -12,13 +12,17 @@ import torch
 from kernels.backend import IS_AMD, check_shared_mem, input_guard, tl, triton
 from kernels.chunk_intra_token_parallel import chunk_intra_token_parallel
 from kernels.gradients import forward_only
+from kernels.launch import Launch
 from kernels.segments import Segments, cut, processor_count, segment_size
 from kernels.shapes import check_arguments
+from kernels.tuned import tuned_launch
 
 CHUNK_SIZE = 64
 BLOCK_V = 64
 NUM_WARPS = 4
 NUM_STAGES = 3
+PROGRAMS = 4
+"""Parameters of the launch (see Launch) where none were tuned for a shape."""
 SCAN_BLOCK_V = 16
 SHARED_MEMORY_BYTES = (("hopper", 232_448), ("ampere", 166_912), ("ada", 101_376))
 """What a program can have at most, by architecture; the largest first."""
@@ -185,7 +189,6 @@ def _output_kernel(
         tl.store(final + sequence * H * D * D + state_offset, state, mask=state_mask & is_last)
 
 
-@input_guard
 def chunk_quasar(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -205,11 +208,28 @@ def chunk_quasar(
     Raises:
         ValueError: a shape, dtype or device is wrong.
     """
+    return launch_chunk_quasar(None, q, k, v, beta, initial_state, output_final_state, cu_seqlens)
+
+
+@input_guard
+def launch_chunk_quasar(
+    launch: Launch | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    beta: torch.Tensor,
+    initial_state: torch.Tensor | None = None,
+    output_final_state: bool = False,
+    cu_seqlens: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Compute `chunk_quasar` as it is launched; None: as was tuned for the shape, or as usual."""
     boundaries = tuple(check_arguments(q, k, v, beta, initial_state, cu_seqlens))
-    _, _, heads, dim = q.shape
+    _, length, heads, dim = q.shape
+    if launch is None:
+        launch = tuned_launch(q, length) or Launch(CHUNK_SIZE, BLOCK_V, NUM_WARPS, NUM_STAGES, PROGRAMS)
     operand, precision = _arithmetic(q)
-    chunk_size = CHUNK_SIZE if dim <= 128 else min(CHUNK_SIZE, 32)
-    size = segment_size(boundaries, heads, chunk_size, processor_count(q.device))
+    chunk_size = launch.chunk_size if dim <= 128 else min(launch.chunk_size, 32)
+    size = segment_size(boundaries, heads, chunk_size, launch.programs * processor_count(q.device))
     segments = cut(boundaries, chunk_size, size, q.device)
     flat_q, flat_k, flat_v = (x.view(-1, heads, dim) for x in (q, k, v))
     inverse = chunk_intra_token_parallel(
@@ -217,16 +237,17 @@ def chunk_quasar(
     )
     entering = initial_state
     if segments.is_split:
-        entering = _join(flat_k, flat_v, inverse, segments, initial_state, operand, precision)
+        entering = _join(flat_k, flat_v, inverse, segments, initial_state, launch, operand, precision)
     o = torch.empty_like(flat_q)
     state_shape = (len(boundaries) - 1 if output_final_state else 0, heads, dim, dim)
     final = torch.empty(state_shape, dtype=torch.float32, device=q.device)
-    block_d, block_v, num_warps = _blocks(q)
+    block_d, block_v, num_warps = _blocks(q, launch)
     _output_kernel[(heads * segments.count, triton.cdiv(dim, block_v))](
         flat_q, flat_k, flat_v, inverse, o, final if entering is None else entering, final, segments.table,
         heads, dim, block_d, block_v, chunk_size,
         segments.is_split, entering is not None, output_final_state, operand, precision,
-        num_warps=num_warps, num_stages=_stages(q, chunk_size, 2 * block_d + block_v, block_d * block_v),
+        num_warps=num_warps,
+        num_stages=_stages(q, launch, chunk_size, 2 * block_d + block_v, block_d * block_v),
     )  # fmt: skip
     inputs = (q, k, v, beta, initial_state)
     o = forward_only("chunk_quasar", o.view(q.shape), *inputs)
@@ -239,6 +260,7 @@ def _join(
     inverse: torch.Tensor,
     segments: Segments,
     initial_state: torch.Tensor | None,
+    launch: Launch,
     operand: object,
     precision: str,
 ) -> torch.Tensor:
@@ -249,11 +271,12 @@ def _join(
     transition, addition, entering = (
         torch.empty(shape, dtype=torch.float32, device=k.device) for _ in range(3)
     )
-    block_d, block_v, num_warps = _blocks(k)
+    block_d, block_v, num_warps = _blocks(k, launch)
     _fold_kernel[(heads * segments.count, triton.cdiv(dim, block_v))](
         k, v, inverse, transition, addition, segments.table,
         heads, dim, block_d, block_v, chunk_size, operand, precision,
-        num_warps=num_warps, num_stages=_stages(k, chunk_size, block_d + block_v, 2 * block_d * block_v),
+        num_warps=num_warps,
+        num_stages=_stages(k, launch, chunk_size, block_d + block_v, 2 * block_d * block_v),
     )  # fmt: skip
     sequences = len(segments.firsts) - 1
     block_v = min(block_d, SCAN_BLOCK_V)
@@ -277,17 +300,17 @@ def _arithmetic(q: torch.Tensor) -> tuple[object, str]:
     return operand, "ieee" if IS_AMD else "tf32x3"
 
 
-def _blocks(x: torch.Tensor) -> tuple[int, int, int]:
+def _blocks(x: torch.Tensor, launch: Launch) -> tuple[int, int, int]:
     """Return the rows of a state's tile, the columns that one program handles, and its warps."""
     block_d = max(16, triton.next_power_of_2(x.shape[-1]))
     if x.element_size() == 4 or block_d > 128:
         # Operands that are larger: fewer columns, and more threads to hold them.
-        return block_d, min(block_d, 32), 2 * NUM_WARPS
-    return block_d, min(block_d, BLOCK_V), NUM_WARPS
+        return block_d, min(block_d, launch.block_v, 32), min(8, 2 * launch.num_warps)
+    return block_d, min(block_d, launch.block_v), launch.num_warps
 
 
-def _stages(x: torch.Tensor, chunk_size: int, columns: int, state: int) -> int:
-    """Return how many chunks can be on their way to the chip: NUM_STAGES, or what shared memory holds.
+def _stages(x: torch.Tensor, launch: Launch, chunk_size: int, columns: int, state: int) -> int:
+    """Return how many chunks can be on their way to the chip: those asked for, or what shared memory holds.
 
     columns: those of all tensors that are read for a chunk; state: numbers of the states as operands.
     """
@@ -295,4 +318,4 @@ def _stages(x: torch.Tensor, chunk_size: int, columns: int, state: int) -> int:
         return 1
     limit = next((size for arch, size in SHARED_MEMORY_BYTES if check_shared_mem(arch, x.device.index)), 0)
     chunk_bytes = chunk_size * (columns + chunk_size) * x.element_size()
-    return max(1, min(NUM_STAGES, (limit - 2 * state * x.element_size()) // chunk_bytes))
+    return max(1, min(launch.num_stages, (limit - 2 * state * x.element_size()) // chunk_bytes))

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from kernels.fork_base import write_fla_base
+from kernels.launch import Launch
 from kernels.presets import DEFAULT, Preset
 from protocol.errors import ExportFailed, UsageError
 from protocol.forks import TARGET_DIR, TARGET_FILES
 
-_SUPPORT_FILES: Final = ("shapes.py", "gradients.py", "segments.py")
+_SUPPORT_FILES: Final = ("shapes.py", "gradients.py", "launch.py", "segments.py")
 _OUR_IMPORT: Final = re.compile(r"^from kernels\.(\w+) import (.+)\n", re.MULTILINE)
 _TRITON_LINES: Final = {"triton": "import triton\n", "tl": "import triton.language as tl\n"}
 
@@ -80,8 +81,20 @@ VARIANTS: Final = {
 }
 
 
-def export_files(variant: str, preset: Preset | None = None) -> dict[str, str]:
+_TUNED: Final = '''"""Launch parameters found by tuning: those of an exported kernel stand in chunk.py."""
+
+
+def tuned_launch(x, length):
+    """None: there are no others."""
+'''
+
+
+def export_files(
+    variant: str, preset: Preset | None = None, *, launch: Launch | None = None
+) -> dict[str, str]:
     """Return file name -> text of `fla/ops/quasar/`: the five target files and what they import.
+
+    `launch` goes before the preset's parameters.
 
     Raises:
         UsageError: no such variant.
@@ -89,15 +102,17 @@ def export_files(variant: str, preset: Preset | None = None) -> dict[str, str]:
     if variant not in VARIANTS:
         raise UsageError(f"kernel variant {variant!r} is not shipped: use one of {', '.join(VARIANTS)}")
     chosen = VARIANTS[variant]
-    parameters = preset or DEFAULT
+    parameters = launch or (preset or DEFAULT).launch
     files = {name: _to_fork(name) for name in (*TARGET_FILES, *_SUPPORT_FILES)}
     files["__init__.py"] = _INIT
+    files["tuned.py"] = _TUNED
     chunk = files["chunk.py"] + chosen.entry
     constants = {
         "CHUNK_SIZE": chosen.chunk_size or parameters.chunk_size,
         "BLOCK_V": parameters.block_v,
         "NUM_WARPS": parameters.num_warps,
         "NUM_STAGES": parameters.num_stages,
+        "PROGRAMS": parameters.programs,
     }
     for constant, value in constants.items():
         chunk = _with_constant(chunk, constant, value)

@@ -7,8 +7,6 @@ from itertools import pairwise
 
 import torch
 
-PROGRAMS_PER_PROCESSOR = 4
-"""Segments x heads that a GPU is given for each of its multiprocessors: enough to hide latency."""
 STEP_RATIO = 3
 """What a chunk costs in both passes, in steps of the scan that joins the segments."""
 
@@ -33,8 +31,8 @@ class Segments:
     """True when a sequence has more than one segment, so that their states must be joined."""
 
 
-def segment_size(boundaries: tuple[int, ...], heads: int, chunk_size: int, processors: int) -> int:
-    """Return the chunks of a segment: the one place where the schedule is chosen by shape.
+def segment_size(boundaries: tuple[int, ...], heads: int, chunk_size: int, programs: int) -> int:
+    """Return the chunks of a segment, for so many programs: the place where the schedule is chosen by shape.
 
     Cutting a sequence costs a second pass over its keys and values, and pays when heads and sequences alone
     leave processors idle. A segment is long enough for the programs to be few, and for the scan over the
@@ -42,7 +40,7 @@ def segment_size(boundaries: tuple[int, ...], heads: int, chunk_size: int, proce
     """
     lengths = [-(-(end - start) // chunk_size) for start, end in pairwise(boundaries)]
     longest = max(lengths)
-    fair = -(-sum(lengths) * heads // (PROGRAMS_PER_PROCESSOR * processors))
+    fair = -(-sum(lengths) * heads // programs)
     size = max(1, fair, math.isqrt(longest // STEP_RATIO))
     # Chunks are solved four together.
     size = size if size < 4 else -(-size // 4) * 4

@@ -56,5 +56,5 @@ def test_help_names_every_command() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "roles", "--help"], capture_output=True, text=True, timeout=60, check=True
     )
-    for name in ("devnet", "verify", "export", "sign", "status", "doctor", "config"):
+    for name in ("devnet", "verify", "bench", "tune", "export", "sign", "status", "doctor", "config"):
         assert name in result.stdout

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from node.devices import resolve_device
+from node.locks import device_lock
 from node.settings import LoadedSettings
 from protocol.errors import UsageError
 from protocol.rules import MAX_TARGET_SEQUENCE_LENGTH
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 GPU_LENGTHS: Final = (4096, 16_384, 65_536, 100_000, 262_144, 1_000_000)
 CPU_LENGTHS: Final = (64, 128)
+LOCK_PATIENCE_S: Final = 600.0
+"""Measurements on one machine take turns."""
 LONGEST: Final = 8 * MAX_TARGET_SEQUENCE_LENGTH
 
 
@@ -50,7 +53,8 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     """Print a row for every operator and length; 0 when ours are right at all of them, 1 otherwise.
 
-    Raises UsageError (a number makes no sense), ConfigError (no such GPU, no matplotlib for --plot).
+    Raises UsageError (a number makes no sense), ConfigError (no such GPU, no matplotlib for --plot),
+    DeviceBusy.
     """
     device_name = resolve_device(loaded.settings.node.device)
     lengths = _lengths(args, loaded.settings.miner.target_sequence_length, device_name)
@@ -83,10 +87,12 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     chosen = [peer for peer in peers(device) if not args.baseline or peer.name == RECURRENT]
     if args.baseline:
         chosen = [dataclasses.replace(peer, longest=LONGEST) for peer in chosen]
-    console = Console(stderr=True)
-    benchmark = Benchmark(device, repetitions=args.repetitions or (20 if is_gpu else 3))
     rows = []
-    with console.status("drawing inputs ...") as status:
+    with (
+        device_lock(device_name, timeout_s=LOCK_PATIENCE_S),
+        Console(stderr=True).status("drawing inputs ...") as status,
+    ):
+        benchmark = Benchmark(device, repetitions=args.repetitions or (20 if is_gpu else 3))
         for row in benchmark.run(shapes, chosen):
             rows.append(row)
             status.update(f"{row.operator} at {row.length:,}: {_outcome(row)}")

@@ -4,7 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kernels.launch import Launch
+from node.devices import resolve_device
 from node.settings import LoadedSettings
+from node.settings_model import Settings
 from protocol.errors import UsageError
 from protocol.forks import TARGET_DIR, TARGET_FILES
 from protocol.import_rules import check_imports
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
         )
     if args.variant not in VARIANTS:
         raise UsageError(f"--variant {args.variant}: unknown; choose one of {', '.join(VARIANTS)}")
-    files = export_files(args.variant)
+    files = export_files(args.variant, launch=_tuned(loaded.settings))
     report = check_imports(files)
     if report.status is not None:
         raise UsageError(f"the exported files break the import rules: {'; '.join(report.problems)}")
@@ -50,3 +53,15 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
         error = check_exported(args.repo_path)
         print(f"the exported operator agrees with the reference: relative error {error:.1e}")
     return 0
+
+
+def _tuned(settings: Settings) -> Launch | None:
+    """What `tune` has found for this GPU and the miner's target length."""
+    device = resolve_device("auto")
+    if device == "cpu":
+        return None
+    import torch
+
+    from kernels.tuned import tuned_for_entry
+
+    return tuned_for_entry(torch.device(device), settings.miner.target_sequence_length)

@@ -9,6 +9,7 @@ import pytest
 
 from kernels.export import VARIANTS, check_exported, export_files
 from kernels.fork_base import write_fla_base
+from kernels.launch import Launch
 from kernels.presets import PRESETS, preset_for
 from protocol.errors import ExportFailed, UsageError
 from protocol.forks import TARGET_DIR, TARGET_FILES
@@ -80,6 +81,8 @@ def test_presets_set_the_launch_parameters() -> None:
         assert f"\nNUM_WARPS = {preset.num_warps}\n" in text
         assert f"\nNUM_STAGES = {preset.num_stages}\n" in text
     assert "\nCHUNK_SIZE = 16\n" in export_files("chunk16")["chunk.py"]
+    tuned = Launch(chunk_size=32, block_v=16, num_warps=8, num_stages=5, programs=6)
+    assert "\nPROGRAMS = 6\n" in export_files("chunk", PRESETS[0], launch=tuned)["chunk.py"]
     assert preset_for("NVIDIA A100-PCIE-80GB").gpu == "A100"
     assert preset_for("Unheard-of 9000").gpu == "any"
 

@@ -47,14 +47,11 @@ def test_token_by_token_over_a_long_sequence(draw: Draw) -> None:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.gpu)
 @pytest.mark.parametrize("dim", [32, 64, 128, 256])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_presets(
-    preset: Preset, dim: int, dtype: torch.dtype, draw: Draw, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("chunk_size", "block_v", "num_warps", "num_stages"):
-        monkeypatch.setattr(chunk, name.upper(), getattr(preset, name))
+def test_presets(preset: Preset, dim: int, dtype: torch.dtype, draw: Draw) -> None:
     inputs = draw(length=300, dim=dim, dtype=dtype)
     exact, _ = chunked(**inputs, dtype=torch.float64)
-    assert relative_error(chunk.chunk_quasar(**inputs)[0], exact) <= RELATIVE_ERROR[dtype]
+    o, _ = chunk.launch_chunk_quasar(preset.launch, **inputs)
+    assert relative_error(o, exact) <= RELATIVE_ERROR[dtype]
 
 
 def test_memory_is_shared_by_descriptor(device: torch.device) -> None:

@@ -176,3 +176,14 @@ def test_bench_with_a_number_that_makes_no_sense(
     flags: tuple[str, ...], words: tuple[str, ...], tmp_path: Path
 ) -> None:
     assert_sentence(run("bench", *flags, cwd=tmp_path, env={"DEVICE": "cpu"}), 2, *words)
+
+
+def test_tune_finds_parameters_and_says_where_they_are(tmp_path: Path) -> None:
+    env = {"DEVICE": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    result = run("tune", "--seq-len", "32", "--trials", "2", "--json", cwd=tmp_path, env=env)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["trials"] == 2
+    assert Path(document["file"]).is_file()
+    assert document["launch"]["chunk_size"] in (16, 32, 64)
+    assert_sentence(run("tune", "--trials", "0", cwd=tmp_path, env=env), 2, "--trials", "0")

@@ -1,0 +1,79 @@
+"""Launch parameters that `quasar-node tune` has found, by GPU, shape and Triton version."""
+
+import functools
+import json
+import os
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from kernels.backend import triton
+from kernels.launch import Launch
+
+
+def tuned_file() -> Path:
+    """Return where the parameters are kept: in the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "quasar-node" / "tuned.json"
+
+
+def key_of(device: str, *, heads: int, dim: int, dtype: str, length: int) -> str:
+    """Return the name of a shape on a device: lengths count by powers of two."""
+    bucket = 1 << max(0, length - 1).bit_length()
+    return f"{device} | triton {triton.__version__} | H={heads} D={dim} {dtype} T<={bucket}"
+
+
+def tuned_launch(x: torch.Tensor, length: int) -> Launch | None:
+    """Return what was found for tensors like x [B, T, H, D] and sequences of `length`, None without it."""
+    found = _read(tuned_file())
+    if not found:
+        return None
+    dtype = str(x.dtype).removeprefix("torch.")
+    return found.get(
+        key_of(device_name(x.device), heads=x.shape[2], dim=x.shape[3], dtype=dtype, length=length)
+    )
+
+
+def tuned_for_entry(device: torch.device, length: int) -> Launch | None:
+    """Return what was found for the shape that the competition times (8 heads of 64, bfloat16)."""
+    key = key_of(device_name(device), heads=8, dim=64, dtype="bfloat16", length=length)
+    return _read(tuned_file()).get(key)
+
+
+def keep(key: str, launch: Launch, **evidence: object) -> None:
+    """Add a result to the file, with what it rests on; the file is replaced as a whole."""
+    path = tuned_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known[key] = {**asdict(launch), **evidence}
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
+    _read.cache_clear()
+
+
+@functools.cache
+def _read(path: Path) -> dict[str, Launch]:
+    """Read the file once for each process; one that cannot be read is said so, and counts for nothing."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            key: Launch(**{name: int(entry[name]) for name in Launch.__slots__})
+            for key, entry in known.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        warnings.warn(
+            f"{path} is not used, because it cannot be read: {type(error).__name__}: {error}; remove it",
+            stacklevel=2,
+        )
+        return {}
+
+
+@functools.cache
+def device_name(device: torch.device) -> str:
+    """Return the GPU's name, or cpu."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
