@@ -27,13 +27,15 @@ def key_of(device: str, *, heads: int, dim: int, dtype: str, length: int) -> str
 
 def tuned_launch(x: torch.Tensor, length: int) -> Launch | None:
     """Return what was found for tensors like x [B, T, H, D] and sequences of `length`, None without it."""
-    found = _read(tuned_file())
-    if not found:
-        return None
-    dtype = str(x.dtype).removeprefix("torch.")
-    return found.get(
-        key_of(device_name(x.device), heads=x.shape[2], dim=x.shape[3], dtype=dtype, length=length)
-    )
+    return _found(x.device, x.shape[2], x.shape[3], x.dtype, (length - 1).bit_length() if length else 0)
+
+
+@functools.lru_cache(maxsize=256)
+def _found(device: torch.device, heads: int, dim: int, dtype: torch.dtype, bits: int) -> Launch | None:
+    """Look a shape up once: short calls are made thousands of times a second."""
+    known = _read(tuned_file())
+    name = str(dtype).removeprefix("torch.")
+    return known.get(key_of(device_name(device), heads=heads, dim=dim, dtype=name, length=1 << bits))
 
 
 def tuned_for_entry(device: torch.device, length: int) -> Launch | None:
@@ -51,7 +53,13 @@ def keep(key: str, launch: Launch, **evidence: object) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
+    forget()
+
+
+def forget() -> None:
+    """Read the file anew at the next call."""
     _read.cache_clear()
+    _found.cache_clear()
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from kernels.harness.session import CandidateFailed, Session
 from kernels.presets import PRESETS, Preset
 from kernels.reference import chunked
 from tests.kernels.conftest import Draw, relative_error
-from tests.kernels.tolerances import RELATIVE_ERROR
+from tests.kernels.tolerances import RELATIVE_ERROR, STATE_ERROR
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,6 +35,39 @@ def test_long_sequences(dtype: torch.dtype, length: int, draw: Draw) -> None:
     again, _ = chunk.chunk_quasar(**inputs)
     assert relative_error(o, exact) <= RELATIVE_ERROR[dtype]
     assert torch.equal(o, again)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [32, 64, 128])
+@pytest.mark.parametrize("boundaries", [None, [0, 1, 1, 700, 4097]])
+def test_segments_with_states(
+    dtype: torch.dtype, dim: int, boundaries: list[int] | None, draw: Draw, device: torch.device
+) -> None:
+    inputs = draw(length=4097, heads=2, dim=dim, dtype=dtype)
+    sequences = 1 if boundaries is None else len(boundaries) - 1
+    generator = torch.Generator(device).manual_seed(1)
+    options = {
+        "initial_state": torch.randn(sequences, 2, dim, dim, generator=generator, device=device),
+        "cu_seqlens": None if boundaries is None else torch.tensor(boundaries, device=device),
+        "output_final_state": True,
+    }
+    exact, exact_state = chunked(**inputs, **options, dtype=torch.float64)
+    o, state = chunk.chunk_quasar(**inputs, **options)
+    assert exact_state is not None
+    assert state is not None
+    assert relative_error(o, exact) <= RELATIVE_ERROR[dtype]
+    assert relative_error(state, exact_state) <= STATE_ERROR[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("key_scale", "beta"), [(50.0, 1.0), (6.0, 50.0), (1.0, 1e-4), (1e-3, 50.0)])
+def test_extremes_of_keys_and_beta(dtype: torch.dtype, key_scale: float, beta: float, draw: Draw) -> None:
+    inputs = draw(length=1000, heads=2, dim=64, dtype=dtype)
+    inputs["k"] = inputs["k"] * key_scale
+    inputs["beta"].fill_(beta)
+    exact, _ = chunked(**inputs, dtype=torch.float64)
+    o, _ = chunk.chunk_quasar(**inputs)
+    assert relative_error(o, exact) <= RELATIVE_ERROR[dtype]
 
 
 def test_token_by_token_over_a_long_sequence(draw: Draw) -> None:

@@ -39,7 +39,7 @@ def test_dtypes(operator: Operator, dtype: torch.dtype, draw: Draw) -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("length", [1, 15, 64, 65])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 63, 64, 65, 127])
 def test_lengths(operator: Operator, length: int, draw: Draw) -> None:
     check(operator, draw(length=length))
 

@@ -24,8 +24,9 @@ LAUNCH = Launch(chunk_size=16, block_v=16, num_warps=4, num_stages=2, programs=4
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The user's cache folder, empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    tuned.forget()
     yield tmp_path / "cache"
-    tuned._read.cache_clear()
+    tuned.forget()
 
 
 def make(tmp_path: Path, device: torch.device) -> tuple[Tuner, list[tuple[Launch, float | None, str]]]:
