@@ -36,31 +36,31 @@ class Places:
 
 @triton.jit
 def _convolution_kernel(
-    x, weight, state, out, sequence, position, tokens, channels, width,
-    BT: tl.constexpr, BC: tl.constexpr, HAS_STATE: tl.constexpr,
+    x, weight, state, out, sequence, position, tokens,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, HAS_STATE: tl.constexpr,
 ):  # fmt: skip
-    blocks = tl.cdiv(channels, BC)
+    blocks = tl.cdiv(CHANNELS, BC)
     channel = (tl.program_id(0) % blocks) * BC + tl.arange(0, BC)
     token = (tl.program_id(0) // blocks).to(tl.int64) * BT + tl.arange(0, BT)
-    inside, is_channel = token < tokens, (channel < channels)[None, :]
+    inside, is_channel = token < tokens, (channel < CHANNELS)[None, :]
     place = tl.load(position + token, mask=inside, other=0)
     total = tl.zeros((BT, BC), dtype=tl.float32)
     for distance in tl.static_range(4):
-        tap = tl.load(weight + channel * 4 + (3 - distance), mask=channel < channels, other=0.0)
+        tap = tl.load(weight + channel * 4 + (3 - distance), mask=channel < CHANNELS, other=0.0)
         is_here = (inside & (place >= distance))[:, None] & is_channel
         value = tl.load(
-            x + (token - distance)[:, None] * channels + channel[None, :], mask=is_here, other=0.0
+            x + (token - distance)[:, None] * CHANNELS + channel[None, :], mask=is_here, other=0.0
         )
         if HAS_STATE:
             # What came before this call: the last three tokens, the newest last.
             is_before = (inside & (place < distance))[:, None] & is_channel
             slot = tl.load(sequence + token, mask=inside, other=0) * 3 + 3 + place - distance
-            value += tl.load(state + slot[:, None] * channels + channel[None, :], mask=is_before, other=0.0)
+            value += tl.load(state + slot[:, None] * CHANNELS + channel[None, :], mask=is_before, other=0.0)
         total += value.to(tl.float32) * tap.to(tl.float32)[None, :]
     activated = total / (1.0 + tl.exp(-total))
-    # q, k and v one after another, each [T, width].
-    offset = (channel // width)[None, :].to(tl.int64) * tokens * width
-    offset += token[:, None] * width + (channel % width)[None, :]
+    # q, k and v one after another, each [T, WIDTH].
+    offset = (channel // WIDTH)[None, :].to(tl.int64) * tokens * WIDTH
+    offset += token[:, None] * WIDTH + (channel % WIDTH)[None, :]
     tl.store(out + offset, activated.to(out.dtype.element_ty), mask=inside[:, None] & is_channel)
 
 
