@@ -137,7 +137,7 @@ class Benchmark:
     def __init__(self, device: torch.device, *, repetitions: int, seed: int = 0) -> None:
         self.device = device
         self._repetitions = repetitions
-        self._generator = torch.Generator(device).manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(seed)
         is_gpu = device.type == "cuda"
         # Twice any L2: what it held of a trial's inputs is gone afterwards.
         self._flush = torch.empty(2**28 if is_gpu else 0, dtype=torch.int8, device=device)
@@ -155,55 +155,67 @@ class Benchmark:
         row = Row(operator=peer.name, **shape.as_message())
         if shape.length > peer.longest:
             return dataclasses.replace(row, skipped=f"longer than {peer.longest:,}")
-        try:
-            o = peer.operator(draws[0])
+
+        def error_of(o: torch.Tensor) -> float:
             if peer.is_softmax:
-                error = _relative_error(o[:, :PREFIX], _exact_softmax(draws[0]))
-            else:
-                error = _relative_error(o, exact)
-            del o
+                return relative_error(o[:, :PREFIX], _exact_softmax(draws[0]))
+            return relative_error(o, exact)
+
+        size = draws[0].bytes
+        return self.measure(row, peer.operator, draws, error_of, held_bytes=size, moved_bytes=size * 4 // 3)
+
+    def measure(
+        self,
+        row: Row,
+        run: Callable[[Any], torch.Tensor],
+        draws: Sequence[Any],
+        error_of: Callable[[torch.Tensor], float],
+        *,
+        held_bytes: int,
+        moved_bytes: int,
+    ) -> Row:
+        """Check one run on the first draw, then time runs on all in turn; a failure is a row that says why.
+
+        held_bytes: inputs of a run, counted into its peak; moved_bytes: what the floor reads and writes.
+        """
+        try:
+            error = error_of(run(draws[0]))
             row = dataclasses.replace(row, relative_error=error)
-            if not error <= MAX_ERROR[shape.dtype]:
+            if not error <= MAX_ERROR[row.dtype]:
                 return dataclasses.replace(row, skipped=f"wrong: relative error {error:.1e}")
-            seconds = self.times(peer.operator, draws)
-            peak = self._peak(peer.operator, draws[0])
+            seconds = self.times(run, draws)
+            peak = self._peak(run, draws[0])
         except torch.cuda.OutOfMemoryError:
             return dataclasses.replace(row, skipped="out of memory")
         except Exception as failure:  # noqa: BLE001 - a peer's failure is a row of the table
             reason = f"{type(failure).__name__}: {failure}".splitlines()[0]
             return dataclasses.replace(row, skipped=f"failed: {reason[:200]}")
-        return self._with_figures(row, shape, draws[0], seconds, peak)
-
-    def _with_figures(
-        self, row: Row, shape: Shape, drawn: Drawn, seconds: list[float], peak: int | None
-    ) -> Row:
         median = statistics.median(seconds)
         low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median,) * 3
-        speed = shape.batch * shape.length / median
-        floor_s = drawn.bytes * 4 / 3 / self.copy_bytes_per_sec
+        speed = row.batch * row.length / median
         return dataclasses.replace(
             row,
             milliseconds=1e3 * median,
             spread=(high - low) / median,
             tokens_per_sec=speed,
-            weighted_score=weighted_score(speed, shape.length),
-            peak_mb=None if peak is None else peak / 2**20,
-            floor_share=floor_s / median,
+            weighted_score=weighted_score(speed, row.length),
+            peak_mb=None if peak is None else (held_bytes + peak) / 2**20,
+            floor_share=moved_bytes / self.copy_bytes_per_sec / median,
         )
 
     def draw(self, shape: Shape) -> Drawn:
         """Draw inputs as a validator does."""
-        inputs = draw_inputs(shape, self._generator)
+        inputs = draw_inputs(shape, self.generator)
         q, k, v = (x.to(shape.torch_dtype) for x in (inputs.q, inputs.k, inputs.v))
         return Drawn(q, k, v, inputs.beta, alpha(inputs.k, inputs.beta).to(shape.torch_dtype))
 
-    def times(self, operator: Operator, draws: list[Drawn]) -> list[float]:
+    def times(self, operator: Callable[[Any], object], draws: Sequence[Any]) -> list[float]:
         """Seconds of each repetition, on inputs that the one before did not have."""
         for number in range(WARM_UPS):
             operator(draws[number % len(draws)])
         return [self.time(operator, draws[number % len(draws)]) for number in range(self._repetitions)]
 
-    def time(self, operator: Operator, drawn: Drawn) -> float:
+    def time(self, operator: Callable[[Any], object], drawn: Any) -> float:
         """Seconds of one run, with nothing of it in the L2 cache."""
         if self.device.type != "cuda":
             started = time.perf_counter()
@@ -217,22 +229,22 @@ class Benchmark:
         torch.cuda.synchronize(self.device)
         return float(begin.elapsed_time(end)) / 1e3
 
-    def _peak(self, operator: Operator, drawn: Drawn) -> int | None:
+    def _peak(self, operator: Callable[[Any], object], drawn: Any) -> int | None:
+        """Bytes that a run takes beside its inputs."""
         if self.device.type != "cuda":
             return None
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         operator(drawn)
-        return drawn.bytes + torch.cuda.max_memory_allocated(self.device) - before
+        return torch.cuda.max_memory_allocated(self.device) - before
 
     def _copy_speed(self) -> float:
         """Bytes per second that a copy reads and writes."""
         size = COPY_BYTES if self.device.type == "cuda" else 2**24
         source = torch.empty(size, dtype=torch.int8, device=self.device)
         target = torch.empty_like(source)
-        drawn: Any = None
-        seconds = [self.time(lambda _: target.copy_(source), drawn) for _ in range(7)]
+        seconds = [self.time(lambda _: target.copy_(source), None) for _ in range(7)]
         return 2 * size / statistics.median(seconds)
 
 
@@ -244,7 +256,8 @@ def _exact_softmax(x: Drawn) -> torch.Tensor:
     return torch.einsum("bhij,bjhd->bihd", scores.masked_fill(is_future, float("-inf")).softmax(-1), v)
 
 
-def _relative_error(actual: torch.Tensor, exact: torch.Tensor) -> float:
+def relative_error(actual: torch.Tensor, exact: torch.Tensor) -> float:
+    """Return |actual - exact| / |exact| in float64."""
     return float((actual.double() - exact).norm() / exact.norm())
 
 

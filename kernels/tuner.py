@@ -10,7 +10,7 @@ import optuna
 import torch
 
 from kernels import tuned
-from kernels.benchmark import MAX_ERROR, Benchmark, Drawn
+from kernels.benchmark import MAX_ERROR, Benchmark, Drawn, relative_error
 from kernels.chunk import launch_chunk_quasar
 from kernels.harness.inputs import Shape
 from kernels.launch import Launch
@@ -104,7 +104,7 @@ class Tuner:
         except Exception as failure:
             # Too much shared memory, too many registers: Triton raises what it likes.
             raise optuna.TrialPruned(f"does not run: {type(failure).__name__}") from failure
-        error = float((o.double() - self._exact).norm() / self._exact.norm())
+        error = relative_error(o, self._exact)
         if not error <= MAX_ERROR[self._shape.dtype]:
             raise optuna.TrialPruned(f"wrong: relative error {error:.1e}")
         del o

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from protocol.errors import UsageError
 from protocol.rules import MAX_TARGET_SEQUENCE_LENGTH
 
 if TYPE_CHECKING:
-    from kernels.benchmark import Row
+    from kernels.benchmark import Benchmark, Row
 
 GPU_LENGTHS: Final = (4096, 16_384, 65_536, 100_000, 262_144, 1_000_000)
 CPU_LENGTHS: Final = (64, 128)
@@ -37,7 +38,7 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
         description="Check, then time our kernels and their peers on the same inputs.",
     )
     parser.add_argument("--seq-len", type=int, action="append", help="sequence length; repeatable")
-    parser.add_argument("--batch", type=int, default=1, help="sequences (default: 1)")
+    parser.add_argument("--batch", type=int, help="sequences (default: 1)")
     parser.add_argument("--heads", type=int, help="heads (default: 8; on a CPU 2)")
     parser.add_argument("--head-dim", type=int, help="head dimension (default: 64; on a CPU 32)")
     parser.add_argument("--repetitions", type=int, help="timed repetitions (default: 20; on a CPU 3)")
@@ -45,6 +46,10 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
         "--baseline",
         action="store_true",
         help="only the unoptimised kernel, token by token, at the miner's target length",
+    )
+    parser.add_argument("--layer", action="store_true", help="the whole layer in place of the operator")
+    parser.add_argument(
+        "--decode", action="store_true", help="one decoding step of --batch sequences (default: 64)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture as PNG")
@@ -62,6 +67,8 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UsageError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
+    if sum((args.baseline, args.layer, args.decode)) > 1:
+        raise UsageError("--baseline, --layer and --decode: choose one of them")
     if args.plot is not None and not args.plot.absolute().parent.is_dir():
         raise UsageError(f"--plot {args.plot}: no such folder")
     if device_name == "cpu":
@@ -69,31 +76,16 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
         os.environ["TRITON_INTERPRET"] = "1"
     import torch
 
-    from kernels.benchmark import CHUNK, RECURRENT, Benchmark, machine, peers
-    from kernels.harness.inputs import Shape
+    from kernels.benchmark import Benchmark, machine
 
     device = torch.device(device_name)
-    is_gpu = device.type == "cuda"
-    shapes = [
-        Shape(
-            batch=args.batch,
-            length=length,
-            heads=args.heads or (8 if is_gpu else 2),
-            dim=args.head_dim or (64 if is_gpu else 32),
-            dtype="bfloat16" if is_gpu else "float32",
-        )
-        for length in lengths
-    ]
-    chosen = [peer for peer in peers(device) if not args.baseline or peer.name == RECURRENT]
-    if args.baseline:
-        chosen = [dataclasses.replace(peer, longest=LONGEST) for peer in chosen]
     rows = []
     with (
         device_lock(device_name, timeout_s=LOCK_PATIENCE_S),
         Console(stderr=True).status("drawing inputs ...") as status,
     ):
-        benchmark = Benchmark(device, repetitions=args.repetitions or (20 if is_gpu else 3))
-        for row in benchmark.run(shapes, chosen):
+        benchmark = Benchmark(device, repetitions=args.repetitions or (3 if device_name == "cpu" else 20))
+        for row in _rows(args, benchmark, lengths):
             rows.append(row)
             status.update(f"{row.operator} at {row.length:,}: {_outcome(row)}")
     document = {
@@ -109,8 +101,30 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
         from kernels.benchmark_plot import plot
 
         plot(rows, f"QuasarAttention forward, {document['machine']['device']}", args.plot)
-    ours = [row for row in rows if row.operator in (CHUNK, RECURRENT)]
+    ours = [row for row in rows if row.operator.startswith("quasar")]
     return 0 if all(row.milliseconds is not None or row.skipped.startswith("longer") for row in ours) else 1
+
+
+def _rows(args: argparse.Namespace, benchmark: "Benchmark", lengths: tuple[int, ...]) -> Iterator["Row"]:
+    """What the flags ask for."""
+    from kernels.benchmark import RECURRENT, peers
+    from kernels.benchmark_layer import decode_rows, layer_rows
+    from kernels.harness.inputs import Shape
+
+    is_gpu = benchmark.device.type == "cuda"
+    heads, dim = args.heads or (8 if is_gpu else 2), args.head_dim or (64 if is_gpu else 32)
+    if args.layer:
+        return layer_rows(benchmark, lengths, heads=heads, dim=dim)
+    if args.decode:
+        return decode_rows(benchmark, sequences=args.batch or 64, heads=heads, dim=dim)
+    dtype = "bfloat16" if is_gpu else "float32"
+    shapes = [
+        Shape(batch=args.batch or 1, length=length, heads=heads, dim=dim, dtype=dtype) for length in lengths
+    ]
+    chosen = peers(benchmark.device)
+    if args.baseline:
+        chosen = [dataclasses.replace(peer, longest=LONGEST) for peer in chosen if peer.name == RECURRENT]
+    return benchmark.run(shapes, chosen)
 
 
 def _lengths(args: argparse.Namespace, target: int, device: str) -> tuple[int, ...]:
@@ -131,7 +145,7 @@ def _outcome(row: "Row") -> str:
 def _print(rows: list["Row"], about: dict[str, str], copy_bytes_per_sec: float) -> None:
     console = Console()
     console.print(", ".join(f"{name} {value}" for name, value in about.items()), highlight=False)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("operator", no_wrap=True)
     for heading in ("length", "ms", "spread", "tok/s", "of floor", "peak MB", "error"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -149,7 +163,9 @@ def _print(rows: list["Row"], about: dict[str, str], copy_bytes_per_sec: float) 
             )
     console.print(table)
     speed = f"{copy_bytes_per_sec / 1e9:,.1f} GB/s"
-    console.print(f"floor: q, k, v read and o written once at {speed}, a copy's speed here", highlight=False)
+    console.print(
+        f"floor: what must be read and written, once, at {speed}, a copy's speed here", highlight=False
+    )
     for row in rows:
         if row.milliseconds is None:
             console.print(f"{row.operator} at {row.length:,}: {row.skipped}", markup=False, highlight=False)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kernels.benchmark import CHUNK, Benchmark, Drawn, Peer, Row, machine, peers
+from kernels.benchmark_layer import DECODE, IDLE, LAYER, decode_rows, layer_rows
 from kernels.benchmark_plot import plot
 from kernels.harness.inputs import Shape
 
@@ -38,6 +39,20 @@ def test_wrong_result_has_an_error_and_no_speed(device: torch.device) -> None:
     assert row.skipped.startswith("wrong: relative error")
     assert row.relative_error is not None
     assert row.milliseconds is None
+
+
+def test_layer_is_compared_where_it_is_cheap_and_timed_where_it_is_long(device: torch.device) -> None:
+    rows = list(layer_rows(Benchmark(device, repetitions=2), [40], heads=2, dim=16))
+    assert [row.operator for row in rows] == [LAYER, IDLE]
+    assert all(row.milliseconds is not None for row in rows), rows
+    assert all(row.relative_error is not None and 0 < row.relative_error < 2e-2 for row in rows)
+
+
+def test_decoding_is_checked_and_timed(device: torch.device) -> None:
+    rows = list(decode_rows(Benchmark(device, repetitions=2), sequences=3, heads=2, dim=16))
+    assert rows[0].operator == DECODE
+    assert rows[0].milliseconds is not None, rows
+    assert (rows[0].batch, rows[0].length) == (3, 1)
 
 
 def test_wrong_softmax_is_noticed(device: torch.device) -> None:

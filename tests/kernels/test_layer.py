@@ -9,8 +9,8 @@ import torch
 from kernels import layer as layer_module
 from kernels.gated_norm import gated_norm_
 from kernels.layer import LayerState, QuasarAttention
+from kernels.layer_reference import plain_layer
 from kernels.reference import chunked
-from tests.kernels.plain_layer import plain_forward
 
 Make = Callable[..., QuasarAttention]
 
@@ -39,14 +39,14 @@ def tokens(*size: int, device: torch.device, seed: int = 1) -> torch.Tensor:
 def test_layer_agrees_with_the_plain_one(batch: int, length: int, make: Make, device: torch.device) -> None:
     layer = make()
     x = tokens(batch, length, 48, device=device)
-    assert torch.allclose(layer(x), plain_forward(layer, x), atol=1e-5)
+    assert torch.allclose(layer(x), plain_layer(layer, x), atol=1e-5)
 
 
 @torch.no_grad()
 def test_operator_is_an_argument(make: Make, device: torch.device) -> None:
     x = tokens(1, 30, 48, device=device)
     layer = make(operator=chunked)
-    assert torch.allclose(layer(x), plain_forward(layer, x), atol=1e-5)
+    assert torch.allclose(layer(x), plain_layer(layer, x), atol=1e-5)
     lazy = make(operator=lambda q, k, v, beta, **_: (torch.zeros_like(v), k.new_zeros(1, 2, 32, 32)))
     assert not lazy(x).any()
 
@@ -67,7 +67,7 @@ def test_packed_sequences_do_not_see_each_other(make: Make, device: torch.device
     layer = make()
     x = tokens(1, 30, 48, device=device)
     borders = torch.tensor([0, 2, 2, 13, 30], device=device)
-    assert torch.allclose(layer(x, cu_seqlens=borders), plain_forward(layer, x, borders), atol=1e-5)
+    assert torch.allclose(layer(x, cu_seqlens=borders), plain_layer(layer, x, borders), atol=1e-5)
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def test_parts_give_what_one_piece_gives(cuts: list[int], make: Make, device: to
     for start, end in pairwise(cuts):
         part, state = layer.stream(x[:, start:end], state)
         parts.append(part)
-    assert torch.allclose(torch.cat(parts, dim=1), plain_forward(layer, x), atol=1e-5)
+    assert torch.allclose(torch.cat(parts, dim=1), plain_layer(layer, x), atol=1e-5)
     _, whole = layer.stream(x)
     assert state is not None
     assert torch.allclose(state.recurrent, whole.recurrent, atol=1e-5)
@@ -99,7 +99,7 @@ def test_packed_sequences_go_on_from_their_states(make: Make, device: torch.devi
         own_heads, own_tails = (slice(*borders[index : index + 2].tolist()) for borders in (heads, tails))
         whole = torch.cat([x[:, :6][:, own_heads], x[:, 6:][:, own_tails]], dim=1)
         actual = torch.cat([first[:, own_heads], second[:, own_tails]], dim=1)
-        assert torch.allclose(actual, plain_forward(layer, whole), atol=1e-5)
+        assert torch.allclose(actual, plain_layer(layer, whole), atol=1e-5)
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def test_long_sequences_pass_in_slabs(
     monkeypatch.setattr(layer_module, "SLAB_TOKENS", 50)
     layer = make()
     x = tokens(2, 60, 48, device=device)
-    assert torch.allclose(layer(x), plain_forward(layer, x), atol=1e-5)
+    assert torch.allclose(layer(x), plain_layer(layer, x), atol=1e-5)
 
 
 @torch.no_grad()
@@ -118,9 +118,7 @@ def test_layer_keeps_its_dtype(make: Make, device: torch.device) -> None:
     y = layer(tokens(1, 30, 48, device=device).bfloat16())
     assert y.dtype == torch.bfloat16
     assert bool(torch.isfinite(y).all())
-    assert torch.allclose(
-        y.float(), plain_forward(layer.float(), tokens(1, 30, 48, device=device)), atol=0.05
-    )
+    assert torch.allclose(y.float(), plain_layer(layer.float(), tokens(1, 30, 48, device=device)), atol=0.05)
 
 
 def test_derivative_is_refused(make: Make, device: torch.device) -> None:

@@ -170,6 +170,7 @@ def test_bench_baseline_is_the_unoptimised_kernel_at_the_target_length(tmp_path:
         (("--seq-len", "0"), ("--seq-len", "0")),
         (("--heads", "-1"), ("--heads", "-1")),
         (("--plot", "nowhere/x.png"), ("--plot", "nowhere/x.png")),
+        (("--layer", "--decode"), ("--layer", "--decode")),
     ],
 )
 def test_bench_with_a_number_that_makes_no_sense(

@@ -1,26 +1,31 @@
-"""The layer in plain PyTorch: what the fused one is checked against."""
+"""The layer in plain PyTorch, differentiable: what the fused one is checked against."""
 
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 
-from kernels.layer import QuasarAttention
+from kernels.layer import Operator, QuasarAttention
 from kernels.reference import chunked
 
 
-def plain_forward(
-    layer: QuasarAttention, x: torch.Tensor, cu_seqlens: torch.Tensor | None = None
+def plain_layer(
+    layer: QuasarAttention,
+    x: torch.Tensor,
+    cu_seqlens: torch.Tensor | None = None,
+    *,
+    operator: Operator = chunked,
 ) -> torch.Tensor:
-    """Apply the layer's parameters to x [B, T, hidden], every sequence by itself."""
+    """Apply the layer's parameters to x [B, T, hidden], every sequence by itself, around `operator`."""
     if cu_seqlens is not None:
         borders = [(start, end) for start, end in pairwise(cu_seqlens.tolist()) if start < end]
-        return torch.cat([plain_forward(layer, x[:, start:end]) for start, end in borders], dim=1)
+        parts = [plain_layer(layer, x[:, start:end], operator=operator) for start, end in borders]
+        return torch.cat(parts, dim=1)
     size = (*x.shape[:2], layer.num_heads, layer.head_dim)
     projected = F.pad(layer.qkv_proj(x).transpose(1, 2), (3, 0))
     activated = F.silu(F.conv1d(projected, layer.conv_weight, groups=len(layer.conv_weight))).transpose(1, 2)
     q, k, v = (part.reshape(size) for part in activated.chunk(3, dim=-1))
-    o, _ = chunked(q, k, v, F.softplus(layer.beta_log))
+    o, _ = operator(q, k, v, F.softplus(layer.beta_log))
     normalised = F.rms_norm(o, (layer.head_dim,), layer.norm_weight, 1e-5)
     gate = torch.sigmoid(layer.gate_proj(x).view(size))
     y: torch.Tensor = layer.o_proj((normalised * gate).flatten(-2))
