@@ -241,7 +241,7 @@ def launch_chunk_quasar(
     o = torch.empty_like(flat_q)
     state_shape = (len(boundaries) - 1 if output_final_state else 0, heads, dim, dim)
     final = torch.empty(state_shape, dtype=torch.float32, device=q.device)
-    block_d, block_v, num_warps = _blocks(q, launch)
+    block_d, block_v, num_warps = blocks(dim, q.element_size(), launch)
     _output_kernel[(heads * segments.count, triton.cdiv(dim, block_v))](
         flat_q, flat_k, flat_v, inverse, o, final if entering is None else entering, final, segments.table,
         heads, dim, block_d, block_v, chunk_size,
@@ -271,7 +271,7 @@ def _join(
     transition, addition, entering = (
         torch.empty(shape, dtype=torch.float32, device=k.device) for _ in range(3)
     )
-    block_d, block_v, num_warps = _blocks(k, launch)
+    block_d, block_v, num_warps = blocks(dim, k.element_size(), launch)
     _fold_kernel[(heads * segments.count, triton.cdiv(dim, block_v))](
         k, v, inverse, transition, addition, segments.table,
         heads, dim, block_d, block_v, chunk_size, operand, precision,
@@ -300,22 +300,29 @@ def _arithmetic(q: torch.Tensor) -> tuple[object, str]:
     return operand, "ieee" if IS_AMD else "tf32x3"
 
 
-def _blocks(x: torch.Tensor, launch: Launch) -> tuple[int, int, int]:
+def blocks(dim: int, element_size: int, launch: Launch) -> tuple[int, int, int]:
     """Return the rows of a state's tile, the columns that one program handles, and its warps."""
-    block_d = max(16, triton.next_power_of_2(x.shape[-1]))
-    if x.element_size() == 4 or block_d > 128:
+    block_d = max(16, triton.next_power_of_2(dim))
+    if element_size == 4 or block_d > 128:
         # Operands that are larger: fewer columns, and more threads to hold them.
         return block_d, min(block_d, launch.block_v, 32), min(8, 2 * launch.num_warps)
     return block_d, min(block_d, launch.block_v), launch.num_warps
 
 
 def _stages(x: torch.Tensor, launch: Launch, chunk_size: int, columns: int, state: int) -> int:
-    """Return how many chunks can be on their way to the chip: those asked for, or what shared memory holds.
-
-    columns: those of all tensors that are read for a chunk; state: numbers of the states as operands.
-    """
+    """Return how many chunks are on their way to the chip: on a CPU one, else what `fitting_stages` says."""
     if not x.is_cuda:
         return 1
     limit = next((size for arch, size in SHARED_MEMORY_BYTES if check_shared_mem(arch, x.device.index)), 0)
-    chunk_bytes = chunk_size * (columns + chunk_size) * x.element_size()
-    return max(1, min(launch.num_stages, (limit - 2 * state * x.element_size()) // chunk_bytes))
+    return fitting_stages(limit, launch.num_stages, chunk_size, columns, state, x.element_size())
+
+
+def fitting_stages(
+    limit: int, wanted: int, chunk_size: int, columns: int, state: int, element_size: int
+) -> int:
+    """Return the stages wanted, or as many as `limit` bytes of shared memory hold.
+
+    columns: those of all tensors that are read for a chunk; state: numbers of the states as operands.
+    """
+    chunk_bytes = chunk_size * (columns + chunk_size) * element_size
+    return max(1, min(wanted, (limit - 2 * state * element_size) // chunk_bytes))

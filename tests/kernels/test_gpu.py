@@ -1,7 +1,9 @@
 """What only a GPU can show: long sequences, equal results from equal calls, every preset."""
 
 import os
+import socket
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ from kernels import chunk
 from kernels.fused_recurrent import fused_recurrent_quasar
 from kernels.harness import wire, worker
 from kernels.harness.device_memory import DeviceMemory
-from kernels.harness.inputs import Shape, draw_inputs
-from kernels.harness.session import CandidateFailed, Session
+from kernels.harness.inputs import Inputs, Shape, draw_inputs
+from kernels.harness.session import CandidateFailed, Session, Trial
 from kernels.presets import PRESETS, Preset
 from kernels.reference import chunked
 from tests.kernels.conftest import Draw, relative_error
@@ -101,45 +103,46 @@ def test_memory_is_shared_by_descriptor(device: torch.device) -> None:
     ours.close()
 
 
-def test_trial_on_the_gpu_reads_and_writes_the_referees_memory() -> None:
-    device = torch.device("cuda:0")
-    shape = Shape(batch=1, length=1000, heads=8, dim=64, dtype="bfloat16")
-    inputs = draw_inputs(shape, torch.Generator(device).manual_seed(1))
+def trial_with(peer: Callable[[socket.socket, wire.Received], None], shape: Shape, inputs: Inputs) -> Trial:
+    """Run one trial on the GPU against a peer in a thread."""
     ours, theirs = wire.socket_pair()
 
     def serve() -> None:
-        received = wire.receive(theirs, max_descriptors=2)
-        worker._run(chunk.chunk_quasar, received.message, received.descriptors, "cuda:0")
-        wire.send(theirs, {"nonce": received.message["nonce"]})
+        peer(theirs, wire.receive(theirs, max_descriptors=2))
 
-    with ours, theirs:
-        thread = threading.Thread(target=serve)
-        thread.start()
-        trial = Session(ours, deadline_s=lambda: 60.0, device=device).run(
-            inputs, shape, np.random.default_rng(0)
-        )
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        session = Session(ours, deadline_s=lambda: 60.0, device=torch.device("cuda:0"))
+        return session.run(inputs, shape, np.random.default_rng(0))
+    finally:
         thread.join()
+        ours.close()
+        theirs.close()
+
+
+SHAPE = Shape(batch=1, length=1000, heads=8, dim=64, dtype="bfloat16")
+
+
+def test_trial_reads_and_writes_the_referees_memory() -> None:
+    def honest(connection: socket.socket, received: wire.Received) -> None:
+        worker._run(chunk.chunk_quasar, received.message, received.descriptors, "cuda:0")
+        wire.send(connection, {"nonce": received.message["nonce"]})
+
+    inputs = draw_inputs(SHAPE, torch.Generator("cuda:0").manual_seed(1))
+    trial = trial_with(honest, SHAPE, inputs)
     exact, _ = chunked(inputs.q, inputs.k, inputs.v, inputs.beta, dtype=torch.float64)
     assert relative_error(trial.output, exact) <= RELATIVE_ERROR[torch.bfloat16]
     assert trial.seconds > 0
 
 
-def test_output_that_nobody_wrote_is_noticed_on_the_gpu() -> None:
-    device = torch.device("cuda:0")
-    shape = Shape(batch=1, length=100, heads=2, dim=32, dtype="bfloat16")
-    inputs = draw_inputs(shape, torch.Generator(device).manual_seed(1))
-    ours, theirs = wire.socket_pair()
-
-    def acknowledge() -> None:
-        received = wire.receive(theirs, max_descriptors=2)
+def test_output_that_nobody_wrote_is_noticed() -> None:
+    def idle(connection: socket.socket, received: wire.Received) -> None:
         for descriptor in received.descriptors:
             os.close(descriptor)
-        wire.send(theirs, {"nonce": received.message["nonce"]})
+        wire.send(connection, {"nonce": received.message["nonce"]})
 
-    with ours, theirs:
-        thread = threading.Thread(target=acknowledge)
-        thread.start()
-        with pytest.raises(CandidateFailed, match="6,400 of 6,400 numbers") as caught:
-            Session(ours, deadline_s=lambda: 60.0, device=device).run(inputs, shape, np.random.default_rng(0))
-        thread.join()
+    inputs = draw_inputs(SHAPE, torch.Generator("cuda:0").manual_seed(1))
+    with pytest.raises(CandidateFailed, match="512,000 of 512,000 numbers") as caught:
+        trial_with(idle, SHAPE, inputs)
     assert caught.value.kind == "tampered"

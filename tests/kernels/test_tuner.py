@@ -81,8 +81,13 @@ def test_kernels_use_what_was_found_for_their_shape(
 ) -> None:
     inputs = draw(length=40, heads=1, dim=16)
     used: list[Launch] = []
-    blocks = chunk._blocks
-    monkeypatch.setattr(chunk, "_blocks", lambda x, launch: (used.append(launch), blocks(x, launch))[1])
+    blocks = chunk.blocks
+
+    def spy(dim: int, element_size: int, launch: Launch) -> tuple[int, int, int]:
+        used.append(launch)
+        return blocks(dim, element_size, launch)
+
+    monkeypatch.setattr(chunk, "blocks", spy)
     chunk.chunk_quasar(**inputs)
     assert set(used) == {Launch(64, 64, 4, 3, 4)}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
