@@ -4,7 +4,7 @@ What each step is for was found by attacking it: bwrap's own environment would s
 it starts with none; the root file system is remounted read-only last; as root, bwrap's --uid is still the
 real uid 0, so the process drops to an unprivileged user first, and what that user could not read (an
 interpreter under a private home) is bind-mounted on a readable staging folder in a mount namespace of its
-own.
+own. Inside, a filter of system calls (`node.seccomp`) takes away what has led out of such sandboxes.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Final
 
+from node.seccomp import filter_descriptor
 from protocol.errors import SandboxUnavailable
 
 UNPRIVILEGED_ID: Final = 65534
@@ -33,7 +34,7 @@ _ENVIRONMENT: Final = {"HOME": "/tmp", "PATH": "/usr/bin:/bin", "USER": "nobody"
 class SandboxTier(StrEnum):
     """How strong the isolation of this host is."""
 
-    BWRAP = "bwrap+rlimits"
+    BWRAP = "bwrap+seccomp+rlimits"
     NONE = "none"
 
 
@@ -119,6 +120,16 @@ def start_sandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[by
         SandboxUnavailable: bubblewrap, or as root unshare or setpriv, is missing.
     """
     _require("bwrap", "prlimit")
+    filter_fd = filter_descriptor()
+    try:
+        return _start_filtered(spec, filter_fd, pass_fds=pass_fds, output=output)
+    finally:
+        os.close(filter_fd)
+
+
+def _start_filtered(
+    spec: SandboxSpec, filter_fd: int, *, pass_fds: Sequence[int], output: IO[bytes]
+) -> SandboxedProcess:
     stage: Path | None = None
     if os.geteuid() == 0:
         _require("unshare", "setpriv", "mount")
@@ -130,10 +141,10 @@ def start_sandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[by
             "unshare", "--mount", "--propagation", "private", "--",
             "sh", "-c", _STAGE_SCRIPT, "sh", str(stage),
             *(str(mount.host.resolve()) for mount in spec.mounts), "--",
-            *_bwrap_command(spec, sources),
+            *_bwrap_command(spec, sources, filter_fd),
         ]  # fmt: skip
     else:
-        argv = _bwrap_command(spec, [mount.host.resolve() for mount in spec.mounts])
+        argv = _bwrap_command(spec, [mount.host.resolve() for mount in spec.mounts], filter_fd)
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -142,7 +153,7 @@ def start_sandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[by
         env={"PATH": os.environ.get("PATH", os.defpath)} if os.geteuid() == 0 else {},
         executable=shutil.which(argv[0]),
         close_fds=True,
-        pass_fds=tuple(pass_fds),
+        pass_fds=(*pass_fds, filter_fd),
         start_new_session=True,
         cwd="/",
     )
@@ -177,13 +188,13 @@ def _require(*programs: str) -> None:
             )
 
 
-def _bwrap_command(spec: SandboxSpec, sources: Sequence[Path]) -> list[str]:
+def _bwrap_command(spec: SandboxSpec, sources: Sequence[Path], filter_fd: int) -> list[str]:
     command = [
         _absolute("env"), "-i", _absolute("prlimit"), *_limit_flags(spec.limits), "--",
         _absolute("bwrap"),
         "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
         "--unshare-cgroup-try", "--disable-userns", "--die-with-parent", "--new-session",
-        "--cap-drop", "ALL", "--hostname", "sandbox", "--clearenv",
+        "--cap-drop", "ALL", "--seccomp", str(filter_fd), "--hostname", "sandbox", "--clearenv",
         "--ro-bind", "/usr", "/usr",
     ]  # fmt: skip
     for name in ("lib", "lib64", "bin", "sbin"):

@@ -1,6 +1,7 @@
 """The sandbox, attacked from inside with real programs."""
 
 import os
+import platform
 import shutil
 import tempfile
 import time
@@ -19,6 +20,7 @@ from node.sandbox import (
     python_mounts,
     start_sandboxed,
 )
+from node.seccomp import denied_calls
 from protocol.errors import SandboxUnavailable
 
 pytestmark = pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox")
@@ -129,6 +131,30 @@ def test_processes_of_the_host_cannot_be_seen_or_signalled() -> None:
 def test_no_new_user_namespaces() -> None:
     code, output = shell("unshare --user --map-root-user true")
     assert code != 0, output
+
+
+def test_calls_that_have_led_out_of_sandboxes_are_refused() -> None:
+    program = (
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        f"for name, number in {denied_calls(platform.machine())!r}.items():\n"
+        "    if libc.syscall(number, -1, 0, 0, 0, 0, 0) != -1 or ctypes.get_errno() != 1:\n"
+        "        print(name, ctypes.get_errno())\n"
+        "assert libc.syscall(435, 0, 0) == -1 and ctypes.get_errno() == 38, 'clone3'\n"
+        "os.close(os.memfd_create('needed'))\n"
+        "print('done', open('/proc/self/status').read().split('Seccomp:')[1].split()[0])\n"
+    )
+    assert python(program) == (0, "done 2\n")
+
+
+def test_threads_and_processes_still_start() -> None:
+    code, output = python(
+        "import subprocess, threading\n"
+        "thread = threading.Thread(target=print, args=('thread',))\n"
+        "thread.start(); thread.join()\n"
+        "print(subprocess.run(['/bin/echo', 'process'], capture_output=True, text=True).stdout.strip())\n"
+    )
+    assert (code, output) == (0, "thread\nprocess\n")
 
 
 def test_a_hang_ends_at_the_deadline_with_all_its_children() -> None:

@@ -1,0 +1,142 @@
+"""The system calls that hostile code may not make: a filter that the kernel runs (seccomp(2), classic BPF).
+
+A deny-list, because CUDA, Triton and Python need many calls, and what they need changes with every driver.
+Namespaces, the empty environment and the unprivileged user hold without it; the filter takes away what has
+led out of such sandboxes: other processes' memory, new namespaces and mounts, kernel programs, and rarely
+used subsystems. memfd_create stays: CUDA needs it.
+"""
+
+import os
+import platform
+import struct
+from typing import Final
+
+from protocol.errors import SandboxUnavailable
+
+_DENIED: Final = {
+    # name: (x86_64, aarch64); the numbers from 424 on are the same everywhere.
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440),
+    "process_mrelease": (448, 448),
+    "pidfd_getfd": (438, 438),
+    "kcmp": (312, 272),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "reboot": (169, 142),
+    "syslog": (103, 116),
+    "acct": (163, 89),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "fanotify_init": (300, 262),
+    "clock_settime": (227, 112),
+    "settimeofday": (164, 170),
+    "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266),
+}
+_DENIED_X86_ONLY: Final = {"iopl": 172, "ioperm": 173, "modify_ldt": 154}
+_CLONE: Final = (56, 220)
+_CLONE3: Final = 435
+_NEW_NAMESPACES: Final = 0x7E020000
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET in the flags of clone."""
+
+_ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+"""Machine: column of the numbers, AUDIT_ARCH."""
+_X32_BIT: Final = 0x40000000
+
+_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT = 0, 4, 16
+_ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
+_EPERM, _ENOSYS = 1, 38
+
+
+def denied_calls(machine: str) -> dict[str, int]:
+    """Return name -> number of what is denied on a machine. Raises SandboxUnavailable for an unknown one."""
+    column, _ = _architecture(machine)
+    numbers = {name: pair[column] for name, pair in _DENIED.items()}
+    return numbers | (_DENIED_X86_ONLY if machine == "x86_64" else {})
+
+
+def filter_program(machine: str | None = None) -> bytes:
+    """Return the filter as bubblewrap reads it: an array of `struct sock_filter`.
+
+    Denied calls fail with EPERM. clone3, whose flags a filter cannot see, fails with ENOSYS, so that libc
+    falls back to clone. Calls of another architecture end the process. Raises SandboxUnavailable.
+    """
+    machine = machine or platform.machine()
+    column, architecture = _architecture(machine)
+    program = [
+        _instruction(_LOAD, _ARCHITECTURE_AT),
+        _instruction(_JUMP_EQUAL, architecture, if_true=1),
+        _instruction(_RETURN, _KILL_PROCESS),
+        _instruction(_LOAD, _NUMBER_AT),
+    ]
+    if machine == "x86_64":
+        # The numbers of the x32 interface would pass by the list.
+        program += _refusal(_JUMP_AT_LEAST, _X32_BIT, _ENOSYS)
+    for number in sorted(denied_calls(machine).values()):
+        program += _refusal(_JUMP_EQUAL, number, _EPERM)
+    program += _refusal(_JUMP_EQUAL, _CLONE3, _ENOSYS)
+    program += [
+        _instruction(_JUMP_EQUAL, _CLONE[column], if_false=3),
+        _instruction(_LOAD, _FIRST_ARGUMENT_AT),
+        *_refusal(_JUMP_ANY_BIT, _NEW_NAMESPACES, _EPERM),
+        _instruction(_RETURN, _ALLOW),
+    ]
+    return b"".join(program)
+
+
+def filter_descriptor() -> int:
+    """Return a descriptor from which bubblewrap reads the filter (`--seccomp`); the caller closes it."""
+    descriptor = os.memfd_create("quasar-seccomp")
+    program = filter_program()
+    os.write(descriptor, program)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _architecture(machine: str) -> tuple[int, int]:
+    if machine not in _ARCHITECTURES:
+        raise SandboxUnavailable(
+            f"machine {machine!r} has no list of system calls here: use {' or '.join(_ARCHITECTURES)}"
+        )
+    return _ARCHITECTURES[machine]
+
+
+def _refusal(jump: int, value: int, error: int) -> list[bytes]:
+    """Two instructions: return the error when the comparison holds, else go on after them."""
+    return [_instruction(jump, value, if_false=1), _instruction(_RETURN, _ERRNO | error)]
+
+
+def _instruction(code: int, value: int, *, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)
