@@ -1,6 +1,5 @@
 """Start the referee: the one way in which validator, miner and `verify` have a submission judged."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Literal
@@ -116,8 +115,3 @@ class Referee:
             fingerprint=None,
             sandbox_tier="unknown",
         )
-
-
-def report_as_json(report: EvaluationReport) -> str:
-    """Return a report as an indented JSON document."""
-    return json.dumps(report.model_dump(mode="json"), indent=2)

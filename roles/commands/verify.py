@@ -2,11 +2,14 @@
 
 import argparse
 import asyncio
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from node.settings import LoadedSettings
@@ -15,6 +18,17 @@ from protocol.leagues import league_of, weighted_score
 from protocol.messages import DirectorySource, EvaluationReport
 from protocol.rules import CLAIM_FRACTION, MAX_TARGET_SEQUENCE_LENGTH
 from protocol.verdicts import Status
+
+if TYPE_CHECKING:
+    from roles.evaluation import Referee
+
+FULL_LENGTHS: Final = (4096, *range(100_000, 1_000_001, 100_000))
+PROGRESS_COLUMNS: Final = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+)
 
 
 def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -26,17 +40,21 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
         description="Run the validators' referee on fla/ops/quasar/ of a working tree.",
     )
     parser.add_argument("--repo-path", type=Path, required=True, help="root of the fork's working tree")
-    parser.add_argument("--seq-len", type=int, help="sequence length (default: the miner's target)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--seq-len", type=int, help="sequence length (default: the miner's target)")
+    which.add_argument(
+        "--full", action="store_true", help="4,096 and one length of every league, as far as memory allows"
+    )
     parser.add_argument("--json", action="store_true", help="print the whole report as JSON")
 
 
 def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
-    """Print the verdict; 0 when it is `passed`, 1 otherwise.
+    """Print the verdict; 0 when it is `passed`, 1 otherwise. With --full: of every length.
 
     Raises:
         UsageError: the path or the length makes no sense.
     """
-    from roles.evaluation import Referee, report_as_json
+    from roles.evaluation import Referee
 
     settings = loaded.settings
     length = args.seq_len if args.seq_len is not None else settings.miner.target_sequence_length
@@ -46,20 +64,85 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
         raise UsageError(
             f"--repo-path {args.repo_path}: no such folder; name the root of your fork's working tree"
         )
-    console = Console(stderr=True)
-    referee = Referee(settings, settings.node.data_dir, on_stage=lambda stage: console.print(f"{stage} ..."))
-    report = asyncio.run(
+    lengths = FULL_LENGTHS if args.full else (length,)
+    with Progress(*PROGRESS_COLUMNS, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=len(lengths))
+
+        def on_stage(stage: str) -> None:
+            progress.update(bar, description=f"{stage} ...")
+            if not progress.console.is_terminal:
+                progress.console.print(f"{stage} ...")
+
+        referee = Referee(settings, settings.node.data_dir, on_stage=on_stage)
+        judged: list[tuple[int, EvaluationReport]] = []
+        for target in lengths:
+            judged.append((target, _judge(referee, args.repo_path, target)))
+            progress.advance(bar)
+            # Longer ones need more memory, and code that was refused is refused at any length.
+            if judged[-1][1].figures.status is not Status.PASSED:
+                break
+    if args.json:
+        documents = [
+            {"target_sequence_length": target, **report.model_dump(mode="json")} for target, report in judged
+        ]
+        print(json.dumps(documents if args.full else documents[0], indent=2))
+    elif args.full:
+        _print_all(judged)
+    else:
+        _print_report(judged[0][1], length)
+    first = judged[0][1].figures.status
+    out_of_memory = args.full and first is Status.PASSED and _is_about_memory(judged[-1][1])
+    return 0 if out_of_memory or judged[-1][1].figures.status is Status.PASSED else 1
+
+
+def _judge(referee: "Referee", repo_path: Path, target: int) -> EvaluationReport:
+    return asyncio.run(
         referee.evaluate(
-            DirectorySource(path=str(args.repo_path.absolute())),
-            target_sequence_length=length,
+            DirectorySource(path=str(repo_path.absolute())),
+            target_sequence_length=target,
             claimed_tokens_per_sec=None,
         )
     )
-    if args.json:
-        print(report_as_json(report))
-    else:
-        _print_report(report, length)
-    return 0 if report.figures.status is Status.PASSED else 1
+
+
+def _is_about_memory(report: EvaluationReport) -> bool:
+    return report.figures.status is Status.OUT_OF_MEMORY
+
+
+def _print_all(judged: list[tuple[int, EvaluationReport]]) -> None:
+    """One row for each length, and where the highest score lies."""
+    console = Console()
+    table = Table("length", "verdict", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("tok/s", "score", "claim at most", "cosine", "max diff", "VRAM MB"):
+        table.add_column(heading, justify="right")
+    for target, report in judged:
+        figures = report.figures
+        measured = figures.measured_tokens_per_sec
+        row = [f"{target:,}", figures.status.value]
+        if measured is not None:
+            row += [
+                f"{measured:,.0f}",
+                f"{weighted_score(measured, target):,.0f}",
+                f"{measured / CLAIM_FRACTION:,.0f}",
+            ]
+        else:
+            row += [""] * 3
+        for value in (figures.cosine_similarity, figures.max_abs_diff, figures.vram_mb):
+            row.append("" if value is None else f"{value:.5g}")
+        table.add_row(*row)
+    console.print(table)
+    scores = {
+        target: weighted_score(report.figures.measured_tokens_per_sec, target)
+        for target, report in judged
+        if report.figures.measured_tokens_per_sec is not None
+    }
+    if scores:
+        best = max(scores, key=lambda target: scores[target])
+        console.print(f"highest weighted score: {scores[best]:,.0f} at {best:,}", highlight=False)
+    last = judged[-1][1].figures
+    if last.status is not Status.PASSED:
+        reason = escape(str(last.evidence.get("reason", "")))
+        console.print(f"{judged[-1][0]:,}: {last.status.value}: {reason}", highlight=False)
 
 
 def _print_report(report: EvaluationReport, length: int) -> None:
