@@ -21,6 +21,7 @@ from node.settings_model import (
     MinerSection,
     NodeSection,
     Settings,
+    ValidatorSection,
     WalletSection,
 )
 from node.wallets import create_wallet
@@ -69,6 +70,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
             fork_remote=(tmp_path / "fork.git").as_uri(), agent_iterations=0, serve_inference=False
         ),
         inference=InferenceSection(port=8123),
+        # Nothing is evaluated here: these tests also run where there is no sandbox.
+        validator=ValidatorSection(unsafe_no_sandbox=True),
     )
 
 
@@ -186,9 +189,8 @@ async def test_host_without_isolation_is_no_place_for_a_validator(
 ) -> None:
     monkeypatch.setattr(validator, "detect_tier", lambda: SandboxTier.NONE)
     with pytest.raises(SandboxUnavailable, match="bubblewrap"):
-        await validator.build(settings)
+        await validator.build(change(settings, "validator", unsafe_no_sandbox=False))
     # On the local chain it may be asked for; elsewhere its verdicts would score beside a wallet.
-    unsafe = change(settings, "validator", unsafe_no_sandbox=True)
-    await validator.require_sandbox(unsafe)
+    await validator.require_sandbox(settings)
     with pytest.raises(SandboxUnavailable):
-        await validator.require_sandbox(change(unsafe, "chain", network="test"))
+        await validator.require_sandbox(change(settings, "chain", network="test"))
