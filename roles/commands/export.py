@@ -2,15 +2,17 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kernels.launch import Launch
 from node.devices import resolve_device
 from node.settings import LoadedSettings
 from node.settings_model import Settings
 from protocol.errors import UsageError
 from protocol.forks import TARGET_DIR, TARGET_FILES
 from protocol.import_rules import check_imports
+
+if TYPE_CHECKING:
+    from kernels.launch import Launch
 
 
 def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     return 0
 
 
-def _tuned(settings: Settings) -> Launch | None:
+def _tuned(settings: Settings) -> "Launch | None":
     """What `tune` has found for this GPU and the miner's target length."""
     device = resolve_device("auto")
     if device == "cpu":
