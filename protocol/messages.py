@@ -452,6 +452,8 @@ class EvaluationJob(Message):
     require_sandbox: bool = True
     known_fingerprints: dict[str, int] = Field(default_factory=dict)
     """Fingerprint of earlier submissions of other hotkeys -> submission id."""
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(default_factory=list)
+    """Of the inputs, in the order of their use, to replay an evaluation; random ones come after them."""
 
 
 class EvaluationReport(Message):

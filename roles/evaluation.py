@@ -1,6 +1,6 @@
 """Start the referee: the one way in which validator, miner and `verify` have a submission judged."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -59,8 +59,12 @@ class Referee:
         target_sequence_length: int,
         claimed_tokens_per_sec: float | None,
         known_fingerprints: Mapping[str, int] | None = None,
+        seeds: Sequence[int] = (),
     ) -> EvaluationReport:
-        """Judge one submission; a referee that crashes or hangs gives an `infrastructure` report."""
+        """Judge one submission; a referee that crashes or hangs gives an `infrastructure` report.
+
+        `seeds` are those of an earlier evaluation that is to be replayed.
+        """
         own = self._settings.evaluation
         job = EvaluationJob(
             source=source,
@@ -76,6 +80,7 @@ class Referee:
             work_dir=str(self._work_dir.absolute()),
             require_sandbox=not self._may_go_unsandboxed(),
             known_fingerprints=dict(known_fingerprints or {}),
+            seeds=list(seeds),
         )
         self._work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:

@@ -39,7 +39,11 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
         help="judge a fork's working tree as a validator would",
         description="Run the validators' referee on fla/ops/quasar/ of a working tree.",
     )
-    parser.add_argument("--repo-path", type=Path, required=True, help="root of the fork's working tree")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--repo-path", type=Path, help="root of the fork's working tree")
+    what.add_argument(
+        "--replay", type=Path, metavar="FILE", help="judge again what GET /submissions/<id> answered"
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--seq-len", type=int, help="sequence length (default: the miner's target)")
     which.add_argument(
@@ -52,11 +56,17 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     """Print the verdict; 0 when it is `passed`, 1 otherwise. With --full: of every length.
 
     Raises:
-        UsageError: the path or the length makes no sense.
+        UsageError: the path, the length or the file to replay makes no sense.
     """
     from roles.evaluation import Referee
 
     settings = loaded.settings
+    if args.replay is not None:
+        from roles.commands.replay import replay
+
+        if args.full or args.seq_len is not None:
+            raise UsageError("--replay takes the length from the file: leave out --seq-len and --full")
+        return replay(args.replay, settings, as_json=args.json)
     length = args.seq_len if args.seq_len is not None else settings.miner.target_sequence_length
     if not 1 <= length <= MAX_TARGET_SEQUENCE_LENGTH:
         raise UsageError(f"--seq-len {length}: must be 1 to {MAX_TARGET_SEQUENCE_LENGTH:,}")

@@ -174,6 +174,8 @@ class Measuring:
         return result
 
     def _generator(self) -> torch.Generator:
-        seed = int.from_bytes(os.urandom(7), "little")
+        used = len(self.findings.seeds)
+        given = self._job.seeds[used : used + 1]
+        seed = given[0] if given else int.from_bytes(os.urandom(7), "little")
         self.findings.seeds.append(seed)
         return torch.Generator(self._device).manual_seed(seed)
