@@ -1,6 +1,8 @@
 """Our operators beside their peers: every one is checked before it is timed, all on the same inputs."""
 
 import dataclasses
+import importlib.metadata
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +30,14 @@ WARM_UPS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """q, k, v [B, T, H, D] of the benchmark's type, beta [H] and alpha [B, T, H]."""
+    """q, k, v [B, T, H, D] of the benchmark's type, beta [H], alpha and a decay of none [B, T, H]."""
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     beta: torch.Tensor
     alpha: torch.Tensor
+    no_decay: torch.Tensor
 
     @property
     def bytes(self) -> int:
@@ -121,8 +124,7 @@ def _fla_peers() -> list[Peer]:
 
     def gated(x: Drawn) -> torch.Tensor:
         # Without decay the gated rule computes the same.
-        decay = torch.zeros(x.alpha.shape, dtype=torch.float32, device=x.q.device)
-        o: torch.Tensor = chunk_gated_delta_rule(x.q, x.k, x.v, decay, x.alpha, scale=1.0)[0]
+        o: torch.Tensor = chunk_gated_delta_rule(x.q, x.k, x.v, x.no_decay, x.alpha, scale=1.0)[0]
         return o
 
     return [
@@ -207,7 +209,8 @@ class Benchmark:
         """Draw inputs as a validator does."""
         inputs = draw_inputs(shape, self.generator)
         q, k, v = (x.to(shape.torch_dtype) for x in (inputs.q, inputs.k, inputs.v))
-        return Drawn(q, k, v, inputs.beta, alpha(inputs.k, inputs.beta).to(shape.torch_dtype))
+        rate = alpha(inputs.k, inputs.beta)
+        return Drawn(q, k, v, inputs.beta, rate.to(shape.torch_dtype), torch.zeros_like(rate))
 
     def times(self, operator: Callable[[Any], object], draws: Sequence[Any]) -> list[float]:
         """Seconds of each repetition, on inputs that the one before did not have."""
@@ -263,9 +266,6 @@ def relative_error(actual: torch.Tensor, exact: torch.Tensor) -> float:
 
 def machine(device: torch.device) -> dict[str, str]:
     """Return what a figure depends on: the device and the versions."""
-    import importlib.metadata
-    import platform
-
     versions = {name: importlib.metadata.version(name) for name in ("torch", "triton", "fla-core")}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
     return {"device": name, "python": platform.python_version(), **versions}

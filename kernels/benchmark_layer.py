@@ -1,5 +1,6 @@
 """The layer beside itself without attention, and decoding beside its peer."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -72,12 +73,13 @@ def _no_operator(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One token of every sequence, and the states before it."""
+    """One token of every sequence, alpha [N, 1, H] for those who want it, and the states before it."""
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     beta: torch.Tensor
+    alpha: torch.Tensor
     state: torch.Tensor
 
 
@@ -90,14 +92,13 @@ def decode_rows(benchmark: Benchmark, *, sequences: int, heads: int, dim: int) -
     def normal(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=generator, device=device) / dim**0.5
 
-    draws = [
-        _Step(
-            *(normal(sequences, 1, heads, dim).to(dtype) for _ in range(3)),
-            beta=0.5 + torch.rand(heads, generator=generator, device=device),
-            state=normal(sequences, heads, dim, dim),
-        )
-        for _ in range(3)
-    ]
+    def step() -> _Step:
+        q, k, v = (normal(sequences, 1, heads, dim).to(dtype) for _ in range(3))
+        beta = 0.5 + torch.rand(heads, generator=generator, device=device)
+        rate = alpha(k.float(), beta).to(dtype)
+        return _Step(q, k, v, beta, rate, normal(sequences, heads, dim, dim))
+
+    draws = [step() for _ in range(3)]
     first = draws[0]
     exact, _ = recurrence(
         first.q, first.k, first.v, first.beta, initial_state=first.state.clone(), dtype=torch.float64
@@ -115,8 +116,8 @@ def decode_rows(benchmark: Benchmark, *, sequences: int, heads: int, dim: int) -
             dtype="bfloat16" if is_gpu else "float32",
         )
         size = first.state.numel() * 4
-        # The first run, which is checked, must not have moved the state of the next peer's.
-        fresh = [_Step(x.q, x.k, x.v, x.beta, x.state.clone()) for x in draws]
+        # A run moves the states on; the next peer starts where this one did.
+        fresh = [dataclasses.replace(x, state=x.state.clone()) for x in draws]
         yield benchmark.measure(
             row, run, fresh, lambda o: relative_error(o, exact), held_bytes=size, moved_bytes=2 * size
         )
@@ -129,8 +130,7 @@ def _decode(x: _Step) -> torch.Tensor:
 def _fla_decode(x: _Step) -> torch.Tensor:
     from fla.ops.delta_rule import fused_recurrent_delta_rule
 
-    rate = alpha(x.k.float(), x.beta).to(x.k.dtype)
     o: torch.Tensor = fused_recurrent_delta_rule(
-        x.q, x.k, x.v, rate, scale=1.0, initial_state=x.state, output_final_state=True
+        x.q, x.k, x.v, x.alpha, scale=1.0, initial_state=x.state, output_final_state=True
     )[0]
     return o

@@ -31,6 +31,7 @@ class Segments:
     """True when a sequence has more than one segment, so that their states must be joined."""
 
 
+@functools.lru_cache(maxsize=64)
 def segment_size(boundaries: tuple[int, ...], heads: int, chunk_size: int, programs: int) -> int:
     """Return the chunks of a segment, for so many programs: the place where the schedule is chosen by shape.
 

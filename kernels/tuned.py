@@ -11,6 +11,7 @@ import torch
 
 from kernels.backend import triton
 from kernels.launch import Launch
+from protocol.errors import ConfigError
 
 
 def tuned_file() -> Path:
@@ -45,10 +46,13 @@ def tuned_for_entry(device: torch.device, length: int) -> Launch | None:
 
 
 def keep(key: str, launch: Launch, **evidence: object) -> None:
-    """Add a result to the file, with what it rests on; the file is replaced as a whole."""
+    """Add a result to the file, with what it rests on; the file is replaced as a whole.
+
+    Raises ConfigError when the file that is there cannot be read.
+    """
     path = tuned_file()
     path.parent.mkdir(parents=True, exist_ok=True)
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = load_entries(path)
     known[key] = {**asdict(launch), **evidence}
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
@@ -62,22 +66,30 @@ def forget() -> None:
     _found.cache_clear()
 
 
+def load_entries(path: Path) -> dict[str, dict[str, object]]:
+    """Return key -> parameters and evidence; nothing when there is no file. Raises ConfigError."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        for entry in known.values():
+            _launch_of(entry)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}; remove it") from error
+    return dict(known)
+
+
+def _launch_of(entry: dict[str, object]) -> Launch:
+    return Launch(**{name: int(str(entry[name])) for name in Launch.__slots__})
+
+
 @functools.cache
 def _read(path: Path) -> dict[str, Launch]:
     """Read the file once for each process; one that cannot be read is said so, and counts for nothing."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            key: Launch(**{name: int(entry[name]) for name in Launch.__slots__})
-            for key, entry in known.items()
-        }
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        warnings.warn(
-            f"{path} is not used, because it cannot be read: {type(error).__name__}: {error}; remove it",
-            stacklevel=2,
-        )
+        return {key: _launch_of(entry) for key, entry in load_entries(path).items()}
+    except ConfigError as error:
+        warnings.warn(f"tuned parameters are not used: {error}", stacklevel=2)
         return {}
 
 

@@ -29,7 +29,10 @@ HOPELESS: Final = 1.5
 
 
 class Tuner:
-    """One study: a shape on a device. `on_trial` is told of every finished trial."""
+    """One study: a shape on a device. `on_trial` is told of every finished trial.
+
+    Raises ConfigError when the file for the result cannot be read: before the search, not after it.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,7 @@ class Tuner:
         database: Path,
         on_trial: Callable[[Launch, float | None, str], None],
     ) -> None:
+        tuned.load_entries(tuned.tuned_file())
         self._shape = shape
         self._benchmark = benchmark
         self._on_trial = on_trial

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +13,16 @@ from rich.console import Console
 from rich.table import Table
 
 from node.devices import resolve_device
-from node.locks import device_lock
 from node.settings import LoadedSettings
 from protocol.errors import UsageError
 from protocol.rules import MAX_TARGET_SEQUENCE_LENGTH
+from roles.commands.timing import add_shape_arguments, check_counts, device_for_timing, shape_of
 
 if TYPE_CHECKING:
     from kernels.benchmark import Benchmark, Row
 
 GPU_LENGTHS: Final = (4096, 16_384, 65_536, 100_000, 262_144, 1_000_000)
 CPU_LENGTHS: Final = (64, 128)
-LOCK_PATIENCE_S: Final = 600.0
-"""Measurements on one machine take turns."""
 LONGEST: Final = 8 * MAX_TARGET_SEQUENCE_LENGTH
 
 
@@ -39,8 +36,7 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--seq-len", type=int, action="append", help="sequence length; repeatable")
     parser.add_argument("--batch", type=int, help="sequences (default: 1)")
-    parser.add_argument("--heads", type=int, help="heads (default: 8; on a CPU 2)")
-    parser.add_argument("--head-dim", type=int, help="head dimension (default: 64; on a CPU 32)")
+    add_shape_arguments(parser)
     parser.add_argument("--repetitions", type=int, help="timed repetitions (default: 20; on a CPU 3)")
     parser.add_argument(
         "--baseline",
@@ -63,27 +59,19 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     """
     device_name = resolve_device(loaded.settings.node.device)
     lengths = _lengths(args, loaded.settings.miner.target_sequence_length, device_name)
-    for flag in ("batch", "heads", "head_dim", "repetitions"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
+    check_counts(args, "batch", "heads", "head_dim", "repetitions")
     if sum((args.baseline, args.layer, args.decode)) > 1:
         raise UsageError("--baseline, --layer and --decode: choose one of them")
     if args.plot is not None and not args.plot.absolute().parent.is_dir():
         raise UsageError(f"--plot {args.plot}: no such folder")
-    if device_name == "cpu":
-        # Before Triton is imported: kernels then run in its interpreter.
-        os.environ["TRITON_INTERPRET"] = "1"
+    lock = device_for_timing(device_name)
     import torch
 
     from kernels.benchmark import Benchmark, machine
 
     device = torch.device(device_name)
     rows = []
-    with (
-        device_lock(device_name, timeout_s=LOCK_PATIENCE_S),
-        Console(stderr=True).status("drawing inputs ...") as status,
-    ):
+    with lock, Console(stderr=True).status("drawing inputs ...") as status:
         benchmark = Benchmark(device, repetitions=args.repetitions or (3 if device_name == "cpu" else 20))
         for row in _rows(args, benchmark, lengths):
             rows.append(row)
@@ -109,18 +97,14 @@ def _rows(args: argparse.Namespace, benchmark: "Benchmark", lengths: tuple[int, 
     """What the flags ask for."""
     from kernels.benchmark import RECURRENT, peers
     from kernels.benchmark_layer import decode_rows, layer_rows
-    from kernels.harness.inputs import Shape
 
-    is_gpu = benchmark.device.type == "cuda"
-    heads, dim = args.heads or (8 if is_gpu else 2), args.head_dim or (64 if is_gpu else 32)
+    device = str(benchmark.device)
+    shapes = [shape_of(args, device, length=length, batch=args.batch or 1) for length in lengths]
+    heads, dim = shapes[0].heads, shapes[0].dim
     if args.layer:
         return layer_rows(benchmark, lengths, heads=heads, dim=dim)
     if args.decode:
         return decode_rows(benchmark, sequences=args.batch or 64, heads=heads, dim=dim)
-    dtype = "bfloat16" if is_gpu else "float32"
-    shapes = [
-        Shape(batch=args.batch or 1, length=length, heads=heads, dim=dim, dtype=dtype) for length in lengths
-    ]
     chosen = peers(benchmark.device)
     if args.baseline:
         chosen = [dataclasses.replace(peer, longest=LONGEST) for peer in chosen if peer.name == RECURRENT]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from node.settings import LoadedSettings
+from protocol.errors import UsageError
 
 
 def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -24,7 +25,12 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
-    """Run the devnet; its processes take their settings from files of their own, not from `loaded`."""
+    """Run the devnet; its processes take their settings from files of their own, not from `loaded`.
+
+    Raises UsageError for a deadline that is none, and what `run_devnet` raises.
+    """
+    if not 0 < args.timeout < float("inf"):
+        raise UsageError(f"--timeout {args.timeout}: must be a positive number of seconds")
     from roles.devnet.run import Options, run_devnet
 
     options = Options(

@@ -3,21 +3,19 @@
 import argparse
 import dataclasses
 import json
-import os
 from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from node.devices import resolve_device
-from node.locks import device_lock
 from node.settings import LoadedSettings
 from protocol.errors import UsageError
 from protocol.rules import MAX_TARGET_SEQUENCE_LENGTH
+from roles.commands.timing import add_shape_arguments, check_counts, device_for_timing, shape_of
 
 DATABASE: Final = "tune.sqlite"
 CPU_LENGTH: Final = 64
-LOCK_PATIENCE_S: Final = 600.0
 
 
 def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
@@ -29,8 +27,7 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
         description="Search launch parameters: each is checked, then timed. It goes on where it was.",
     )
     parser.add_argument("--seq-len", type=int, help="sequence length (default: the miner's target)")
-    parser.add_argument("--heads", type=int, help="heads (default: 8; on a CPU 2)")
-    parser.add_argument("--head-dim", type=int, help="head dimension (default: 64; on a CPU 32)")
+    add_shape_arguments(parser)
     parser.add_argument("--trials", type=int, default=60, help="trials in all, earlier runs included")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
 
@@ -38,7 +35,8 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     """Print the best parameters; 1 when no trial gave a right result.
 
-    Raises UsageError (a number makes no sense), ConfigError (no such GPU), DeviceBusy.
+    Raises UsageError (a number makes no sense), ConfigError (no such GPU, the file for the result cannot be
+    read), DeviceBusy.
     """
     settings = loaded.settings
     device_name = resolve_device(settings.node.device)
@@ -47,33 +45,18 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     length = usual if args.seq_len is None else args.seq_len
     if not 1 <= length <= MAX_TARGET_SEQUENCE_LENGTH:
         raise UsageError(f"--seq-len {length}: must be 1 to {MAX_TARGET_SEQUENCE_LENGTH:,}")
-    for flag in ("heads", "head_dim", "trials"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise UsageError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
-    if not is_gpu:
-        # Before Triton is imported: kernels then run in its interpreter.
-        os.environ["TRITON_INTERPRET"] = "1"
+    check_counts(args, "heads", "head_dim", "trials")
+    lock = device_for_timing(device_name)
     import torch
 
     from kernels.benchmark import Benchmark
-    from kernels.harness.inputs import Shape
     from kernels.launch import Launch
     from kernels.tuned import tuned_file
     from kernels.tuner import Tuner
 
-    shape = Shape(
-        batch=1,
-        length=length,
-        heads=args.heads or (8 if is_gpu else 2),
-        dim=args.head_dim or (64 if is_gpu else 32),
-        dtype="bfloat16" if is_gpu else "float32",
-    )
+    shape = shape_of(args, device_name, length=length)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with (
-        device_lock(device_name, timeout_s=LOCK_PATIENCE_S),
-        Progress(*columns, console=Console(stderr=True)) as progress,
-    ):
+    with lock, Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("no right result yet", total=args.trials)
         best_ms = float("inf")
 

@@ -100,9 +100,9 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
         _print_all(judged)
     else:
         _print_report(judged[0][1], length)
-    first = judged[0][1].figures.status
-    out_of_memory = args.full and first is Status.PASSED and _is_about_memory(judged[-1][1])
-    return 0 if out_of_memory or judged[-1][1].figures.status is Status.PASSED else 1
+    last = judged[-1][1].figures.status
+    is_memorys_end = len(judged) > 1 and last is Status.OUT_OF_MEMORY
+    return 0 if last is Status.PASSED or is_memorys_end else 1
 
 
 def _judge(referee: "Referee", repo_path: Path, target: int) -> EvaluationReport:
@@ -113,10 +113,6 @@ def _judge(referee: "Referee", repo_path: Path, target: int) -> EvaluationReport
             claimed_tokens_per_sec=None,
         )
     )
-
-
-def _is_about_memory(report: EvaluationReport) -> bool:
-    return report.figures.status is Status.OUT_OF_MEMORY
 
 
 def _print_all(judged: list[tuple[int, EvaluationReport]]) -> None:

@@ -76,10 +76,10 @@ def test_a_broken_export_is_noticed(tmp_path: Path) -> None:
 def test_presets_set_the_launch_parameters() -> None:
     for preset in PRESETS:
         text = export_files("chunk", preset)["chunk.py"]
-        assert f"\nCHUNK_SIZE = {preset.chunk_size}\n" in text
-        assert f"\nBLOCK_V = {preset.block_v}\n" in text
-        assert f"\nNUM_WARPS = {preset.num_warps}\n" in text
-        assert f"\nNUM_STAGES = {preset.num_stages}\n" in text
+        assert f"\nCHUNK_SIZE = {preset.launch.chunk_size}\n" in text
+        assert f"\nBLOCK_V = {preset.launch.block_v}\n" in text
+        assert f"\nNUM_WARPS = {preset.launch.num_warps}\n" in text
+        assert f"\nNUM_STAGES = {preset.launch.num_stages}\n" in text
     assert "\nCHUNK_SIZE = 16\n" in export_files("chunk16")["chunk.py"]
     tuned = Launch(chunk_size=32, block_v=16, num_warps=8, num_stages=5, programs=6)
     assert "\nPROGRAMS = 6\n" in export_files("chunk", PRESETS[0], launch=tuned)["chunk.py"]

@@ -14,6 +14,7 @@ from kernels.harness.inputs import Shape
 from kernels.launch import Launch
 from kernels.tuned import keep, key_of, tuned_file, tuned_for_entry, tuned_launch
 from kernels.tuner import Tuner
+from protocol.errors import ConfigError
 from tests.kernels.conftest import Draw
 
 SHAPE = Shape(batch=1, length=48, heads=1, dim=16, dtype="float32")
@@ -110,11 +111,19 @@ def test_results_stand_side_by_side(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"one": {"chunk_size": "many"}}', '{"one": 3}'])
-def test_file_that_cannot_be_read_is_said_so_and_not_used(text: str, draw: Draw) -> None:
+def test_file_that_cannot_be_read_is_said_so_and_not_used(
+    text: str, draw: Draw, device: torch.device, tmp_path: Path
+) -> None:
     tuned_file().parent.mkdir(parents=True)
     tuned_file().write_text(text)
     with pytest.warns(UserWarning, match="cannot be read"):
         assert tuned_launch(draw(length=5)["q"], 5) is None
+    # A search whose result could not be kept does not begin.
+    with pytest.raises(ConfigError, match=r"tuned\.json cannot be read"):
+        make(tmp_path, device)
+    with pytest.raises(ConfigError, match=r"tuned\.json cannot be read"):
+        keep("one", LAUNCH)
+    assert tuned_file().read_text() == text
 
 
 def test_lengths_count_by_powers_of_two() -> None:

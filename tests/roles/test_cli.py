@@ -188,3 +188,10 @@ def test_tune_finds_parameters_and_says_where_they_are(tmp_path: Path) -> None:
     assert Path(document["file"]).is_file()
     assert document["launch"]["chunk_size"] in (16, 32, 64)
     assert_sentence(run("tune", "--trials", "0", cwd=tmp_path, env=env), 2, "--trials", "0")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "-5"])
+def test_devnet_with_a_deadline_that_is_none(value: str, tmp_path: Path) -> None:
+    result = run("devnet", f"--timeout={value}", "--dir", "devnet", cwd=tmp_path)
+    assert_sentence(result, 2, "--timeout")
+    assert not (tmp_path / "devnet").exists()
