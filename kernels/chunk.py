@@ -7,10 +7,14 @@ maps to the state that enters each, and `output` goes over the tokens again. Onl
 and head, is kept in memory in between.
 """
 
+import functools
+from dataclasses import dataclass
+
 import torch
 
 from kernels.backend import IS_AMD, check_shared_mem, input_guard, tl, triton
-from kernels.chunk_intra_token_parallel import chunk_intra_token_parallel
+from kernels.bound import BoundKernel
+from kernels.chunk_intra_token_parallel import bind_solve
 from kernels.gradients import forward_only
 from kernels.launch import Launch
 from kernels.segments import Segments, cut, processor_count, segment_size
@@ -21,7 +25,7 @@ CHUNK_SIZE = 64
 BLOCK_V = 64
 NUM_WARPS = 4
 NUM_STAGES = 3
-PROGRAMS = 4
+PROGRAMS = 2
 """Parameters of the launch (see Launch) where none were tuned for a shape."""
 SCAN_BLOCK_V = 16
 SHARED_MEMORY_BYTES = (("hopper", 232_448), ("ampere", 166_912), ("ada", 101_376))
@@ -227,76 +231,119 @@ def launch_chunk_quasar(
     _, length, heads, dim = q.shape
     if launch is None:
         launch = tuned_launch(q, length) or Launch(CHUNK_SIZE, BLOCK_V, NUM_WARPS, NUM_STAGES, PROGRAMS)
-    operand, precision = _arithmetic(q)
-    chunk_size = launch.chunk_size if dim <= 128 else min(launch.chunk_size, 32)
-    size = segment_size(boundaries, heads, chunk_size, launch.programs * processor_count(q.device))
-    segments = cut(boundaries, chunk_size, size, q.device)
-    flat_q, flat_k, flat_v = (x.view(-1, heads, dim) for x in (q, k, v))
-    inverse = chunk_intra_token_parallel(
-        flat_k, beta, segments, chunk_size=chunk_size, operand=operand, precision=precision
-    )
+    has_initial = initial_state is not None
+    plan = plan_for(boundaries, heads, dim, q.dtype, q.device, launch, has_initial, output_final_state)
+    table = plan.segments.table
+    inverse = torch.empty(plan.inverse_shape, dtype=plan.inverse_dtype, device=q.device)
+    if plan.segments.chunks:
+        plan.solve(k, beta, inverse, table)
     entering = initial_state
-    if segments.is_split:
-        entering = _join(flat_k, flat_v, inverse, segments, initial_state, launch, operand, precision)
-    o = torch.empty_like(flat_q)
-    state_shape = (len(boundaries) - 1 if output_final_state else 0, heads, dim, dim)
-    final = torch.empty(state_shape, dtype=torch.float32, device=q.device)
-    block_d, block_v, num_warps = blocks(dim, q.element_size(), launch)
-    _output_kernel[(heads * segments.count, triton.cdiv(dim, block_v))](
-        flat_q, flat_k, flat_v, inverse, o, final if entering is None else entering, final, segments.table,
-        heads, dim, block_d, block_v, chunk_size,
-        segments.is_split, entering is not None, output_final_state, operand, precision,
-        num_warps=num_warps,
-        num_stages=_stages(q, launch, chunk_size, 2 * block_d + block_v, block_d * block_v),
-    )  # fmt: skip
-    inputs = (q, k, v, beta, initial_state)
-    o = forward_only("chunk_quasar", o.view(q.shape), *inputs)
-    return o, forward_only("chunk_quasar", final, *inputs) if output_final_state else None
-
-
-def _join(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    inverse: torch.Tensor,
-    segments: Segments,
-    initial_state: torch.Tensor | None,
-    launch: Launch,
-    operand: object,
-    precision: str,
-) -> torch.Tensor:
-    """Return the state [S, H, D, D] in float32 that enters each segment."""
-    _, heads, dim = k.shape
-    chunk_size = inverse.shape[-1]
-    shape = (segments.count, heads, dim, dim)
-    transition, addition, entering = (
-        torch.empty(shape, dtype=torch.float32, device=k.device) for _ in range(3)
+    if plan.fold is not None and plan.scan is not None:
+        transition, addition, entering = (
+            torch.empty(plan.maps_shape, dtype=torch.float32, device=q.device) for _ in range(3)
+        )
+        plan.fold(k, v, inverse, transition, addition, table)
+        initial = entering if initial_state is None else initial_state
+        plan.scan(transition, addition, entering, initial, plan.segments.firsts)
+    o = torch.empty_like(q)
+    final = None
+    if output_final_state:
+        final = torch.empty(plan.final_shape, dtype=torch.float32, device=q.device)
+    # In the place of a state that does not exist any tensor will do.
+    plan.output(
+        q, k, v, inverse, o, o if entering is None else entering, o if final is None else final, table
     )
-    block_d, block_v, num_warps = blocks(dim, k.element_size(), launch)
-    _fold_kernel[(heads * segments.count, triton.cdiv(dim, block_v))](
-        k, v, inverse, transition, addition, segments.table,
-        heads, dim, block_d, block_v, chunk_size, operand, precision,
-        num_warps=num_warps,
-        num_stages=_stages(k, launch, chunk_size, block_d + block_v, 2 * block_d * block_v),
-    )  # fmt: skip
-    sequences = len(segments.firsts) - 1
-    block_v = min(block_d, SCAN_BLOCK_V)
-    _scan_kernel[(heads * sequences, triton.cdiv(dim, block_v))](
-        transition, addition, entering, entering if initial_state is None else initial_state, segments.firsts,
-        heads, dim, block_d, block_v, block_d if block_d <= 128 else 32, initial_state is not None,
-        "ieee" if IS_AMD else "tf32x3",
-        num_warps=4, num_stages=3 if block_d <= 64 else 1,
-    )  # fmt: skip
-    return entering
+    inputs = (q, k, v, beta, initial_state)
+    o = forward_only("chunk_quasar", o, *inputs)
+    return o, None if final is None else forward_only("chunk_quasar", final, *inputs)
 
 
-def _arithmetic(q: torch.Tensor) -> tuple[object, str]:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The launches for a shape. Between two calls of it only the tensors differ."""
+
+    segments: Segments
+    inverse_shape: tuple[int, ...]
+    inverse_dtype: torch.dtype
+    maps_shape: tuple[int, ...]
+    final_shape: tuple[int, ...]
+    solve: BoundKernel
+    fold: BoundKernel | None
+    """As `scan`, None where no sequence is cut."""
+    scan: BoundKernel | None
+    output: BoundKernel
+
+
+@functools.lru_cache(maxsize=64)
+def plan_for(
+    boundaries: tuple[int, ...],
+    heads: int,
+    dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    launch: Launch,
+    has_initial: bool,
+    has_final: bool,
+) -> Plan:
+    """Return how sequences with the given boundaries are computed on a device."""
+    operand, precision = _arithmetic(dtype, device)
+    chunk_size = launch.chunk_size if dim <= 128 else min(launch.chunk_size, 32)
+    size = segment_size(boundaries, heads, chunk_size, launch.programs * processor_count(device))
+    segments = cut(boundaries, chunk_size, size, device)
+    block_d, block_v, num_warps = blocks(dim, dtype.itemsize, launch)
+    shape = (heads, dim, block_d)
+    grid = (heads * segments.count, -(-dim // block_v))
+    fold = scan = None
+    if segments.is_split:
+        fold = BoundKernel(
+            _fold_kernel,
+            grid,
+            (*shape, block_v, chunk_size, operand, precision),
+            num_warps=num_warps,
+            num_stages=_stages(dtype, device, launch, chunk_size, block_d + block_v, 2 * block_d * block_v),
+        )
+        scan_v = min(block_d, SCAN_BLOCK_V)
+        scan_k = block_d if block_d <= 128 else 32
+        scan = BoundKernel(
+            _scan_kernel,
+            (heads * (len(boundaries) - 1), -(-dim // scan_v)),
+            (*shape, scan_v, scan_k, has_initial, "ieee" if IS_AMD else "tf32x3"),
+            num_warps=4,
+            num_stages=3 if block_d <= 64 else 1,
+        )
+    has_entering = segments.is_split or has_initial
+    return Plan(
+        segments=segments,
+        inverse_shape=(segments.chunks, heads, chunk_size, chunk_size),
+        inverse_dtype=dtype if device.type == "cuda" else torch.float32,
+        maps_shape=(segments.count, heads, dim, dim),
+        final_shape=(len(boundaries) - 1, heads, dim, dim),
+        solve=bind_solve(
+            segments, heads, dim, chunk_size, operand, precision,
+            limits_registers=device.type == "cuda" and dtype.itemsize == 2,
+        ),
+        fold=fold,
+        scan=scan,
+        output=BoundKernel(
+            _output_kernel,
+            grid,
+            (*shape, block_v, chunk_size, segments.is_split, has_entering, has_final, operand, precision),
+            num_warps=num_warps,
+            num_stages=_stages(
+                dtype, device, launch, chunk_size, 2 * block_d + block_v, block_d * block_v
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _arithmetic(dtype: torch.dtype, device: torch.device) -> tuple[object, str]:
     """Return the type of the operands of products, and how float32 ones are multiplied.
 
     Sums are float32 always. On a CPU, in the interpreter, 16-bit products are wrong.
     """
-    if not q.is_cuda:
+    if device.type != "cuda":
         return tl.float32, "ieee"
-    operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[q.dtype]
+    operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
     return operand, "ieee" if IS_AMD else "tf32x3"
 
 
@@ -309,12 +356,14 @@ def blocks(dim: int, element_size: int, launch: Launch) -> tuple[int, int, int]:
     return block_d, min(block_d, launch.block_v), launch.num_warps
 
 
-def _stages(x: torch.Tensor, launch: Launch, chunk_size: int, columns: int, state: int) -> int:
+def _stages(
+    dtype: torch.dtype, device: torch.device, launch: Launch, chunk_size: int, columns: int, state: int
+) -> int:
     """Return how many chunks are on their way to the chip: on a CPU one, else what `fitting_stages` says."""
-    if not x.is_cuda:
+    if device.type != "cuda":
         return 1
-    limit = next((size for arch, size in SHARED_MEMORY_BYTES if check_shared_mem(arch, x.device.index)), 0)
-    return fitting_stages(limit, launch.num_stages, chunk_size, columns, state, x.element_size())
+    limit = next((size for arch, size in SHARED_MEMORY_BYTES if check_shared_mem(arch, device.index)), 0)
+    return fitting_stages(limit, launch.num_stages, chunk_size, columns, state, dtype.itemsize)
 
 
 def fitting_stages(

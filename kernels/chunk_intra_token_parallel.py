@@ -1,8 +1,7 @@
 """The part of a chunk that needs no incoming state: how its tokens see each other."""
 
-import torch
-
 from kernels.backend import IS_AMD, tl, triton
+from kernels.bound import BoundKernel
 from kernels.forward_substitution import GROUP, forward_substitution_kernel, merge, product
 from kernels.gate import gate_of
 from kernels.segments import Segments
@@ -133,32 +132,32 @@ def _intra_kernel(
     )  # fmt: skip
 
 
-def chunk_intra_token_parallel(
-    k: torch.Tensor,
-    beta: torch.Tensor,
+def bind_solve(
     segments: Segments,
-    *,
+    heads: int,
+    dim: int,
     chunk_size: int,
     operand: object,
     precision: str,
-) -> torch.Tensor:
-    """Return A (see `solve_chunks`) of every chunk, [M, H, C, C] in k's dtype, float32 on a CPU.
+    *,
+    limits_registers: bool,
+) -> BoundKernel:
+    """Return the launch (k, beta, inverse, table) that writes A (see `solve_chunks`) of every chunk.
 
-    k [T, H, D] contiguous, beta [H]. Blocks of 16 x 16 above the diagonal are not written.
+    k [T, H, D] contiguous, beta [H], inverse [M, H, C, C], whose blocks of 16 x 16 above a diagonal are not
+    written. limits_registers: to as many as let four groups share a processor, for 16-bit keys.
     """
-    _, heads, dim = k.shape
-    dtype = k.dtype if k.is_cuda else torch.float32
-    inverse = torch.empty(segments.chunks, heads, chunk_size, chunk_size, dtype=dtype, device=k.device)
-    if segments.chunks:
-        groups = triton.cdiv(segments.longest, GROUP)
-        block_k = min(BLOCK_K, max(16, triton.next_power_of_2(dim)))
-        # Half precision holds what is inside an inverse, for 16-bit operands of either kind.
-        inner = tl.float32 if operand is tl.float32 else tl.float16
-        # Latency is hidden by other groups: rather a few spilled registers than half as many groups.
-        limit = {"maxnreg": 128} if k.is_cuda and k.element_size() == 2 and not IS_AMD else {}
-        _intra_kernel[(heads * segments.count * groups,)](
-            k, beta, inverse, segments.table, groups,
-            heads, dim, block_k, chunk_size, GROUP, operand, inner, precision,
-            num_warps=GROUP, num_stages=1, **limit,
-        )  # fmt: skip
-    return inverse
+    groups = -(-segments.longest // GROUP)
+    block_k = min(BLOCK_K, max(16, triton.next_power_of_2(dim)))
+    # Half precision holds what is inside an inverse, for 16-bit operands of either kind.
+    inner = tl.float32 if operand is tl.float32 else tl.float16
+    # Latency is hidden by other groups: rather a few spilled registers than half as many groups.
+    limit = {"maxnreg": 128} if limits_registers and not IS_AMD else {}
+    return BoundKernel(
+        _intra_kernel,
+        (heads * segments.count * groups, 1),
+        (groups, heads, dim, block_k, chunk_size, GROUP, operand, inner, precision),
+        num_warps=GROUP,
+        num_stages=1,
+        **limit,
+    )

@@ -20,7 +20,7 @@ from kernels.presets import DEFAULT, Preset
 from protocol.errors import ExportFailed, UsageError
 from protocol.forks import TARGET_DIR, TARGET_FILES
 
-_SUPPORT_FILES: Final = ("shapes.py", "gradients.py", "launch.py", "segments.py")
+_SUPPORT_FILES: Final = ("shapes.py", "gradients.py", "launch.py", "bound.py", "segments.py")
 _OUR_IMPORT: Final = re.compile(r"^from kernels\.(\w+) import (.+)\n", re.MULTILINE)
 _TRITON_LINES: Final = {"triton": "import triton\n", "tl": "import triton.language as tl\n"}
 

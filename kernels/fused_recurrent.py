@@ -1,8 +1,11 @@
 """QuasarAttention forward token by token in one launch: decoding, and an independent form for any length."""
 
+import functools
+
 import torch
 
 from kernels.backend import input_guard, tl, triton
+from kernels.bound import BoundKernel
 from kernels.gate import gate_of
 from kernels.gradients import forward_only
 from kernels.shapes import check_arguments
@@ -109,13 +112,31 @@ def _fused_recurrent(
     else:
         state_shape = (count if has_final else 0, heads, dim, dim)
         final = torch.empty(state_shape, dtype=torch.float32, device=q.device)
-    block_d = triton.next_power_of_2(dim)
-    block_v = min(block_d, BLOCK_V)
     # Sequences of one length need no borders, and decoding no copy of them to the GPU.
     borders = q if cu_seqlens is None else cu_seqlens.to(q.device, torch.int64)
-    _recurrent_kernel[(count * heads, triton.cdiv(dim, block_v))](
-        q, k, v, beta, o, final if initial_state is None else initial_state, final, borders, length,
-        heads, dim, block_d, block_v, cu_seqlens is not None, initial_state is not None, has_final,
-        num_warps=NUM_WARPS,
-    )  # fmt: skip
+    launch = _launch_for(
+        q.device, count, length, heads, dim, cu_seqlens is not None, initial_state is not None, has_final
+    )
+    launch(q, k, v, beta, o, final if initial_state is None else initial_state, final, borders)
     return o, final if has_final else None
+
+
+@functools.lru_cache(maxsize=64)
+def _launch_for(
+    device: torch.device,
+    count: int,
+    length: int,
+    heads: int,
+    dim: int,
+    is_packed: bool,
+    has_initial: bool,
+    has_final: bool,
+) -> BoundKernel:
+    block_d = triton.next_power_of_2(dim)
+    block_v = min(block_d, BLOCK_V)
+    return BoundKernel(
+        _recurrent_kernel,
+        (count * heads, -(-dim // block_v)),
+        (length, heads, dim, block_d, block_v, is_packed, has_initial, has_final),
+        num_warps=NUM_WARPS,
+    )

@@ -31,7 +31,6 @@ class Segments:
     """True when a sequence has more than one segment, so that their states must be joined."""
 
 
-@functools.lru_cache(maxsize=64)
 def segment_size(boundaries: tuple[int, ...], heads: int, chunk_size: int, programs: int) -> int:
     """Return the chunks of a segment, for so many programs: the place where the schedule is chosen by shape.
 
@@ -48,7 +47,6 @@ def segment_size(boundaries: tuple[int, ...], heads: int, chunk_size: int, progr
     return max(1, longest) if STEP_RATIO * size > longest else size
 
 
-@functools.lru_cache(maxsize=64)
 def cut(boundaries: tuple[int, ...], chunk_size: int, size: int, device: torch.device) -> Segments:
     """Cut sequences with the given boundaries into segments of `size` chunks, at least one for each."""
     borders = torch.tensor(boundaries, dtype=torch.int64)

@@ -51,7 +51,16 @@ def test_the_files_live_on_the_utilities_of_a_fork() -> None:
     assert "def fused_quasar_gate(" in files["gate.py"]
     for text in files.values():
         for package in re.findall(r"^(?:from|import) (\w+)", text, flags=re.MULTILINE):
-            assert package in {"fla", "torch", "triton", "itertools", "functools", "math", "dataclasses"}
+            assert package in {
+                "fla",
+                "torch",
+                "triton",
+                "itertools",
+                "functools",
+                "math",
+                "dataclasses",
+                "typing",
+            }
 
 
 def test_an_unknown_variant_is_named() -> None:

@@ -1,9 +1,13 @@
 """What only a GPU can show: long sequences, equal results from equal calls, every preset."""
 
 import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,12 +68,64 @@ def test_segments_with_states(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("key_scale", "beta"), [(50.0, 1.0), (6.0, 50.0), (1.0, 1e-4), (1e-3, 50.0)])
 def test_extremes_of_keys_and_beta(dtype: torch.dtype, key_scale: float, beta: float, draw: Draw) -> None:
+    if dtype is torch.float16 and key_scale > 6.0:
+        pytest.skip("float16 holds 1 / |k|^2 up to a norm of 128 only")
     inputs = draw(length=1000, heads=2, dim=64, dtype=dtype)
     inputs["k"] = inputs["k"] * key_scale
     inputs["beta"].fill_(beta)
     exact, _ = chunked(**inputs, dtype=torch.float64)
     o, _ = chunk.chunk_quasar(**inputs)
     assert relative_error(o, exact) <= RELATIVE_ERROR[dtype]
+
+
+@pytest.mark.parametrize("operator", [chunk.chunk_quasar, fused_recurrent_quasar])
+def test_addresses_need_no_alignment(operator: Callable[..., Any], draw: Draw, device: torch.device) -> None:
+    """Kernels compiled for aligned tensors are not launched with others of the same shape."""
+    inputs = draw(length=300, heads=2, dim=64, dtype=torch.bfloat16)
+    expected, _ = operator(**inputs)
+    for name in ("q", "k", "v"):
+        moved = torch.empty(inputs[name].numel() + 1, dtype=torch.bfloat16, device=device)[1:]
+        moved = moved.view(inputs[name].shape).copy_(inputs[name])
+        assert moved.data_ptr() % 16
+        o, _ = operator(**{**inputs, name: moved})
+        assert torch.equal(o, expected)
+    wider, _ = operator(**{**inputs, "beta": inputs["beta"].double()})
+    assert torch.equal(wider, expected)
+
+
+@pytest.mark.parametrize("length", [1_000_000, 4_300_000], ids=["a-million", "beyond-2^31-numbers"])
+def test_extreme_lengths(length: int, device: torch.device) -> None:
+    generator = torch.Generator(device).manual_seed(1)
+    q, k, v = (
+        torch.randn(1, length, 8, 64, generator=generator, device=device, dtype=torch.bfloat16)
+        for _ in range(3)
+    )
+    beta = torch.linspace(0.05, 1.5, 8, device=device)
+    o, state = chunk.chunk_quasar(q, k, v, beta, output_final_state=True)
+    assert state is not None
+    for head in (0, 7):
+        heads = [x[:, :, head : head + 1].contiguous() for x in (q, k, v)]
+        exact, exact_state = chunked(
+            *heads, beta[head : head + 1], output_final_state=True, dtype=torch.float64
+        )
+        assert exact_state is not None
+        for start in range(0, length, 100_000):
+            part = slice(start, start + 1000)
+            actual = o[:, part, head : head + 1]
+            assert relative_error(actual, exact[:, part]) <= RELATIVE_ERROR[torch.bfloat16]
+        assert relative_error(state[:, head : head + 1], exact_state) <= STATE_ERROR[torch.bfloat16]
+
+
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="needs compute-sanitizer")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer(tool: str) -> None:
+    done = subprocess.run(
+        ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "5",
+         sys.executable, "-m", "tests.kernels.sanitize_all"],
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        capture_output=True, text=True, timeout=550, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
 
 
 def test_token_by_token_over_a_long_sequence(draw: Draw) -> None:

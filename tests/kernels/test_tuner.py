@@ -12,6 +12,7 @@ from kernels import chunk, tuned, tuner
 from kernels.benchmark import Benchmark
 from kernels.harness.inputs import Shape
 from kernels.launch import Launch
+from kernels.presets import DEFAULT
 from kernels.tuned import keep, key_of, tuned_file, tuned_for_entry, tuned_launch
 from kernels.tuner import Tuner
 from protocol.errors import ConfigError
@@ -89,8 +90,9 @@ def test_kernels_use_what_was_found_for_their_shape(
         return blocks(dim, element_size, launch)
 
     monkeypatch.setattr(chunk, "blocks", spy)
+    chunk.plan_for.cache_clear()
     chunk.chunk_quasar(**inputs)
-    assert set(used) == {Launch(64, 64, 4, 3, 4)}
+    assert set(used) == {DEFAULT.launch}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     keep(key_of(name, heads=1, dim=16, dtype="float32", length=64), LAUNCH)
     used.clear()
