@@ -21,10 +21,10 @@ from kernels.segments import Segments, cut, processor_count, segment_size
 from kernels.shapes import check_arguments
 from kernels.tuned import tuned_launch
 
-CHUNK_SIZE = 64
+CHUNK_SIZE = 16
 BLOCK_V = 64
 NUM_WARPS = 4
-NUM_STAGES = 3
+NUM_STAGES = 6
 PROGRAMS = 2
 """Parameters of the launch (see Launch) where none were tuned for a shape."""
 SCAN_BLOCK_V = 16
@@ -68,27 +68,27 @@ def _fold_kernel(
     inverse += (tl.load(table + segment * 5 + 2) * H + head) * C * C
     keys_at = index[:, None] * (H * D) + row[None, :]
     values_at = index[:, None] * (H * D) + column[None, :]
-    # The map S -> P S + R as two states: P starts from the identity, R from nothing.
-    state = tl.where(row[:, None] == column[None, :], 1.0, 0.0)
-    added = tl.zeros((BD, BV), dtype=tl.float32)
+    # The map S -> P S + R as two states, transposed: P starts from the identity, R from nothing.
+    state = tl.where(column[:, None] == row[None, :], 1.0, 0.0)
+    added = tl.zeros((BV, BD), dtype=tl.float32)
     left = (end - start).to(tl.int32)
     for _ in range(0, left, C):
         keys = _tile(k, keys_at, left, row, C, D, BD).to(OPERAND)
-        values = _tile(v, values_at, left, column, C, D, BD).to(tl.float32)
-        solve = _inverse_tile(inverse, C).to(OPERAND)
-        # P is moved by -Z: negated where it is added.
-        read = tl.dot(keys, state.to(OPERAND), input_precision=PRECISION)
-        written = tl.dot(solve, read.to(OPERAND), input_precision=PRECISION)
-        state = tl.dot(tl.trans(keys), (-written).to(OPERAND), state, input_precision=PRECISION)
-        read = values - tl.dot(keys, added.to(OPERAND), input_precision=PRECISION)
-        written = tl.dot(solve, read.to(OPERAND), input_precision=PRECISION)
-        added = tl.dot(tl.trans(keys), written.to(OPERAND), added, input_precision=PRECISION)
+        values = _tile(v, values_at, left, column, C, D, BD).to(OPERAND)
+        solve = tl.trans(_inverse_tile(inverse, C).to(OPERAND))
+        written = tl.dot(tl.trans(values), solve, input_precision=PRECISION)
+        read = tl.dot(added.to(OPERAND), tl.trans(keys), input_precision=PRECISION)
+        written = tl.dot((-read).to(OPERAND), solve, written, input_precision=PRECISION)
+        added = tl.dot(written.to(OPERAND), keys, added, input_precision=PRECISION)
+        read = tl.dot(state.to(OPERAND), tl.trans(keys), input_precision=PRECISION)
+        written = tl.dot((-read).to(OPERAND), solve, input_precision=PRECISION)
+        state = tl.dot(written.to(OPERAND), keys, state, input_precision=PRECISION)
         k += C * H * D
         v += C * H * D
         inverse += H * C * C
         left -= C
-    offset = (segment * H + head) * D * D + row[:, None] * D + column[None, :]
-    mask = (row < D)[:, None] & (column < D)[None, :]
+    offset = (segment * H + head) * D * D + row[None, :] * D + column[:, None]
+    mask = (row < D)[None, :] & (column < D)[:, None]
     tl.store(transition + offset, state, mask=mask)
     tl.store(addition + offset, added, mask=mask)
 
@@ -151,9 +151,10 @@ def _output_kernel(
     sequence = tl.load(table + segment * 5 + 3)
     row, index = tl.arange(0, BD), tl.arange(0, C)
     column = block * BV + tl.arange(0, BV)
-    state_offset = head * D * D + row[:, None] * D + column[None, :]
-    state_mask = (row < D)[:, None] & (column < D)[None, :]
-    state = tl.zeros((BD, BV), dtype=tl.float32)
+    # Transposed, the state goes from product to product in registers.
+    state_offset = head * D * D + row[None, :] * D + column[:, None]
+    state_mask = (row < D)[None, :] & (column < D)[:, None]
+    state = tl.zeros((BV, BD), dtype=tl.float32)
     if HAS_ENTERING:
         slot = segment if IS_SPLIT else sequence
         state = tl.load(entering + slot * H * D * D + state_offset, mask=state_mask, other=0.0)
@@ -167,21 +168,22 @@ def _output_kernel(
     left = (end - start).to(tl.int32)
     for _ in range(0, left, C):
         keys = _tile(k, keys_at, left, row, C, D, BD).to(OPERAND)
-        values = _tile(v, values_at, left, column, C, D, BD).to(tl.float32)
+        values = _tile(v, values_at, left, column, C, D, BD).to(OPERAND)
         queries = _tile(q, keys_at, left, row, C, D, BD).to(OPERAND)
-        solve = _inverse_tile(inverse, C).to(OPERAND)
+        solve = tl.trans(_inverse_tile(inverse, C).to(OPERAND))
         held = state.to(OPERAND)
-        read = values - tl.dot(keys, held, input_precision=PRECISION)
-        written = tl.dot(solve, read.to(OPERAND), input_precision=PRECISION).to(OPERAND)
-        scores = tl.dot(queries, tl.trans(keys), input_precision=PRECISION)
-        scores = tl.where(index[:, None] >= index[None, :], scores, 0.0).to(OPERAND)
-        out = tl.dot(queries, held, input_precision=PRECISION)
-        out = tl.dot(scores, written, out, input_precision=PRECISION)
+        written = tl.dot(tl.trans(values), solve, input_precision=PRECISION)
+        read = tl.dot(held, tl.trans(keys), input_precision=PRECISION)
+        written = tl.dot((-read).to(OPERAND), solve, written, input_precision=PRECISION).to(OPERAND)
+        scores = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+        scores = tl.where(index[:, None] <= index[None, :], scores, 0.0).to(OPERAND)
+        out = tl.dot(held, tl.trans(queries), input_precision=PRECISION)
+        out = tl.dot(written, scores, out, input_precision=PRECISION)
         value_mask = (index < left)[:, None]
         if D != BD:
             value_mask = value_mask & (column < D)[None, :]
-        tl.store(o + values_at, out.to(o.dtype.element_ty), mask=value_mask)
-        state = tl.dot(tl.trans(keys), written, state, input_precision=PRECISION)
+        tl.store(o + values_at, tl.trans(out).to(o.dtype.element_ty), mask=value_mask)
+        state = tl.dot(written, keys, state, input_precision=PRECISION)
         q += C * H * D
         k += C * H * D
         v += C * H * D
@@ -319,8 +321,7 @@ def plan_for(
         maps_shape=(segments.count, heads, dim, dim),
         final_shape=(len(boundaries) - 1, heads, dim, dim),
         solve=bind_solve(
-            segments, heads, dim, chunk_size, operand, precision,
-            limits_registers=device.type == "cuda" and dtype.itemsize == 2,
+            segments, heads, dim, chunk_size, operand, precision, processor_count(device)
         ),
         fold=fold,
         scan=scan,

@@ -1,13 +1,16 @@
 """The part of a chunk that needs no incoming state: how its tokens see each other."""
 
-from kernels.backend import IS_AMD, tl, triton
+from kernels.backend import tl, triton
 from kernels.bound import BoundKernel
-from kernels.forward_substitution import GROUP, forward_substitution_kernel, merge, product
+from kernels.forward_substitution import forward_substitution_kernel, merge, product
 from kernels.gate import gate_of
 from kernels.segments import Segments
 
 BLOCK_K = 64
 """Columns of the keys that are on chip at once."""
+WARPS = 16
+"""What a processor holds at once of this kernel, a warp being a program."""
+MAX_ROUNDS = 8
 
 
 @triton.jit
@@ -115,21 +118,23 @@ def solve_chunks(
 
 @triton.jit
 def _intra_kernel(
-    k, beta, inverse, table, groups,
+    k, beta, inverse, table, parts,
     H: tl.constexpr, D: tl.constexpr, BK: tl.constexpr, C: tl.constexpr, G: tl.constexpr,
-    OPERAND: tl.constexpr, INNER: tl.constexpr, PRECISION: tl.constexpr,
+    ROUNDS: tl.constexpr, OPERAND: tl.constexpr, INNER: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     head, place = tl.program_id(0) % H, tl.program_id(0) // H
-    segment, group = (place // groups).to(tl.int64), place % groups
-    start = tl.load(table + segment * 5) + group * G * C
-    left = tl.load(table + segment * 5 + 1) - start
-    if left <= 0:
-        return
-    chunk = tl.load(table + segment * 5 + 2) + group * G
-    solve_chunks(
-        k + (start * H + head) * D, inverse + (chunk * H + head) * C * C, tl.load(beta + head).to(tl.float32),
-        left.to(tl.int32), H, D, BK, C, G, OPERAND, INNER, PRECISION,
-    )  # fmt: skip
+    segment, part = (place // parts).to(tl.int64), place % parts
+    start = tl.load(table + segment * 5) + part * (ROUNDS * G * C)
+    left = (tl.load(table + segment * 5 + 1) - start).to(tl.int32)
+    k += (start * H + head) * D
+    inverse += ((tl.load(table + segment * 5 + 2) + part * (ROUNDS * G)) * H + head) * C * C
+    rate = tl.load(beta + head).to(tl.float32)
+    # In a loop the keys of the next round are on their way while these are worked on.
+    for _ in range(0, tl.minimum(left, ROUNDS * G * C), G * C):
+        solve_chunks(k, inverse, rate, left, H, D, BK, C, G, OPERAND, INNER, PRECISION)
+        k += G * C * H * D
+        inverse += G * H * C * C
+        left -= G * C
 
 
 def bind_solve(
@@ -139,25 +144,25 @@ def bind_solve(
     chunk_size: int,
     operand: object,
     precision: str,
-    *,
-    limits_registers: bool,
+    processors: int,
 ) -> BoundKernel:
     """Return the launch (k, beta, inverse, table) that writes A (see `solve_chunks`) of every chunk.
 
     k [T, H, D] contiguous, beta [H], inverse [M, H, C, C], whose blocks of 16 x 16 above a diagonal are not
-    written. limits_registers: to as many as let four groups share a processor, for 16-bit keys.
+    written.
     """
-    groups = -(-segments.longest // GROUP)
+    group = 2 if chunk_size == 16 else 1
+    # A warp goes through several groups where there are more than the processors hold at once.
+    rounds = segments.chunks * heads // (group * WARPS * processors)
+    rounds = 1 << (min(max(rounds, 1), MAX_ROUNDS).bit_length() - 1)
+    parts = -(-segments.longest // (group * rounds))
     block_k = min(BLOCK_K, max(16, triton.next_power_of_2(dim)))
     # Half precision holds what is inside an inverse, for 16-bit operands of either kind.
     inner = tl.float32 if operand is tl.float32 else tl.float16
-    # Latency is hidden by other groups: rather a few spilled registers than half as many groups.
-    limit = {"maxnreg": 128} if limits_registers and not IS_AMD else {}
     return BoundKernel(
         _intra_kernel,
-        (heads * segments.count * groups, 1),
-        (groups, heads, dim, block_k, chunk_size, GROUP, operand, inner, precision),
-        num_warps=GROUP,
-        num_stages=1,
-        **limit,
+        (heads * segments.count * parts, 1),
+        (parts, heads, dim, block_k, chunk_size, group, rounds, operand, inner, precision),
+        num_warps=1,
+        num_stages=2,
     )

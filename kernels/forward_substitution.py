@@ -4,9 +4,6 @@ import torch
 
 from kernels.backend import tl, triton
 
-GROUP = 4
-"""Matrices, or chunks, that are solved together, one for each warp."""
-
 
 @triton.jit
 def product(left, right, OPERAND: tl.constexpr, PRECISION: tl.constexpr):

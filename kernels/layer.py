@@ -88,6 +88,9 @@ class QuasarAttention(nn.Module):
         self, x: torch.Tensor, state: LayerState | None, cu_seqlens: torch.Tensor | None
     ) -> tuple[torch.Tensor, LayerState]:
         batch, length, _ = x.shape
+        if torch.is_autocast_enabled(x.device.type):
+            # Once, and not for each projection.
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         places = Places.of(batch, length, cu_seqlens, x.device)
         projected = self.qkv_proj(x).flatten(0, 1)
         qkv, convolution = short_convolution(

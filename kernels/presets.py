@@ -24,7 +24,7 @@ class Preset:
     launch: Launch
 
 
-_USUAL: Final = Launch(chunk_size=64, block_v=64, num_warps=4, num_stages=3, programs=2)
+_USUAL: Final = Launch(chunk_size=16, block_v=64, num_warps=4, num_stages=6, programs=2)
 _TWO_STAGES, _FOUR_STAGES = replace(_USUAL, num_stages=2), replace(_USUAL, num_stages=4)
 
 DEFAULT: Final = Preset(gpu="any", vram_gb=0, max_sequence_length=100_000, launch=_USUAL)

@@ -7,8 +7,10 @@ from itertools import pairwise
 
 import torch
 
-STEP_RATIO = 3
-"""What a chunk costs in both passes, in steps of the scan that joins the segments."""
+SCAN_TOKENS = 21
+"""Tokens that both passes handle while the scan that joins the segments takes one step."""
+MIN_SEGMENTS = 3
+"""Fewer are not worth the second pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,8 @@ def segment_size(boundaries: tuple[int, ...], heads: int, chunk_size: int, progr
     lengths = [-(-(end - start) // chunk_size) for start, end in pairwise(boundaries)]
     longest = max(lengths)
     fair = -(-sum(lengths) * heads // programs)
-    size = max(1, fair, math.isqrt(longest // STEP_RATIO))
-    # Chunks are solved four together.
-    size = size if size < 4 else -(-size // 4) * 4
-    return max(1, longest) if STEP_RATIO * size > longest else size
+    size = max(1, fair, math.isqrt(longest * SCAN_TOKENS // chunk_size))
+    return max(1, longest) if MIN_SEGMENTS * size > longest else size
 
 
 def cut(boundaries: tuple[int, ...], chunk_size: int, size: int, device: torch.device) -> Segments:

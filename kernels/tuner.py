@@ -21,7 +21,7 @@ CHOICES: Final[dict[str, tuple[int, ...]]] = {
     "chunk_size": (16, 32, 64),
     "block_v": (16, 32, 64, 128),
     "num_warps": (2, 4, 8),
-    "num_stages": (1, 2, 3, 4, 5),
+    "num_stages": (1, 2, 3, 4, 6, 8),
     "programs": (2, 3, 4, 6, 8, 12),
 }
 HOPELESS: Final = 1.5

@@ -90,5 +90,5 @@ def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
             k[:, at + offset] = basis[..., dim - 1 - offset]
             v[:, at + offset] *= 2.0
     beta = 0.5 + torch.rand(heads, generator=generator, device=generator.device)
-    q, k, v = (tensor.to(shape.torch_dtype).float() for tensor in (q, k, v))
+    q, k, v = (tensor.contiguous().to(shape.torch_dtype).float() for tensor in (q, k, v))
     return Inputs(q=q, k=k, v=v, beta=beta)

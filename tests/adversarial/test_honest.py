@@ -6,7 +6,7 @@ from protocol.verdicts import Fault, Status
 from tests.adversarial.conftest import Judge
 
 
-@pytest.mark.parametrize("variant", ["chunk", "chunk16", "recurrent"])
+@pytest.mark.parametrize("variant", ["chunk", "chunk64", "recurrent"])
 def test_honest_kernels_pass(variant: str, judge_submission: Judge) -> None:
     report = judge_submission(variant=variant, claimed=1.0)
     figures = report.figures

@@ -89,7 +89,7 @@ def test_presets_set_the_launch_parameters() -> None:
         assert f"\nBLOCK_V = {preset.launch.block_v}\n" in text
         assert f"\nNUM_WARPS = {preset.launch.num_warps}\n" in text
         assert f"\nNUM_STAGES = {preset.launch.num_stages}\n" in text
-    assert "\nCHUNK_SIZE = 16\n" in export_files("chunk16")["chunk.py"]
+    assert "\nCHUNK_SIZE = 64\n" in export_files("chunk64")["chunk.py"]
     tuned = Launch(chunk_size=32, block_v=16, num_warps=8, num_stages=5, programs=6)
     assert "\nPROGRAMS = 6\n" in export_files("chunk", PRESETS[0], launch=tuned)["chunk.py"]
     assert preset_for("NVIDIA A100-PCIE-80GB").gpu == "A100"

@@ -33,20 +33,20 @@ def test_segments_cover_every_sequence_once(lengths: list[int], chunk_size: int,
 
 
 def test_long_sequences_of_few_heads_fill_the_processors() -> None:
-    size = segment_size((0, 1_000_000), 8, 64, 4 * 132)
-    programs = -(-15_625 // size) * 8
-    assert 3.5 * 132 <= programs <= 4 * 132
+    size = segment_size((0, 1_000_000), 8, 16, 2 * 132)
+    programs = -(-62_500 // size) * 8
+    assert 1.9 * 132 <= programs <= 2 * 132
 
 
 def test_many_heads_and_short_sequences_are_not_cut() -> None:
-    assert segment_size(tuple(range(0, 65 * 4096, 4096)), 16, 64, 4 * 132) == 64
-    assert segment_size((0, 100), 8, 64, 4 * 132) == 2
-    assert segment_size((0, 0), 8, 64, 4 * 132) == 1
+    assert segment_size(tuple(range(0, 65 * 4096, 4096)), 16, 16, 2 * 132) == 256
+    assert segment_size((0, 100), 8, 16, 2 * 132) == 7
+    assert segment_size((0, 0), 8, 16, 2 * 132) == 1
 
 
 def test_one_long_sequence_among_many_short_ones_is_cut() -> None:
     boundaries = (*range(1001), 1_001_000)
-    assert segment_size(boundaries, 8, 64, 4 * 132) < 300
+    assert segment_size(boundaries, 8, 16, 2 * 132) < 62_500 // 30
 
 
 def test_a_cpu_cuts_nothing() -> None:
