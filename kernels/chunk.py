@@ -24,8 +24,8 @@ from kernels.tuned import tuned_launch
 CHUNK_SIZE = 16
 BLOCK_V = 64
 NUM_WARPS = 4
-NUM_STAGES = 6
-PROGRAMS = 2
+NUM_STAGES = 4
+PROGRAMS = 4
 """Parameters of the launch (see Launch) where none were tuned for a shape."""
 SCAN_BLOCK_V = 16
 SHARED_MEMORY_BYTES = (("hopper", 232_448), ("ampere", 166_912), ("ada", 101_376))
@@ -69,7 +69,8 @@ def _fold_kernel(
     keys_at = index[:, None] * (H * D) + row[None, :]
     values_at = index[:, None] * (H * D) + column[None, :]
     # The map S -> P S + R as two states, transposed: P starts from the identity, R from nothing.
-    state = tl.where(column[:, None] == row[None, :], 1.0, 0.0)
+    identity = tl.where(column[:, None] == row[None, :], 1.0, 0.0)
+    state = identity
     added = tl.zeros((BV, BD), dtype=tl.float32)
     left = (end - start).to(tl.int32)
     for _ in range(0, left, C):
@@ -89,7 +90,7 @@ def _fold_kernel(
         left -= C
     offset = (segment * H + head) * D * D + row[None, :] * D + column[:, None]
     mask = (row < D)[None, :] & (column < D)[:, None]
-    tl.store(transition + offset, state, mask=mask)
+    tl.store(transition + offset, state - identity, mask=mask)
     tl.store(addition + offset, added, mask=mask)
 
 
@@ -111,7 +112,8 @@ def _scan_kernel(
     tl.store(entering + (first * H + head) * D * D + part, state, mask=part_mask)
     for segment in range(first, end - 1):
         base = (segment * H + head) * D * D
-        moved = tl.load(addition + base + part, mask=part_mask, other=0.0)
+        # S + (P - 1) S: what no key touches stays as it is, however many segments there are.
+        moved = state + tl.load(addition + base + part, mask=part_mask, other=0.0)
         if BK == BD:
             moves = tl.load(
                 transition + base + row[:, None] * D + row[None, :],
@@ -309,7 +311,7 @@ def plan_for(
         scan = BoundKernel(
             _scan_kernel,
             (heads * (len(boundaries) - 1), -(-dim // scan_v)),
-            (*shape, scan_v, scan_k, has_initial, "ieee" if IS_AMD else "tf32x3"),
+            (*shape, scan_v, scan_k, has_initial, _scan_precision(dtype)),
             num_warps=4,
             num_stages=3 if block_d <= 64 else 1,
         )
@@ -346,6 +348,13 @@ def _arithmetic(dtype: torch.dtype, device: torch.device) -> tuple[object, str]:
         return tl.float32, "ieee"
     operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]
     return operand, "ieee" if IS_AMD else "tf32x3"
+
+
+def _scan_precision(dtype: torch.dtype) -> str:
+    """Return how float32 maps are multiplied: no better than they are, which come of operands of `dtype`."""
+    if IS_AMD:
+        return "ieee"
+    return "tf32" if dtype.itemsize == 2 else "tf32x3"
 
 
 def blocks(dim: int, element_size: int, launch: Launch) -> tuple[int, int, int]:

@@ -7,10 +7,11 @@ from itertools import pairwise
 
 import torch
 
-SCAN_TOKENS = 21
+SCAN_TOKENS = 16
 """Tokens that both passes handle while the scan that joins the segments takes one step."""
+MIN_TOKENS = 256
 MIN_SEGMENTS = 3
-"""Fewer are not worth the second pass."""
+"""Fewer or shorter segments are not worth the second pass and the launches for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def segment_size(boundaries: tuple[int, ...], heads: int, chunk_size: int, progr
     lengths = [-(-(end - start) // chunk_size) for start, end in pairwise(boundaries)]
     longest = max(lengths)
     fair = -(-sum(lengths) * heads // programs)
-    size = max(1, fair, math.isqrt(longest * SCAN_TOKENS // chunk_size))
+    size = max(MIN_TOKENS // chunk_size, fair, math.isqrt(longest * SCAN_TOKENS // chunk_size))
     return max(1, longest) if MIN_SEGMENTS * size > longest else size
 
 

@@ -64,7 +64,7 @@ def test_wrong_and_failing_parameters_never_win(
     honest = tuner.launch_chunk_quasar
 
     def spoilt(launch: Launch, *tensors: torch.Tensor) -> tuple[torch.Tensor, None]:
-        if launch.num_stages == 2:
+        if launch.num_stages == 3:
             raise RuntimeError("out of resource: shared memory")
         return 1.001 * honest(launch, *tensors)[0], None
 
