@@ -18,7 +18,7 @@ from kernels.chunk_intra_token_parallel import bind_solve
 from kernels.gradients import forward_only
 from kernels.launch import Launch
 from kernels.segments import Segments, cut, processor_count, segment_size
-from kernels.shapes import check_arguments
+from kernels.shapes import check_arguments, check_beta
 from kernels.tuned import tuned_launch
 
 CHUNK_SIZE = 16
@@ -205,17 +205,21 @@ def chunk_quasar(
     initial_state: torch.Tensor | None = None,
     output_final_state: bool = False,
     cu_seqlens: torch.Tensor | None = None,
+    checks_beta: bool = False,
     **kwargs: object,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return o [B, T, H, D] in q's dtype and, when asked, the final state [N, H, D, D] in float32.
 
     q, k, v [B, T, H, D] (bfloat16, float16 or float32), beta [H], initial_state float32 [N, H, D, D],
-    cu_seqlens [N + 1] for sequences packed into a batch of 1. Further keyword arguments are accepted and
-    ignored. Values only: differentiating them raises.
+    cu_seqlens [N + 1] for sequences packed into a batch of 1. checks_beta: look at its values as well, which
+    waits for the device. Further keyword arguments are accepted and ignored. Values only: differentiating
+    them raises. Keys of float16 should have norms up to 128, as 1 / |k|^2 is kept in their type.
 
     Raises:
-        ValueError: a shape, dtype or device is wrong.
+        ValueError: a shape, dtype or device is wrong, or, on request, a beta is not positive and finite.
     """
+    if checks_beta:
+        check_beta(beta)
     return launch_chunk_quasar(None, q, k, v, beta, initial_state, output_final_state, cu_seqlens)
 
 

@@ -8,7 +8,7 @@ from kernels.backend import input_guard, tl, triton
 from kernels.bound import BoundKernel
 from kernels.gate import gate_of
 from kernels.gradients import forward_only
-from kernels.shapes import check_arguments
+from kernels.shapes import check_arguments, check_beta
 
 NUM_WARPS = 4
 BLOCK_V = 32
@@ -58,6 +58,7 @@ def fused_recurrent_quasar(
     output_final_state: bool = False,
     cu_seqlens: torch.Tensor | None = None,
     inplace_final_state: bool = False,
+    checks_beta: bool = False,
     **kwargs: object,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return o [B, T, H, D] in q's dtype and, when asked, the final state [N, H, D, D] in float32.
@@ -66,8 +67,11 @@ def fused_recurrent_quasar(
     state becomes the final one, and is returned: decoding then needs no memory of its own.
 
     Raises:
-        ValueError: a shape, dtype or device is wrong, or there is no state to write to.
+        ValueError: a shape, dtype or device is wrong, there is no state to write to, or, on request, a beta
+            is not positive and finite.
     """
+    if checks_beta:
+        check_beta(beta)
     if inplace_final_state:
         _check_writable(initial_state)
     o, final = _fused_recurrent(

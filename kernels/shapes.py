@@ -1,6 +1,7 @@
 """Checks of the operator's arguments: one sentence that names the argument and the value."""
 
 import itertools
+import math
 
 import torch
 
@@ -51,6 +52,17 @@ def check_arguments(
     if initial_state is not None:
         _check_state(initial_state, (len(boundaries) - 1, heads, dim, dim), q.device)
     return boundaries
+
+
+def check_beta(beta: torch.Tensor) -> None:
+    """Check that every beta [H] is positive and finite; waits for the device.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for head, value in enumerate(beta.tolist()):
+        if not 0.0 < value < math.inf:
+            raise ValueError(f"beta must be positive and finite, not {value} for head {head}")
 
 
 def _check_tensor(name: str, value: object) -> None:

@@ -1,21 +1,25 @@
 """Where candidates come from."""
 
 import asyncio
+import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from kernels.export import VARIANTS, export_files
+from kernels.launch import Launch
 from kernels.presets import DEFAULT, PRESETS, Preset
 from node.logs import get_logger
+from node.processes import end_process, module_argv, start_process, worker_environment
 from node.settings_model import MinerSection
 from protocol.errors import ConfigError
 from protocol.forks import TARGET_FILES
 
 MAX_FILE_BYTES = 2**20
+TUNED_TIMEOUT_S = 60.0
 
 _log = get_logger(__name__)
 
@@ -40,28 +44,75 @@ class Proposer(Protocol):
         """The next candidate, None when there is nothing new at the moment."""
 
 
-class ShippedProposer:
-    """Walks the shipped kernels and the launch parameters known to suit some GPU."""
+async def nothing_tuned() -> Launch | None:
+    """There are no parameters for this GPU."""
+    return None
 
-    def __init__(self, variants: Sequence[str], presets: Sequence[Preset] = (DEFAULT, *PRESETS)) -> None:
+
+class ShippedProposer:
+    """Walks the shipped kernels: with what `quasar-node tune` found, then as known to suit some GPU."""
+
+    def __init__(
+        self,
+        variants: Sequence[str],
+        presets: Sequence[Preset] = (DEFAULT, *PRESETS),
+        tuned: Callable[[], Awaitable[Launch | None]] = nothing_tuned,
+    ) -> None:
         for variant in variants:
             if variant not in VARIANTS:
                 raise ConfigError(
                     f"miner.variants names {variant!r}, which is not shipped: use {', '.join(VARIANTS)}"
                 )
+        self._variants = variants
         self._left = [(variant, preset) for preset in presets for variant in variants]
+        self._tuned = tuned
+        self._last_tuned: Launch | None = None
         self._seen: set[str] = set()
 
     async def propose(self) -> Candidate | None:
-        """The next pair of kernel and preset that gives other files than the ones before."""
+        """The next pair of kernel and parameters that gives other files than the ones before.
+
+        What is tuned while the miner runs comes at the next call.
+        """
+        launch = await self._tuned()
+        if launch is not None and launch != self._last_tuned:
+            self._last_tuned = launch
+            found = await self._unseen(f"{self._variants[0]} (tuned)", self._variants[0], launch=launch)
+            if found is not None:
+                return found
         while self._left:
             variant, preset = self._left.pop(0)
-            files = await asyncio.to_thread(export_files, variant, preset)
-            candidate = Candidate(f"{variant} ({preset.gpu})", files)
-            if candidate.digest not in self._seen:
-                self._seen.add(candidate.digest)
-                return candidate
+            found = await self._unseen(f"{variant} ({preset.gpu})", variant, preset)
+            if found is not None:
+                return found
         return None
+
+    async def _unseen(
+        self, name: str, variant: str, preset: Preset | None = None, *, launch: Launch | None = None
+    ) -> Candidate | None:
+        candidate = Candidate(name, await asyncio.to_thread(export_files, variant, preset, launch=launch))
+        if candidate.digest in self._seen:
+            return None
+        self._seen.add(candidate.digest)
+        return candidate
+
+
+async def find_tuned(device: str, length: int) -> Launch | None:
+    """Ask a process of its own, which may import torch, what `quasar-node tune` found for this GPU."""
+    command = module_argv("kernels.tuned", device, str(length))
+    errors = b""
+    process = await start_process(command, worker_environment(), line_limit_bytes=MAX_FILE_BYTES)
+    try:
+        async with asyncio.timeout(TUNED_TIMEOUT_S):
+            printed, errors = await process.communicate()
+        found = json.loads(printed)
+    except (TimeoutError, ValueError) as error:
+        reason = errors.decode(errors="replace")[-500:] if errors else type(error).__name__
+        _log.warning("tuned parameters cannot be read", reason=reason)
+        return None
+    finally:
+        await end_process(process)
+    return None if found is None else Launch(**found)
 
 
 class FilesProposer:
@@ -113,10 +164,13 @@ def _check_kernel_folder(folder: Path) -> None:
         raise ConfigError(f"miner.kernel_dir {str(folder)!r} lacks {', '.join(missing)}")
 
 
-def open_proposer(settings: MinerSection) -> Proposer:
-    """The proposer that the settings name. Raises ConfigError."""
+def open_proposer(settings: MinerSection, device: str) -> Proposer:
+    """The proposer that the settings name, for kernels on `device`. Raises ConfigError."""
     if settings.proposer == "shipped":
-        return ShippedProposer(settings.variants)
+        if device == "cpu":
+            return ShippedProposer(settings.variants)
+        tuned = functools.partial(find_tuned, device, settings.target_sequence_length)
+        return ShippedProposer(settings.variants, tuned=tuned)
     if settings.kernel_dir is None:
         raise ConfigError("miner.proposer is 'files' but miner.kernel_dir names no folder: set it")
     return FilesProposer(settings.kernel_dir)

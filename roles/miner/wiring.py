@@ -31,7 +31,7 @@ async def build(settings: Settings) -> Graph:
 
     Raises ConfigError (GPU, GitHub, kernels), WalletError, NotPermitted, DeviceBusy, PortInUse.
     """
-    resolve_device(settings.node.device)
+    device = resolve_device(settings.node.device)
     own, data_dir = settings.miner, settings.node.data_dir
     async with AsyncExitStack() as opened:
         base = await open_base(settings, "miner", settings.wallet.name or settings.wallet.miner_name, opened)
@@ -40,7 +40,7 @@ async def build(settings: Settings) -> Graph:
         fork, ledger = open_fork(settings), SubmissionLedger(base.journal)
         optimiser = Optimiser(
             settings=own,
-            proposer=open_proposer(own),
+            proposer=open_proposer(own, device),
             referee=Referee(settings, data_dir),
             fork=fork,
             candidates=CandidateLedger(base.journal),

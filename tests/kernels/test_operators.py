@@ -211,6 +211,16 @@ def test_bad_arguments_are_named(operator: Operator, draw: Draw, device: torch.d
         operator(**draw(batch=2, length=6), cu_seqlens=torch.tensor([0, 6]))
 
 
+@pytest.mark.parametrize("operator", [chunk_quasar, fused_recurrent_quasar])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_beta_is_checked_on_request(operator: Callable[..., Any], value: float, draw: Draw) -> None:
+    inputs = draw(length=5)
+    operator(**inputs, checks_beta=True)
+    inputs["beta"][1] = value
+    with pytest.raises(ValueError, match=f"beta must be positive and finite, not {value} for head 1"):
+        operator(**inputs, checks_beta=True)
+
+
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("has_initial", [False, True])
 @pytest.mark.parametrize("boundaries", [None, [0, 1, 1, 40, 130]])
