@@ -195,7 +195,7 @@ def test_copy_of_an_earlier_submission(judge_submission: Judge) -> None:
 
     files = export_files("chunk")
     original = fingerprint({name: files[name] for name in TARGET_FILES})
-    copy = files["chunk.py"].replace("flat_q", "flat_queries") + "\n# mine\n"
+    copy = files["chunk.py"].replace("has_entering", "is_entered") + "\n# mine\n"
     report = judge_submission(replace={"chunk.py": copy}, known_fingerprints={original: 7})
     assert report.figures.status is Status.DUPLICATE
     assert report.figures.fault is Fault.NOBODY

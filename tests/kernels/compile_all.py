@@ -43,7 +43,7 @@ def compile_shape(capability: int, limit: int, dtype: str, dim: int) -> dict[str
     """Compile the four kernels as the operator launches them."""
     launch = DEFAULT.launch
     operand, inner, size = TYPES[dtype]
-    chunk_size = launch.chunk_size if dim <= 128 else 32
+    chunk_size = launch.chunk_size if dim <= 128 else min(launch.chunk_size, 32)
     block_d, block_v, warps = blocks(dim, size, launch)
     shape = {"H": 8, "D": dim, "BD": block_d}
     sums = {"OPERAND": operand, "PRECISION": "tf32x3"}
