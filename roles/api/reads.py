@@ -1,6 +1,6 @@
 """The endpoints that anybody may read."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from aiohttp import web
@@ -141,34 +141,41 @@ class ReadHandlers:
     async def submission(self, request: web.Request) -> web.Response:
         """One submission with its verdicts."""
         submission_id = path_id(request)
-        row = await self._api.database.read(
-            lambda connection: store_submissions.find_submission(connection, submission_id)
+        found = await self._details(
+            lambda connection: store_submissions.list_by_id(connection, [submission_id])
         )
-        if row is None:
+        if not found:
             raise ApiProblem(404, f"there is no submission {submission_id}")
-        return model_answer((await self._details([row]))[0])
+        return model_answer(found[0])
 
     async def submissions(self, request: web.Request) -> web.Response:
         """The newest submissions, of one hotkey or of all, also unrevealed ones."""
         hotkey = request.query.get("hotkey")
         limit = query_limit(request)
-        rows = await self._api.database.read(
-            lambda connection: store_submissions.list_recent(connection, limit=limit, miner_hotkey=hotkey)
+        return list_answer(
+            await self._details(
+                lambda connection: store_submissions.list_recent(connection, limit=limit, miner_hotkey=hotkey)
+            )
         )
-        return list_answer(await self._details(rows))
 
-    async def _details(self, rows: Sequence[Row]) -> list[SubmissionDetail]:
+    async def _details(
+        self, find: Callable[[AsyncConnection], Awaitable[Sequence[Row]]]
+    ) -> list[SubmissionDetail]:
         standing = await self._api.standing.get()
         height = await self._api.chain.height_or_last()
-        numbers = [row.id for row in rows]
 
-        async def work(connection: AsyncConnection) -> tuple[Sequence[Row], set[int]]:
+        async def work(connection: AsyncConnection) -> tuple[Sequence[Row], Sequence[Row], set[int]]:
+            # One snapshot: a verdict that arrives in between must not stand beside a row that knows of none.
+            rows = await find(connection)
+            numbers = [row.id for row in rows]
+            verdicts = await store_evaluations.list_verdicts(connection, numbers)
             return (
-                await store_evaluations.list_verdicts(connection, numbers),
+                rows,
+                verdicts,
                 await store_evaluations.list_leased(connection, numbers, self._api.clock.now()),
             )
 
-        verdicts, leased = await self._api.database.read(work)
+        rows, verdicts, leased = await self._api.database.read(work)
         return [
             views.submission_detail(
                 row,

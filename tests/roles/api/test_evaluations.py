@@ -1,14 +1,18 @@
 """The evaluation queue: leases, heartbeats, verdicts, and what they do to the standing."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from node.settings_model import Settings
 from protocol.messages import Heartbeat, LeaseAnswer, SubmissionDetail
 from protocol.signing import verdict_text, verify_text
 from protocol.verdicts import Fault, LogitOutcome, Status
+from roles.api import store_submissions
+from roles.api.tables import Row
 from tests.roles.api.harness import (
     TARGET,
     Client,
@@ -340,3 +344,24 @@ async def test_verdict_with_nan_inside_the_evidence(api: Client, subnet: Subnet)
         assert reply.status == 422, literal
         assert reply.detail[0]["field"] == "evidence.times.1"
     assert (await detail(api, submitted.submission_id)).verdicts == []
+
+
+async def test_a_verdict_that_arrives_while_its_submission_is_read(
+    api: Client, subnet: Subnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader sees the submission before the verdict or after it, not a verdict whose evidence is hidden."""
+    await api.submit(subnet.miner, Code())
+    lease = await leased(api, subnet.validator)
+    find = store_submissions.list_by_id
+
+    async def find_slowly(connection: AsyncConnection, numbers: Sequence[int]) -> Sequence[Row]:
+        rows = await find(connection, numbers)
+        monkeypatch.setattr(store_submissions, "list_by_id", find)
+        assert (await api.judge(subnet.validator, lease)).status == 200
+        return rows
+
+    monkeypatch.setattr(store_submissions, "list_by_id", find_slowly)
+    path = f"/submissions/{lease.submission_id}"
+    assert (await api.get(path)).body["verdicts"] == []
+    (verdict,) = (await api.get(path)).body["verdicts"]
+    assert verdict["evidence"]
