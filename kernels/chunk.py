@@ -246,7 +246,7 @@ def launch_chunk_quasar(
     if plan.segments.chunks:
         plan.solve(k, beta, inverse, table)
     entering = initial_state
-    if plan.fold is not None and plan.scan is not None:
+    if plan.segments.is_split:
         transition, addition, entering = (
             torch.empty(plan.maps_shape, dtype=torch.float32, device=q.device) for _ in range(3)
         )
@@ -276,9 +276,9 @@ class Plan:
     maps_shape: tuple[int, ...]
     final_shape: tuple[int, ...]
     solve: BoundKernel
-    fold: BoundKernel | None
-    """As `scan`, None where no sequence is cut."""
-    scan: BoundKernel | None
+    fold: BoundKernel
+    """As `scan`, only for sequences that are cut."""
+    scan: BoundKernel
     output: BoundKernel
 
 
@@ -301,24 +301,8 @@ def plan_for(
     block_d, block_v, num_warps = blocks(dim, dtype.itemsize, launch)
     shape = (heads, dim, block_d)
     grid = (heads * segments.count, -(-dim // block_v))
-    fold = scan = None
-    if segments.is_split:
-        fold = BoundKernel(
-            _fold_kernel,
-            grid,
-            (*shape, block_v, chunk_size, operand, precision),
-            num_warps=num_warps,
-            num_stages=_stages(dtype, device, launch, chunk_size, block_d + block_v, 2 * block_d * block_v),
-        )
-        scan_v = min(block_d, SCAN_BLOCK_V)
-        scan_k = block_d if block_d <= 128 else 32
-        scan = BoundKernel(
-            _scan_kernel,
-            (heads * (len(boundaries) - 1), -(-dim // scan_v)),
-            (*shape, scan_v, scan_k, has_initial, _scan_precision(dtype)),
-            num_warps=4,
-            num_stages=3 if block_d <= 64 else 1,
-        )
+    scan_v = min(block_d, SCAN_BLOCK_V)
+    scan_k = block_d if block_d <= 128 else 32
     has_entering = segments.is_split or has_initial
     return Plan(
         segments=segments,
@@ -329,8 +313,22 @@ def plan_for(
         solve=bind_solve(
             segments, heads, dim, chunk_size, operand, precision, processor_count(device)
         ),
-        fold=fold,
-        scan=scan,
+        fold=BoundKernel(
+            _fold_kernel,
+            grid,
+            (*shape, block_v, chunk_size, operand, precision),
+            num_warps=num_warps,
+            num_stages=_stages(
+                dtype, device, launch, chunk_size, block_d + block_v, 2 * block_d * block_v
+            ),
+        ),
+        scan=BoundKernel(
+            _scan_kernel,
+            (heads * (len(boundaries) - 1), -(-dim // scan_v)),
+            (*shape, scan_v, scan_k, has_initial, _scan_precision(dtype)),
+            num_warps=4,
+            num_stages=3 if block_d <= 64 else 1,
+        ),
         output=BoundKernel(
             _output_kernel,
             grid,

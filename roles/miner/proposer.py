@@ -66,7 +66,6 @@ class ShippedProposer:
         self._variants = variants
         self._left = [(variant, preset) for preset in presets for variant in variants]
         self._tuned = tuned
-        self._last_tuned: Launch | None = None
         self._seen: set[str] = set()
 
     async def propose(self) -> Candidate | None:
@@ -75,8 +74,7 @@ class ShippedProposer:
         What is tuned while the miner runs comes at the next call.
         """
         launch = await self._tuned()
-        if launch is not None and launch != self._last_tuned:
-            self._last_tuned = launch
+        if launch is not None:
             found = await self._unseen(f"{self._variants[0]} (tuned)", self._variants[0], launch=launch)
             if found is not None:
                 return found

@@ -162,7 +162,7 @@ def test_secrets_are_out_of_reach(judge_submission: Judge, monkeypatch: pytest.M
         "import os, glob\n"
         "for path in glob.glob('/proc/*/environ'):\n"
         "    print(open(path, 'rb').read())\n"
-        "print(dict(os.environ), os.listdir('/'), glob.glob('/home/*'), glob.glob('/root/.bitt*'))\n"
+        "print(dict(os.environ), os.listdir('/'), glob.glob('/*/.bitt*'), glob.glob('/*/*/.bitt*'))\n"
     ).figures
     assert figures.status is Status.PASSED, figures.evidence
     assert "ghp_very_secret" not in figures.evidence["log_tail"]
