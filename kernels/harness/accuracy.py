@@ -62,7 +62,7 @@ def compare(output: torch.Tensor, reference: torch.Tensor) -> Accuracy:
     )
 
 
-def yardstick_error(
+def rounding_error(
     inputs: Inputs, shape: Shape, reference: torch.Tensor, cu_seqlens: list[int] | None = None
 ) -> float:
     """Return the relative error that honest bfloat16 arithmetic makes on these inputs.

@@ -1,5 +1,6 @@
 """What only a GPU can show: long sequences, equal results from equal calls, every preset."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -18,6 +19,7 @@ from kernels.fused_recurrent import fused_recurrent_quasar
 from kernels.harness import wire, worker
 from kernels.harness.device_memory import DeviceMemory
 from kernels.harness.inputs import Inputs, Shape, draw_inputs
+from kernels.harness.rooms import make_room
 from kernels.harness.session import CandidateFailed, Session, Trial
 from kernels.presets import PRESETS, Preset
 from kernels.reference import chunked
@@ -178,7 +180,8 @@ def trial_with(peer: Callable[[socket.socket, wire.Received], None], shape: Shap
     thread.start()
     try:
         session = Session(ours, deadline_s=lambda: 60.0, device=torch.device("cuda:0"))
-        return session.run(inputs, shape, np.random.default_rng(0))
+        with contextlib.closing(session):
+            return session.run(inputs, shape, np.random.default_rng(0))
     finally:
         thread.join()
         ours.close()
@@ -188,25 +191,92 @@ def trial_with(peer: Callable[[socket.socket, wire.Received], None], shape: Shap
 SHAPE = Shape(batch=1, length=1000, heads=8, dim=64, dtype="bfloat16")
 
 
-def test_trial_reads_and_writes_the_referees_memory() -> None:
-    def honest(connection: socket.socket, received: wire.Received) -> None:
-        worker._run(chunk.chunk_quasar, received.message, received.descriptors, "cuda:0")
-        wire.send(connection, {"nonce": received.message["nonce"]})
+def run_honestly(operator: Callable[..., Any]) -> Callable[[socket.socket, wire.Received], None]:
+    """A peer that does what the sandboxed worker does."""
 
+    def peer(connection: socket.socket, received: wire.Received) -> None:
+        room = make_room("cuda:0")
+        output = worker.run(operator, received.message, received.descriptors, room)
+        wire.send(connection, {"nonce": received.message["nonce"], **output.fields}, output.descriptors)
+        room.tidy()
+
+    return peer
+
+
+def test_trial_reads_the_workers_memory() -> None:
     inputs = draw_inputs(SHAPE, torch.Generator("cuda:0").manual_seed(1))
-    trial = trial_with(honest, SHAPE, inputs)
+    trial = trial_with(run_honestly(chunk.chunk_quasar), SHAPE, inputs)
     exact, _ = chunked(inputs.q, inputs.k, inputs.v, inputs.beta, dtype=torch.float64)
     assert relative_error(trial.output, exact) <= RELATIVE_ERROR[torch.bfloat16]
     assert trial.seconds > 0
 
 
-def test_output_that_nobody_wrote_is_noticed() -> None:
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda q, k, v, beta: (v, None),
+        lambda q, k, v, beta: (v.transpose(0, 1).contiguous().transpose(0, 1), None),
+        lambda q, k, v, beta: (torch.cat([v, v], dim=2)[:, :, v.shape[2] :], None),
+        lambda q, k, v, beta: (torch.cat([v, v], dim=1)[:, v.shape[1] :], None),
+    ],
+    ids=["an input", "strided", "a part", "an offset"],
+)
+def test_outputs_of_any_layout_arrive(operator: Callable[..., Any]) -> None:
+    inputs = draw_inputs(SHAPE, torch.Generator("cuda:0").manual_seed(1))
+    assert torch.equal(trial_with(run_honestly(operator), SHAPE, inputs).output, inputs.v)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"segment": 0, "offset": 0, "size": 2**21}, "not at all"),
+        ({"segment": 0, "offset": -2, "size": 2**21}, "is not at -2"),
+        ({"segment": 0, "offset": 1, "size": 2**21}, "is not at 1"),
+        ({"segment": 0, "offset": 2**20, "size": 2**20}, "is not at"),
+        ({"segment": 0, "offset": 0.0, "size": 2**21}, "whole numbers"),
+        ({"segment": 0, "offset": 0}, "not part of the protocol"),
+    ],
+)
+def test_an_output_that_is_nowhere(fields: dict[str, Any], message: str) -> None:
     def idle(connection: socket.socket, received: wire.Received) -> None:
         for descriptor in received.descriptors:
             os.close(descriptor)
-        wire.send(connection, {"nonce": received.message["nonce"]})
+        wire.send(connection, {"nonce": received.message["nonce"], **fields})
 
     inputs = draw_inputs(SHAPE, torch.Generator("cuda:0").manual_seed(1))
-    with pytest.raises(CandidateFailed, match="512,000 of 512,000 numbers") as caught:
+    with pytest.raises(CandidateFailed, match=message) as caught:
         trial_with(idle, SHAPE, inputs)
+    assert caught.value.kind == "tampered"
+
+
+def test_a_descriptor_that_is_no_memory_of_the_gpu() -> None:
+    def lie(connection: socket.socket, received: wire.Received) -> None:
+        for descriptor in received.descriptors:
+            os.close(descriptor)
+        memory = os.memfd_create("no memory of a GPU")
+        os.ftruncate(memory, 2**21)
+        fields = {"segment": 0, "offset": 0, "size": 2**21}
+        wire.send(connection, {"nonce": received.message["nonce"], **fields}, (memory,))
+        os.close(memory)
+
+    inputs = draw_inputs(SHAPE, torch.Generator("cuda:0").manual_seed(1))
+    with pytest.raises(CandidateFailed, match="cannot be mapped") as caught:
+        trial_with(lie, SHAPE, inputs)
+    assert caught.value.kind == "tampered"
+
+
+def test_an_output_smaller_than_it_is_said_to_be() -> None:
+    def shrink(connection: socket.socket, received: wire.Received) -> None:
+        for descriptor in received.descriptors:
+            os.close(descriptor)
+        memory = DeviceMemory.allocate(2**21, torch.device("cuda:0"))
+        descriptor = memory.export()
+        fields = {"segment": 0, "offset": 2**21, "size": 2**23}
+        wire.send(connection, {"nonce": received.message["nonce"], **fields}, (descriptor,))
+        os.close(descriptor)
+        memory.close()
+
+    inputs = draw_inputs(SHAPE, torch.Generator("cuda:0").manual_seed(1))
+    with pytest.raises(CandidateFailed, match="cannot be mapped") as caught:
+        trial_with(shrink, SHAPE, inputs)
     assert caught.value.kind == "tampered"

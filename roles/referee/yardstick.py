@@ -1,0 +1,179 @@
+"""The yardstick: our pinned kernel and an operator that does nothing, timed in turn with a submission.
+
+The operator that does nothing gives what a trial costs besides the operator; the pinned kernel shows whether
+the GPU was free and as fast as before, and how exact bfloat16 arithmetic is on the very same inputs.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from kernels.export import export_files
+from kernels.harness.accuracy import compare
+from kernels.harness.inputs import Inputs, Shape
+from protocol.verdicts import Status
+from roles.referee.contestant import Contestant
+from roles.referee.drawing import Drawing, Drawn
+from roles.referee.stages import Ended
+
+ROUNDS: Final = 5
+"""Trials that make one measurement of the yardstick by itself."""
+PATIENCE_S: Final = 120.0
+STEADY: Final = 0.10
+"""Largest spread, and largest slowing down beside a submission, of a GPU that is nobody else's."""
+ACCUSING: Final = 0.25
+"""A submission is accused from this slowing down on: far above what heat and chance do."""
+RECOVERED: Final = 0.05
+CLEARING_S: Final = 2.0
+IDLE_OPERATOR: Final = "fused_recurrent_quasar"
+
+
+def yardstick_files() -> dict[str, str]:
+    """Return the tree of the yardstick's worker; its sequential operator is one that does nothing."""
+    idle = (
+        "import torch\n\n\n"
+        f"def {IDLE_OPERATOR}(q, k, v, beta, **kwargs):\n    return torch.empty_like(v), None\n"
+    )
+    return {**export_files("chunk"), "fused_recurrent.py": idle}
+
+
+class Yardstick:
+    """Times of the yardstick before, beside and after a submission."""
+
+    def __init__(
+        self,
+        contestant: Contestant,
+        drawing: Drawing,
+        shapes: Sequence[Shape],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._contestant = contestant
+        self._drawing = drawing
+        self._shapes = shapes
+        self._clock = clock
+        self._sleep = sleep
+        self._idle_s: list[float] = []
+        self._before_s: list[float] = []
+        self._beside_s: list[float] = []
+        self.relative_error = 0.0
+        """The largest on the inputs of the timed trials."""
+
+    def settle(self) -> None:
+        """Warm up, then measure by itself until the GPU is steady.
+
+        Raises:
+            Ended: infrastructure, it is not. CandidateFailed: the yardstick's own worker failed.
+        """
+        for shape in self._shapes:
+            self._run(self._drawing.draw_unrecorded(shape), shape, IDLE_OPERATOR)
+            self._run(self._drawing.draw_unrecorded(shape), shape)
+        give_up_at = self._clock() + PATIENCE_S
+        while True:
+            self._idle_s = []
+            self._before_s = self.measure()
+            spread, median = _spread(self._before_s), statistics.median(self._before_s)
+            if spread <= max(STEADY * median, self._noise()):
+                return
+            if self._clock() > give_up_at:
+                raise Ended(
+                    Status.INFRASTRUCTURE,
+                    f"the GPU is not free: the yardstick's times vary by {spread / median:.0%}",
+                )
+            self._sleep(1.0)
+
+    def measure(self) -> list[float]:
+        """Measure the yardstick by itself: seconds per token, operator alone."""
+        measured = []
+        for index in range(ROUNDS):
+            shape = self._shapes[index % len(self._shapes)]
+            inputs = self._drawing.draw_unrecorded(shape)
+            self.idle(inputs, shape)
+            measured.append((self._run(inputs, shape), shape.length))
+        return [(seconds - self.overhead_s) / length for seconds, length in measured]
+
+    def idle(self, inputs: Inputs, shape: Shape) -> None:
+        """Time the operator that does nothing once more."""
+        self._idle_s.append(self._run(inputs, shape, IDLE_OPERATOR))
+
+    def trial(self, drawn: Drawn) -> None:
+        """Time the yardstick on a submission's inputs, beside it."""
+        trial = self._contestant.run(drawn.inputs, drawn.shape)
+        self._beside_s.append((trial.seconds - self.overhead_s) / drawn.shape.length)
+        error = compare(trial.output, drawn.reference).relative_error
+        self.relative_error = max(self.relative_error, error)
+
+    @property
+    def overhead_s(self) -> float:
+        """What a trial takes besides the operator, in seconds."""
+        return statistics.median(self._idle_s)
+
+    @property
+    def overhead_spread_s(self) -> float:
+        """Interquartile range of that."""
+        return _spread(self._idle_s)
+
+    def slowing(self) -> float:
+        """By how much the yardstick was slower beside the submission than before it; 0 within the noise."""
+        return self._slowing(self._beside_s)
+
+    def check_after(self) -> None:
+        """Measure again, now that the submission is gone, when the yardstick was slow beside it.
+
+        Raises:
+            Ended: tampered, the submission kept the GPU busy outside its turn; infrastructure, it was
+                somebody else, or the heat.
+        """
+        slowing = self.slowing()
+        if slowing <= STEADY:
+            return
+        # The driver clears up after the submission's worker.
+        self._sleep(CLEARING_S)
+        after = self._slowing(self.measure())
+        if slowing > ACCUSING and after <= RECOVERED:
+            raise Ended(
+                Status.TAMPERED,
+                f"the GPU was busy outside the submission's turns: the yardstick was {slowing:.0%} slower "
+                "beside it than before, and as fast as before once it was gone",
+            )
+        raise Ended(
+            Status.INFRASTRUCTURE,
+            f"the GPU was not free or got hot: the yardstick was {slowing:.0%} slower beside the submission "
+            f"than before, and {after:.0%} afterwards",
+        )
+
+    def evidence(self) -> dict[str, object]:
+        """What a verdict shows of it."""
+        return {
+            "overhead_s": round(self.overhead_s, 7),
+            "overhead_spread_s": round(self.overhead_spread_s, 7),
+            "before_ns_per_token": _rounded(self._before_s),
+            "beside_ns_per_token": _rounded(self._beside_s),
+            "relative_error": self.relative_error,
+        }
+
+    def _slowing(self, measured: list[float]) -> float:
+        if not measured:
+            return 0.0
+        before, now = statistics.median(self._before_s), statistics.median(measured)
+        return now / before - 1.0 if now - before > self._noise() else 0.0
+
+    def _noise(self) -> float:
+        """Seconds per token that the measurement itself varies by."""
+        return 3.0 * self.overhead_spread_s / min(shape.length for shape in self._shapes)
+
+    def _run(self, inputs: Inputs, shape: Shape, operator: str = "chunk_quasar") -> float:
+        return self._contestant.run(inputs, shape, operator=operator).seconds
+
+
+def _spread(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4)
+    return high - low
+
+
+def _rounded(seconds_per_token: Sequence[float]) -> list[float]:
+    return [round(1e9 * value, 4) for value in seconds_per_token]
