@@ -12,28 +12,29 @@ import numpy as np
 import torch
 
 from kernels.harness.device_memory import DeviceMemory
-from kernels.harness.inputs import Inputs, Shape
+from kernels.harness.inputs import Inputs, InputSets, Shape
 from kernels.harness.memory import POISON, OutputFile, input_file
 
-MAPPED_SEGMENTS: Final = 4
+MAPPED_SEGMENTS: Final = 128
 """Segments of the worker's memory that stay mapped: mapping one takes a tenth of a millisecond."""
+MAX_NEW_SEGMENTS: Final = 64
 
 
 class OutputRefused(Exception):
-    """The output is not where the worker says, is not all there, or changed after the worker was done."""
+    """An output is not where the worker says, is not all there, or changed after the worker was done."""
 
 
 class Offer(Protocol):
-    """One trial's inputs, and its output afterwards."""
+    """One trial's inputs, and its outputs afterwards."""
 
     descriptors: tuple[int, ...]
     """What the worker gets at the go."""
 
     def gather(self, answer: dict[str, Any], descriptors: list[int]) -> None:
-        """Take the chosen rows of the output; back when they have arrived. Raises OutputRefused."""
+        """Take the chosen rows of the outputs; back when they have arrived. Raises OutputRefused."""
 
-    def result(self) -> torch.Tensor:
-        """Return the output, float32 [B, T, H, D]. Raises OutputRefused."""
+    def results(self) -> list[torch.Tensor]:
+        """Return the outputs [B, T, H, D] in the shape's dtype. Raises OutputRefused."""
 
     def close(self) -> None:
         """Let go of everything."""
@@ -43,26 +44,28 @@ class Ground(Protocol):
     """Where the trials of one worker take place."""
 
     answer_fields: frozenset[str]
-    """What the worker says about its output."""
+    """What the worker says about its outputs."""
     max_descriptors: int
     """How many descriptors may come with that."""
 
-    def offer(self, inputs: Inputs, shape: Shape, rows: np.ndarray) -> Offer:
-        """Lay out one trial; `rows` are those to be gathered, of [B * T * H, D]."""
+    def offer(self, sets: InputSets, calls: int, rows: np.ndarray) -> Offer:
+        """Lay out one trial; `rows` are those to be gathered of each output, of [B * T * H, D]."""
 
     def close(self) -> None:
         """Let go of everything."""
 
 
 class HostGround:
-    """float32 in anonymous files; for an operator that runs on a CPU."""
+    """One set of inputs in float32, in anonymous files; for an operator that runs on a CPU."""
 
     answer_fields: frozenset[str] = frozenset()
     max_descriptors = 0
 
-    def offer(self, inputs: Inputs, shape: Shape, rows: np.ndarray) -> Offer:
-        """See Ground."""
-        return _HostOffer(inputs, shape, rows)
+    def offer(self, sets: InputSets, calls: int, rows: np.ndarray) -> Offer:
+        """See Ground. Raises ValueError for more than one set."""
+        if (sets.count, calls) != (1, 1):
+            raise ValueError(f"{calls} calls on {sets.count} sets: a trial on a CPU has one of each")
+        return _HostOffer(sets.draw(0), sets.shape, rows)
 
     def close(self) -> None:
         """See Ground."""
@@ -79,7 +82,7 @@ class _HostOffer:
     def gather(self, _answer: dict[str, Any], _descriptors: list[int]) -> None:
         self._gathered = self._rows[self._chosen]
 
-    def result(self) -> torch.Tensor:
+    def results(self) -> list[torch.Tensor]:
         whole = self._rows.copy()
         if not np.array_equal(whole[self._chosen], self._gathered):
             raise OutputRefused("the output changed after the worker said that it was done")
@@ -89,7 +92,7 @@ class _HostOffer:
             raise OutputRefused(
                 f"{unwritten:,} of {whole.size:,} numbers of o were not written when it said done"
             )
-        return torch.from_numpy(whole.view(np.float32)).view(self._shape.size)
+        return [torch.from_numpy(whole.view(np.float32)).view(self._shape.size)]
 
     def close(self) -> None:
         for descriptor in self.descriptors:
@@ -99,74 +102,92 @@ class _HostOffer:
 class DeviceGround:
     """bfloat16 in memory of the GPU; for an operator that runs there."""
 
-    answer_fields: frozenset[str] = frozenset({"segment", "offset", "size"})
-    max_descriptors = 1
+    answer_fields: frozenset[str] = frozenset({"segments", "outputs"})
+    max_descriptors = MAX_NEW_SEGMENTS
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._segments: OrderedDict[int, DeviceMemory] = OrderedDict()
 
-    def offer(self, inputs: Inputs, shape: Shape, rows: np.ndarray) -> Offer:
+    def offer(self, sets: InputSets, calls: int, rows: np.ndarray) -> Offer:
         """See Ground."""
-        return _DeviceOffer(self, inputs, shape, torch.from_numpy(rows).to(self._device), self._device)
+        return _DeviceOffer(self, sets, calls, torch.from_numpy(rows).to(self._device), self._device)
 
     def close(self) -> None:
         """See Ground."""
         while self._segments:
             self._segments.popitem()[1].close()
 
-    def output_rows(self, answer: dict[str, Any], descriptors: list[int], shape: Shape) -> torch.Tensor:
-        """Return the output's raw bits [B * T * H, D] where the worker says it is. Raises OutputRefused."""
-        number, offset, size = (answer[name] for name in ("segment", "offset", "size"))
-        needed = shape.count * shape.torch_dtype.itemsize
-        if not all(type(value) is int for value in (number, offset, size)):
-            raise OutputRefused("the worker described its output in something else than whole numbers")
-        if offset < 0 or offset % shape.torch_dtype.itemsize or offset + needed > size:
-            raise OutputRefused(f"the worker's output of {needed:,} bytes is not at {offset:,} of {size:,}")
-        memory = self._mapped(number, size, descriptors)
-        return memory.bytes[offset : offset + needed].view(torch.int16).view(-1, shape.dim)
-
-    def _mapped(self, number: int, size: int, descriptors: list[int]) -> DeviceMemory:
-        known = self._segments.get(number)
-        if known is not None and not descriptors and known.size == size:
-            self._segments.move_to_end(number)
-            return known
-        if known is not None or len(descriptors) != 1:
-            raise OutputRefused(f"the worker's memory {number} was described in two ways, or not at all")
-        try:
-            memory = DeviceMemory.receive(descriptors[0], size, self._device)
-        except (RuntimeError, OverflowError) as error:
-            # Whatever the descriptor is, it is no memory of this GPU of that size.
-            raise OutputRefused(f"the worker's memory cannot be mapped: {error}") from error
-        self._segments[number] = memory
+    def map_segments(self, described: Any, descriptors: list[int]) -> None:
+        """Map new memory of the worker: [number, bytes] for each descriptor. Raises OutputRefused."""
+        pairs = _pairs(described, len(descriptors))
+        for (number, size), descriptor in zip(pairs, descriptors, strict=True):
+            if number in self._segments:
+                raise OutputRefused(f"the worker described its memory {number} twice")
+            try:
+                memory = DeviceMemory.receive(descriptor, size, self._device)
+            except (RuntimeError, OverflowError) as error:
+                # Whatever the descriptor is, it is no memory of this GPU of that size.
+                raise OutputRefused(f"the worker's memory cannot be mapped: {error}") from error
+            self._segments[number] = memory
         while len(self._segments) > MAPPED_SEGMENTS:
             self._segments.popitem(last=False)[1].close()
-        return memory
+
+    def rows(self, number: int, offset: int, shape: Shape) -> torch.Tensor:
+        """Return the raw bits [B * T * H, D] of the output at a place. Raises OutputRefused."""
+        memory = self._segments.get(number)
+        if memory is None:
+            raise OutputRefused(f"the worker named memory {number}, which it never described")
+        self._segments.move_to_end(number)
+        needed = shape.count * shape.torch_dtype.itemsize
+        if offset < 0 or offset % shape.torch_dtype.itemsize or offset + needed > memory.size:
+            raise OutputRefused(f"an output of {needed:,} bytes is not at {offset:,} of {memory.size:,}")
+        return memory.bytes[offset : offset + needed].view(torch.int16).view(-1, shape.dim)
+
+
+def _pairs(described: Any, count: int) -> list[tuple[int, int]]:
+    """Read a list of `count` pairs of whole numbers. Raises OutputRefused."""
+    is_list = isinstance(described, list) and len(described) == count
+    if not is_list or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(value) is int for value in pair)
+        for pair in described
+    ):
+        raise OutputRefused(f"the worker did not describe its outputs in {count} pairs of whole numbers")
+    return [(pair[0], pair[1]) for pair in described]
 
 
 class _DeviceOffer:
     def __init__(
-        self, ground: DeviceGround, inputs: Inputs, shape: Shape, rows: torch.Tensor, device: torch.device
+        self, ground: DeviceGround, sets: InputSets, calls: int, rows: torch.Tensor, device: torch.device
     ) -> None:
-        self._ground, self._shape, self._chosen, self._device = ground, shape, rows, device
-        flat = inputs.packed(shape.torch_dtype, device)
-        self._source = DeviceMemory.allocate(flat.numel(), device)
-        self._source.bytes.copy_(flat)
-        self._gathered = torch.empty(len(rows), shape.dim, dtype=torch.int16, device=device)
+        self._ground, self._sets, self._calls = ground, sets, calls
+        self._chosen, self._device = rows, device
+        shape = sets.shape
+        self._source = DeviceMemory.allocate(sets.count * shape.set_bytes, device)
+        for number, target in enumerate(self._source.bytes.split(shape.set_bytes)):
+            sets.draw(number).pack(shape.torch_dtype, target)
+        self._gathered = torch.empty(sets.count, len(rows), shape.dim, dtype=torch.int16, device=device)
         torch.cuda.synchronize(device)
         self.descriptors: tuple[int, ...] = (self._source.export(),)
 
     def gather(self, answer: dict[str, Any], descriptors: list[int]) -> None:
-        self._rows = self._ground.output_rows(answer, descriptors, self._shape)
-        torch.index_select(self._rows, 0, self._chosen, out=self._gathered)
+        self._ground.map_segments(answer["segments"], descriptors)
+        self._outputs = [
+            self._ground.rows(number, offset, self._sets.shape)
+            for number, offset in _pairs(answer["outputs"], self._calls)
+        ]
+        # As often for one call as for all, so that what it costs is the same.
+        for number, target in enumerate(self._gathered):
+            torch.index_select(self._outputs[number % self._calls], 0, self._chosen, out=target)
         # Waits for what runs on the GPU before it, too.
         torch.cuda.synchronize(self._device)
 
-    def result(self) -> torch.Tensor:
-        whole = self._rows.clone()
-        if not torch.equal(whole[self._chosen], self._gathered):
-            raise OutputRefused("the output changed after the worker said that it was done")
-        return whole.view(torch.bfloat16).float().view(self._shape.size)
+    def results(self) -> list[torch.Tensor]:
+        whole = [rows.clone() for rows in self._outputs]
+        for rows, gathered in zip(whole, self._gathered, strict=False):
+            if not torch.equal(rows[self._chosen], gathered):
+                raise OutputRefused("an output changed after the worker said that it was done")
+        return [rows.view(torch.bfloat16).view(self._sets.shape.size) for rows in whole]
 
     def close(self) -> None:
         os.close(self.descriptors[0])

@@ -1,4 +1,4 @@
-"""The worker's side of a trial: takes the inputs out of descriptors and leaves the output to be found."""
+"""The worker's side of a trial: takes the inputs out of descriptors and leaves the outputs to be found."""
 
 import os
 from collections.abc import Iterator
@@ -11,60 +11,63 @@ import torch
 from kernels.harness.device_memory import DeviceMemory
 from kernels.harness.inputs import Shape
 from kernels.harness.memory import map_inputs, map_output
-from kernels.harness.shared_pool import SharedPool
+from kernels.harness.shared_pool import Located, SharedPool
+
+InputSet = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""q, k, v [B, T, H, D] and beta [H]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What the referee is told about the output."""
+    """What the referee is told about the outputs."""
 
     fields: dict[str, Any] = field(default_factory=dict)
     descriptors: tuple[int, ...] = ()
 
 
 class Room(Protocol):
-    """Where an operator finds its inputs and leaves its output."""
+    """Where an operator finds its inputs and leaves its outputs."""
 
     max_descriptors: int
     """How many descriptors come with the go."""
 
-    def enter(self, shape: Shape, descriptors: list[int]) -> tuple[torch.Tensor, ...]:
-        """Map the inputs and return q, k, v [B, T, H, D] and beta [H]."""
+    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> list[InputSet]:
+        """Map the inputs."""
 
     def allocations(self) -> AbstractContextManager[None]:
         """Around the operator: where its memory comes from."""
 
-    def leave(self, o: torch.Tensor) -> Output:
-        """Wait for the output and say where it is."""
+    def leave(self, outputs: list[torch.Tensor]) -> Output:
+        """Wait for the outputs and say where they are."""
 
     def tidy(self) -> None:
         """Let go of what one trial needed, after the referee has the answer."""
 
 
 class HostRoom:
-    """Inputs and output in files."""
+    """One set of inputs and its output, in files."""
 
     max_descriptors = 2
 
-    def enter(self, shape: Shape, descriptors: list[int]) -> tuple[torch.Tensor, ...]:
+    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> list[InputSet]:
         """See Room."""
         inputs, output = descriptors
         try:
-            flat = map_inputs(inputs, 3 * shape.count + shape.heads)
+            flat = map_inputs(inputs, sets * (3 * shape.count + shape.heads))
             self._target = map_output(output, shape.count).view(shape.size)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
         q, k, v = (part.view(shape.size).to(shape.torch_dtype) for part in flat[: -shape.heads].chunk(3))
-        return q, k, v, flat[-shape.heads :]
+        return [(q, k, v, flat[-shape.heads :])]
 
     def allocations(self) -> AbstractContextManager[None]:
         """See Room."""
         return nullcontext()
 
-    def leave(self, o: torch.Tensor) -> Output:
+    def leave(self, outputs: list[torch.Tensor]) -> Output:
         """See Room."""
-        self._target.copy_(o)
+        self._target.copy_(outputs[0])
         return Output()
 
     def tidy(self) -> None:
@@ -73,7 +76,7 @@ class HostRoom:
 
 
 class DeviceRoom:
-    """Inputs in the referee's memory of the GPU, the output in memory that the referee can map."""
+    """Inputs in the referee's memory of the GPU, outputs in memory that the referee can map."""
 
     max_descriptors = 1
 
@@ -85,25 +88,28 @@ class DeviceRoom:
         self._pool = SharedPool(device)
         self._told: set[int] = set()
         self._inputs: DeviceMemory | None = None
-        self._sent: tuple[int, ...] = ()
+        self._outputs: list[torch.Tensor] = []
+        self._sent: list[int] = []
 
-    def enter(self, shape: Shape, descriptors: list[int]) -> tuple[torch.Tensor, ...]:
+    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> list[InputSet]:
         """See Room."""
-        self._output = None
+        self._outputs = []
         tensor_bytes = shape.count * shape.torch_dtype.itemsize
+        set_bytes = shape.set_bytes
         try:
-            self._inputs = DeviceMemory.receive(
-                descriptors[0], 3 * tensor_bytes + 4 * shape.heads, self._device
-            )
+            self._inputs = DeviceMemory.receive(descriptors[0], sets * set_bytes, self._device)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        flat = self._inputs.bytes
-        q, k, v = (
-            flat[index * tensor_bytes :][:tensor_bytes].view(shape.torch_dtype).view(shape.size)
-            for index in range(3)
-        )
-        return q, k, v, flat[3 * tensor_bytes :].view(torch.float32)
+
+        def tensors(flat: torch.Tensor) -> InputSet:
+            q, k, v = (
+                flat[index * tensor_bytes :][:tensor_bytes].view(shape.torch_dtype).view(shape.size)
+                for index in range(3)
+            )
+            return q, k, v, flat[3 * tensor_bytes :][: 4 * shape.heads].view(torch.float32)
+
+        return [tensors(flat) for flat in self._inputs.bytes.split(set_bytes)]
 
     @contextmanager
     def allocations(self) -> Iterator[None]:
@@ -111,31 +117,41 @@ class DeviceRoom:
         with self._pool.use():
             yield
 
-    def leave(self, o: torch.Tensor) -> Output:
+    def leave(self, outputs: list[torch.Tensor]) -> Output:
         """See Room."""
-        where = self._pool.locate(o)
-        if where is None:
-            # A view of something else, or made in another thread: honest, and the copy is its own cost.
-            with self._pool.use():
-                o = o.clone(memory_format=torch.contiguous_format)
-            where = self._pool.locate(o)
-            assert where is not None
-        self._output = o
-        """Kept until the next trial: the referee reads it."""
+        places = [self._placed(o) for o in outputs]
         torch.cuda.synchronize(self._device)
-        if where.segment not in self._told:
-            self._sent = (self._pool.export(where.segment),)
-            self._told.add(where.segment)
-        return Output({"segment": where.segment, "offset": where.offset, "size": where.size}, self._sent)
+        new = {place.segment: place.size for place in places if place.segment not in self._told}
+        for segment in new:
+            self._sent.append(self._pool.export(segment))
+        self._told |= new.keys()
+        return Output(
+            {
+                "segments": [[segment, size] for segment, size in new.items()],
+                "outputs": [[place.segment, place.offset] for place in places],
+            },
+            tuple(self._sent),
+        )
 
     def tidy(self) -> None:
         """See Room."""
-        for descriptor in self._sent:
-            os.close(descriptor)
-        self._sent = ()
+        while self._sent:
+            os.close(self._sent.pop())
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None
+
+    def _placed(self, o: torch.Tensor) -> Located:
+        """Say where an output is, which is kept until the next trial: the referee reads it."""
+        place = self._pool.locate(o)
+        if place is None:
+            # A view of something else, or made in another thread: honest, and the copy is its own cost.
+            with self._pool.use():
+                o = o.clone(memory_format=torch.contiguous_format)
+            place = self._pool.locate(o)
+            assert place is not None
+        self._outputs.append(o)
+        return place
 
 
 def make_room(device: str) -> Room:

@@ -14,7 +14,7 @@ import torch
 
 from kernels.harness import wire
 from kernels.harness.buffers import Offer, OutputRefused, make_ground
-from kernels.harness.inputs import Inputs, Shape
+from kernels.harness.inputs import InputSets
 
 GATHERED_ROWS = 4096
 
@@ -29,9 +29,12 @@ class CandidateFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One run of the operator: its output [B, T, H, D] in float32, and the seconds on the referee's clock."""
+    """Calls of the operator one after another: their outputs [B, T, H, D], and the seconds for all of them.
 
-    output: torch.Tensor
+    On the referee's clock, the hand-over included.
+    """
+
+    outputs: list[torch.Tensor]
     seconds: float
 
 
@@ -66,33 +69,38 @@ class Session:
 
     def run(
         self,
-        inputs: Inputs,
-        shape: Shape,
+        sets: InputSets,
         rows: np.random.Generator,
         *,
+        calls: int | None = None,
         operator: str = "chunk_quasar",
         cu_seqlens: list[int] | None = None,
     ) -> Trial:
         """Run one trial on inputs that the worker could not have seen before the clock starts.
 
+        The operator is called once for each of the sets, or for the first `calls` of them.
+
         Raises:
             CandidateFailed: see `kind`.
         """
         self._expect_quiet("the worker spoke before it was asked")
-        count = shape.count // shape.dim
-        chosen = rows.choice(count, size=min(GATHERED_ROWS, count), replace=False)
+        calls = sets.count if calls is None else calls
+        count = sets.shape.count // sets.shape.dim
+        chosen = rows.choice(count, size=min(GATHERED_ROWS // sets.count, count), replace=False)
         go: dict[str, Any] = {
             "operator": operator,
             "nonce": secrets.token_hex(16),
-            "shape": shape.as_message(),
+            "shape": sets.shape.as_message(),
+            "sets": sets.count,
+            "calls": calls,
             **({} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}),
         }
-        offer = self._ground.offer(inputs, shape, chosen)
+        offer = self._ground.offer(sets, calls, chosen)
         try:
             seconds = self._exchange(go, offer)
-            output = offer.result()
+            outputs = offer.results()
             self._expect_quiet("the worker sent more than its acknowledgement")
-            return Trial(output, seconds)
+            return Trial(outputs, seconds)
         except OutputRefused as refused:
             raise CandidateFailed("tampered", str(refused)) from refused
         finally:

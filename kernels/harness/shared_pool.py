@@ -6,9 +6,10 @@ map, and nothing is copied.
 """
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
 
@@ -16,6 +17,8 @@ from kernels.harness.device_memory import DeviceMemory
 
 _Allocate = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
 _Free = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int, ctypes.c_void_p)
+_CALLBACKS: Final[list[Any]] = []
+"""PyTorch keeps the addresses of callbacks alone and frees memory when it likes: they live as long as it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +30,21 @@ class Located:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    number: int
+    memory: DeviceMemory
+
+
 class SharedPool:
     """Allocations made inside `use` come from memory of the driver's virtual memory API."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._segments: dict[int, tuple[int, DeviceMemory]] = {}
-        """By address: number and memory."""
-        self._count = 0
-        # PyTorch keeps the addresses of these two alone: they must live as long as the pool.
-        self._callbacks = (_Allocate(self._allocate), _Free(self._free))
-        allocate, free = (ctypes.cast(call, ctypes.c_void_p).value for call in self._callbacks)
-        self._allocator = torch._C._cuda_customAllocator(allocate, free)
-        self._pool = torch.cuda.MemPool(self._allocator)
+        self._segments: dict[int, _Segment] = {}
+        """By address."""
+        allocate, free = _callbacks(self._segments, device)
+        self._pool = torch.cuda.MemPool(torch._C._cuda_customAllocator(allocate, free))
 
     @contextmanager
     def use(self) -> Iterator[None]:
@@ -52,25 +57,35 @@ class SharedPool:
         if not tensor.is_contiguous():
             return None
         first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-        for address, (number, memory) in self._segments.items():
-            if address <= first and last <= address + memory.size:
-                return Located(number, first - address, memory.size)
+        for address, segment in self._segments.items():
+            if address <= first and last <= address + segment.memory.size:
+                return Located(segment.number, first - address, segment.memory.size)
         return None
 
-    def export(self, segment: int) -> int:
+    def export(self, number: int) -> int:
         """Return a new descriptor of a segment, which the caller closes."""
-        return next(memory.export() for number, memory in self._segments.values() if number == segment)
+        return next(one.memory.export() for one in self._segments.values() if one.number == number)
 
-    def _allocate(self, size: int, _device: int, _stream: int | None) -> int:
-        """Called by PyTorch for a new segment; 0 is its word for no memory."""
+
+def _callbacks(segments: dict[int, _Segment], device: torch.device) -> tuple[int, int]:
+    """Return the addresses of functions that make and free segments."""
+    count = 0
+
+    def allocate(size: int, _device: int, _stream: int | None) -> int:
+        nonlocal count
         try:
-            memory = DeviceMemory.allocate(size, self._device)
+            memory = DeviceMemory.allocate(size, device)
         except RuntimeError:
+            # PyTorch takes it for a full GPU, which it nearly always is.
             return 0
-        self._segments[memory.address] = self._count, memory
-        self._count += 1
+        segments[memory.address] = _Segment(count, memory)
+        count += 1
         return memory.address
 
-    def _free(self, address: int, _size: int, _device: int, _stream: int | None) -> None:
-        _, memory = self._segments.pop(address)
-        memory.close()
+    def free(address: int, _size: int, _device: int, _stream: int | None) -> None:
+        segments.pop(address).memory.close()
+
+    callbacks: tuple[Callable[..., Any], ...] = (_Allocate(allocate), _Free(free))
+    _CALLBACKS.append(callbacks)
+    addresses = [ctypes.cast(call, ctypes.c_void_p).value for call in callbacks]  # type: ignore[arg-type]
+    return addresses[0] or 0, addresses[1] or 0

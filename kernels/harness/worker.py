@@ -11,6 +11,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from kernels.harness.inputs import Shape
     from kernels.harness.rooms import Output, Room
 
 Operator = Callable[..., Any]
@@ -82,20 +85,32 @@ def _keep_first_configuration() -> None:
 
 
 def run(operator: Operator, message: dict[str, Any], descriptors: list[int], room: "Room") -> "Output":
-    """Run the operator once on the inputs that came, and leave its output where the referee finds it."""
+    """Run the operator on the inputs that came, and leave its outputs where the referee finds them."""
     import torch
 
-    from kernels.harness.inputs import Shape
+    from kernels.harness.inputs import Shape, chained_beta
 
     shape = Shape(**message["shape"])
-    q, k, v, beta = room.enter(shape, descriptors)
+    sets = room.enter(shape, message["sets"], descriptors)
     options = (
-        {"cu_seqlens": torch.tensor(message["cu_seqlens"], device=q.device)}
+        {"cu_seqlens": torch.tensor(message["cu_seqlens"], device=sets[0][0].device)}
         if "cu_seqlens" in message
         else {}
     )
-    with room.allocations():
-        result = operator(q, k, v, beta, **options)
+    outputs: list[torch.Tensor] = []
+    for q, k, v, beta in sets[: message["calls"]]:
+        if outputs:
+            beta = chained_beta(beta, outputs[-1])
+        with room.allocations():
+            result = operator(q, k, v, beta, **options)
+        outputs.append(_output(result, shape))
+    return room.leave(outputs)
+
+
+def _output(result: Any, shape: "Shape") -> "Tensor":
+    """Return o of what an operator returned. Raises TypeError when it is no such thing."""
+    import torch
+
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(f"the operator must return (o, final_state), not {type(result).__name__}")
     o = result[0]
@@ -104,4 +119,4 @@ def run(operator: Operator, message: dict[str, Any], descriptors: list[int], roo
             f"o must be a torch.Tensor {list(shape.size)} of {shape.torch_dtype}, "
             f"not {type(o).__name__} {list(getattr(o, 'shape', []))} of {getattr(o, 'dtype', None)}"
         )
-    return room.leave(o)
+    return o

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from kernels.harness.inputs import Inputs, Shape
+from kernels.harness.inputs import InputSets
 from kernels.harness.session import Session, Trial
 
 WAKING_S: Final = 0.002
@@ -36,16 +36,16 @@ class Contestant:
 
     def run(
         self,
-        inputs: Inputs,
-        shape: Shape,
+        sets: InputSets,
         *,
+        calls: int | None = None,
         operator: str = "chunk_quasar",
         cu_seqlens: list[int] | None = None,
     ) -> Trial:
-        """Run one trial. Raises CandidateFailed."""
+        """Run one trial, of all sets or the first `calls` of them. Raises CandidateFailed."""
         self._resume()
         time.sleep(WAKING_S)
         try:
-            return self._session.run(inputs, shape, self._rows, operator=operator, cu_seqlens=cu_seqlens)
+            return self._session.run(sets, self._rows, calls=calls, operator=operator, cu_seqlens=cu_seqlens)
         finally:
             self._pause()

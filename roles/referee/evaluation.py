@@ -154,6 +154,7 @@ def _measure_worker(
     finally:
         findings = measuring.findings
         record.evidence["lengths"] = drawing.lengths
+        record.evidence["calls"] = measuring.calls
         record.evidence["seeds"] = drawing.seeds
         record.evidence["trial_s"] = [round(seconds, 7) for seconds in measuring.trial_s()]
         if findings.accuracy is not None:

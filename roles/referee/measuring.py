@@ -12,6 +12,7 @@ from typing import Final
 
 from kernels.harness.accuracy import Accuracy, compare, rounding_error
 from kernels.harness.inputs import Shape
+from kernels.harness.session import Trial
 from protocol.judging import Measurements
 from protocol.messages import EvaluationJob
 from protocol.rules import MAX_ABS_DIFFERENCE, MIN_COSINE_SIMILARITY
@@ -59,21 +60,21 @@ class Measuring:
         self._drawing = drawing
         self._yardstick = yardstick
         self._after_trial = after_trial
+        self.calls = 1
+        """Of the operator in each timed trial."""
         self.findings = Findings()
 
     def probe(self) -> None:
-        """Untimed: the timed shapes, one again, another length, a batch, packed sequences, both operators.
+        """Untimed: a timed shape and it again, another length, a batch, packed sequences, both operators.
 
         Raises:
             Ended: wrong_output, nan_or_inf, inconsistent. CandidateFailed: the worker failed.
         """
         shapes = [timed_shape(self._job, length) for length in self._drawing.lengths]
-        # Each length once before it is timed: autotuners are keyed by it.
-        for shape in shapes:
-            drawn = self._drawing.draw(shape)
-            output = self._checked(drawn, "a timed shape")
-        repeated = self._contestant.run(drawn.inputs, drawn.shape).output
-        difference = float((repeated - output).norm() / output.norm())
+        first = self._drawing.draw(shapes[0])
+        output = self._checked(first, "a timed shape").outputs[0].float()
+        again = self._contestant.run(first.sets(1))
+        difference = float((again.outputs[0].float() - output).norm() / output.norm())
         if not difference <= REPEAT_TOLERANCE:
             raise Ended(Status.INCONSISTENT, f"two runs on the same inputs differ by {difference:.1e}")
         small = {"heads": shapes[0].heads, "dim": shapes[0].dim, "dtype": shapes[0].dtype}
@@ -83,6 +84,10 @@ class Measuring:
         self._checked(self._drawing.draw(two), "a batch of 2")
         self._checked(self._drawing.draw(one, [0, 17, PROBE_LENGTH]), "packed sequences")
         self._checked(self._drawing.draw(one), "fused_recurrent_quasar", operator="fused_recurrent_quasar")
+        self.calls = self._drawing.sets_for(shapes[0], again.seconds - self._overhead_s())
+        # Each length as it will be timed: autotuners are keyed by it, and memory is taken once.
+        for shape in shapes:
+            self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")
 
     def time(self, *, clock: Callable[[], float] = time.monotonic) -> Measurements:
         """Run the timed trials within their budget; every output is checked.
@@ -91,36 +96,40 @@ class Measuring:
             CandidateFailed: the worker failed. Ended: infrastructure, the hand-over drowns the operator.
         """
         started = clock()
+        yardstick = self._yardstick
         while len(self.findings.seconds) < self._job.trials_max:
             done = len(self.findings.seconds)
             if done >= self._job.trials_min and clock() - started > self._job.time_budget_s:
                 break
             length = self._drawing.lengths[done % len(self._drawing.lengths)]
-            drawn = self._drawing.draw(timed_shape(self._job, length))
+            sets = max(self.calls, yardstick.sets if yardstick is not None else 1)
+            drawn = self._drawing.draw(timed_shape(self._job, length), count=sets)
             # Yardstick and submission change places from round to round, so that a drift hits both alike.
-            if self._yardstick is not None:
-                self._yardstick.idle(drawn.inputs, drawn.shape)
+            if yardstick is not None:
+                yardstick.idle(drawn, self.calls)
                 if done % 2 == 0:
-                    self._yardstick.trial(drawn)
+                    yardstick.trial(drawn)
             self._timed(drawn)
-            if self._yardstick is not None and done % 2 == 1:
-                self._yardstick.trial(drawn)
+            if yardstick is not None and done % 2 == 1:
+                yardstick.trial(drawn)
         return self._measurements()
 
     def trial_s(self) -> list[float]:
-        """Seconds of the operator in each timed trial, as if each had had the job's length."""
-        overhead_s = self._yardstick.overhead_s if self._yardstick is not None else 0.0
+        """Seconds of one call in each timed trial, as if it had had the job's length."""
         return [
-            (seconds - overhead_s) * self._job.sequence_length / length
+            (seconds - self._overhead_s()) / self.calls * self._job.sequence_length / length
             for seconds, length in zip(self.findings.seconds, self.findings.lengths, strict=True)
         ]
 
+    def _overhead_s(self) -> float:
+        return 0.0 if self._yardstick is None else self._yardstick.overhead_s(self.calls)
+
     def _timed(self, drawn: Drawn) -> None:
-        trial = self._contestant.run(drawn.inputs, drawn.shape)
+        trial = self._contestant.run(drawn.sets(self.calls))
         self._after_trial()
         self.findings.seconds.append(trial.seconds)
         self.findings.lengths.append(drawn.shape.length)
-        self._add(compare(trial.output, drawn.reference), drawn)
+        self._compare(trial, drawn)
 
     def _measurements(self) -> Measurements:
         accuracy, seconds = self.findings.accuracy, self.trial_s()
@@ -129,12 +138,12 @@ class Measuring:
         error = self.findings.rounding_error
         if self._yardstick is not None:
             error = max(error, self._yardstick.relative_error)
-            noise_s = self._yardstick.overhead_spread_s
+            noise_s = self._yardstick.overhead_spread_s / self.calls
             if not median > noise_s:
                 raise Ended(
                     Status.INFRASTRUCTURE,
-                    f"the operator takes {median:.2e} s beside {self._yardstick.overhead_s:.2e} s for the "
-                    f"hand-over, which vary by {noise_s:.2e} s: too short to be measured here",
+                    f"a call takes {median:.2e} s, and its share of the hand-over varies by {noise_s:.2e} s: "
+                    "too short to be measured here",
                 )
         quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
         return Measurements(
@@ -146,14 +155,13 @@ class Measuring:
             spread=(quartiles[2] - quartiles[0]) / median,
         )
 
-    def _checked(self, drawn: Drawn, what: str, *, operator: str = "chunk_quasar"):  # type: ignore[no-untyped-def]
-        """One untimed run that must meet the subnet's thresholds; returns its output."""
+    def _checked(self, drawn: Drawn, what: str, *, operator: str = "chunk_quasar") -> Trial:
+        """One untimed trial of all sets, which must meet the subnet's thresholds."""
         trial = self._contestant.run(
-            drawn.inputs, drawn.shape, operator=operator, cu_seqlens=drawn.cu_seqlens
+            drawn.sets(len(drawn.seeds)), operator=operator, cu_seqlens=drawn.cu_seqlens
         )
         self._after_trial()
-        accuracy = compare(trial.output, drawn.reference)
-        self._add(accuracy, drawn)
+        accuracy = self._compare(trial, drawn)
         if accuracy.relative_error != accuracy.relative_error:
             raise Ended(Status.NAN_OR_INF, f"o holds NaN or infinity on {what}")
         if not (
@@ -165,11 +173,17 @@ class Measuring:
                 f"on {what}: cosine similarity {accuracy.cosine_similarity:.4f}, largest difference "
                 f"{accuracy.max_abs_diff:.3g} (allowed: {MIN_COSINE_SIMILARITY}, {MAX_ABS_DIFFERENCE})",
             )
-        return trial.output
+        return trial
 
-    def _add(self, accuracy: Accuracy, drawn: Drawn) -> None:
-        """Keep the worst accuracy and the largest rounding error."""
-        found = self.findings
-        found.accuracy = accuracy if found.accuracy is None else found.accuracy.worse_of(accuracy)
-        rounding = rounding_error(drawn.inputs, drawn.shape, drawn.reference, drawn.cu_seqlens)
-        found.rounding_error = max(found.rounding_error, rounding)
+    def _compare(self, trial: Trial, drawn: Drawn) -> Accuracy:
+        """Return the worst accuracy of the trial's outputs, and keep the worst of all."""
+        found, worst = self.findings, None
+        for number, output in enumerate(trial.outputs):
+            reference = drawn.reference(number, trial.outputs[number - 1] if number else None)
+            accuracy = compare(output.float(), reference)
+            worst = accuracy if worst is None else worst.worse_of(accuracy)
+            rounding = rounding_error(drawn.inputs(number), drawn.shape, reference, drawn.cu_seqlens)
+            found.rounding_error = max(found.rounding_error, rounding)
+        assert worst is not None
+        found.accuracy = worst if found.accuracy is None else found.accuracy.worse_of(worst)
+        return worst

@@ -7,11 +7,12 @@ the GPU was free and as fast as before, and how exact bfloat16 arithmetic is on 
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from kernels.export import export_files
 from kernels.harness.accuracy import compare
-from kernels.harness.inputs import Inputs, Shape
+from kernels.harness.inputs import Shape
 from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
 from roles.referee.drawing import Drawing, Drawn
@@ -55,9 +56,13 @@ class Yardstick:
         self._shapes = shapes
         self._clock = clock
         self._sleep = sleep
-        self._idle_s: list[float] = []
-        self._before_s: list[float] = []
-        self._beside_s: list[float] = []
+        self.sets = 1
+        """Calls of one of its trials."""
+        self._quiet = _Alone()
+        self._idle_s: dict[int, list[float]] = {}
+        """Trials that did nothing beside the submission, by the number of sets that were handed over."""
+        self._beside: list[float] = []
+        """Seconds per token."""
         self.relative_error = 0.0
         """The largest on the inputs of the timed trials."""
 
@@ -68,13 +73,15 @@ class Yardstick:
             Ended: infrastructure, it is not. CandidateFailed: the yardstick's own worker failed.
         """
         for shape in self._shapes:
-            self._run(self._drawing.draw_unrecorded(shape), shape, IDLE_OPERATOR)
-            self._run(self._drawing.draw_unrecorded(shape), shape)
+            self._measure_alone([shape])
+        first = self._shapes[0]
+        per_token = statistics.median(self._measure_alone([first] * 3).per_token)
+        self.sets = self._drawing.sets_for(first, per_token * first.length)
+        self._measure_alone(self._shapes)
         give_up_at = self._clock() + PATIENCE_S
         while True:
-            self._idle_s = []
-            self._before_s = self.measure()
-            spread, median = _spread(self._before_s), statistics.median(self._before_s)
+            self._quiet = self.measure()
+            spread, median = _spread(self._quiet.per_token), statistics.median(self._quiet.per_token)
             if spread <= max(STEADY * median, self._noise()):
                 return
             if self._clock() > give_up_at:
@@ -84,40 +91,39 @@ class Yardstick:
                 )
             self._sleep(1.0)
 
-    def measure(self) -> list[float]:
-        """Measure the yardstick by itself: seconds per token, operator alone."""
-        measured = []
-        for index in range(ROUNDS):
-            shape = self._shapes[index % len(self._shapes)]
-            inputs = self._drawing.draw_unrecorded(shape)
-            self.idle(inputs, shape)
-            measured.append((self._run(inputs, shape), shape.length))
-        return [(seconds - self.overhead_s) / length for seconds, length in measured]
+    def measure(self) -> "_Alone":
+        """Measure the yardstick by itself."""
+        return self._measure_alone([self._shapes[index % len(self._shapes)] for index in range(ROUNDS)])
 
-    def idle(self, inputs: Inputs, shape: Shape) -> None:
-        """Time the operator that does nothing once more."""
-        self._idle_s.append(self._run(inputs, shape, IDLE_OPERATOR))
+    def idle(self, drawn: Drawn, sets: int) -> None:
+        """Time the operator that does nothing, with as many sets as the submission gets."""
+        self._idle_s.setdefault(sets, []).append(self._idle(drawn, sets))
 
     def trial(self, drawn: Drawn) -> None:
         """Time the yardstick on a submission's inputs, beside it."""
-        trial = self._contestant.run(drawn.inputs, drawn.shape)
-        self._beside_s.append((trial.seconds - self.overhead_s) / drawn.shape.length)
-        error = compare(trial.output, drawn.reference).relative_error
+        trial = self._contestant.run(drawn.sets(self.sets))
+        net = trial.seconds - self._quiet.overhead_s
+        self._beside.append(net / (self.sets * drawn.shape.length))
+        error = compare(trial.outputs[0].float(), drawn.reference(0)).relative_error
         self.relative_error = max(self.relative_error, error)
 
-    @property
-    def overhead_s(self) -> float:
-        """What a trial takes besides the operator, in seconds."""
-        return statistics.median(self._idle_s)
+    def overhead_s(self, sets: int) -> float:
+        """Return what a trial takes besides the calls, in seconds.
+
+        Never more than before the submission was there: one that slows down the hand-over must not be
+        credited with it.
+        """
+        beside = self._idle_s.get(sets)
+        return min(self._quiet.overhead_s, statistics.median(beside)) if beside else self._quiet.overhead_s
 
     @property
     def overhead_spread_s(self) -> float:
-        """Interquartile range of that."""
-        return _spread(self._idle_s)
+        """Interquartile range of that, before the submission was there."""
+        return _spread(self._quiet.idle_s)
 
     def slowing(self) -> float:
         """By how much the yardstick was slower beside the submission than before it; 0 within the noise."""
-        return self._slowing(self._beside_s)
+        return self._slowing(self._beside)
 
     def check_after(self) -> None:
         """Measure again, now that the submission is gone, when the yardstick was slow beside it.
@@ -131,7 +137,7 @@ class Yardstick:
             return
         # The driver clears up after the submission's worker.
         self._sleep(CLEARING_S)
-        after = self._slowing(self.measure())
+        after = self._slowing(self.measure().per_token)
         if slowing > ACCUSING and after <= RECOVERED:
             raise Ended(
                 Status.TAMPERED,
@@ -147,25 +153,51 @@ class Yardstick:
     def evidence(self) -> dict[str, object]:
         """What a verdict shows of it."""
         return {
-            "overhead_s": round(self.overhead_s, 7),
+            "calls": self.sets,
+            "overhead_s": round(self._quiet.overhead_s, 7),
             "overhead_spread_s": round(self.overhead_spread_s, 7),
-            "before_ns_per_token": _rounded(self._before_s),
-            "beside_ns_per_token": _rounded(self._beside_s),
+            "before_ns_per_token": _rounded(self._quiet.per_token),
+            "beside_ns_per_token": _rounded(self._beside),
             "relative_error": self.relative_error,
         }
 
-    def _slowing(self, measured: list[float]) -> float:
-        if not measured:
+    def _measure_alone(self, shapes: Sequence[Shape]) -> "_Alone":
+        """Time the yardstick and what does nothing on each of the shapes."""
+        alone, runs = _Alone(), []
+        for shape in shapes:
+            drawn = self._drawing.draw_unrecorded(shape, count=self.sets)
+            alone.idle_s.append(self._idle(drawn, self.sets))
+            seconds = self._contestant.run(drawn.sets(self.sets)).seconds
+            runs.append((seconds, self.sets * shape.length))
+        alone.per_token = [(seconds - alone.overhead_s) / tokens for seconds, tokens in runs]
+        return alone
+
+    def _idle(self, drawn: Drawn, sets: int) -> float:
+        return self._contestant.run(drawn.sets(sets), calls=1, operator=IDLE_OPERATOR).seconds
+
+    def _slowing(self, per_token: Sequence[float]) -> float:
+        if not per_token:
             return 0.0
-        before, now = statistics.median(self._before_s), statistics.median(measured)
+        before, now = statistics.median(self._quiet.per_token), statistics.median(per_token)
         return now / before - 1.0 if now - before > self._noise() else 0.0
 
     def _noise(self) -> float:
         """Seconds per token that the measurement itself varies by."""
-        return 3.0 * self.overhead_spread_s / min(shape.length for shape in self._shapes)
+        return 3.0 * self.overhead_spread_s / (self.sets * min(shape.length for shape in self._shapes))
 
-    def _run(self, inputs: Inputs, shape: Shape, operator: str = "chunk_quasar") -> float:
-        return self._contestant.run(inputs, shape, operator=operator).seconds
+
+@dataclass(slots=True)
+class _Alone:
+    """One measurement of the yardstick by itself."""
+
+    idle_s: list[float] = field(default_factory=list)
+    """Trials that did nothing."""
+    per_token: list[float] = field(default_factory=list)
+    """Seconds per token of the trials that did something, without the hand-over."""
+
+    @property
+    def overhead_s(self) -> float:
+        return statistics.median(self.idle_s)
 
 
 def _spread(values: Sequence[float]) -> float:
