@@ -31,8 +31,8 @@ class Room(Protocol):
     max_descriptors: int
     """How many descriptors come with the go."""
 
-    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> list[InputSet]:
-        """Map the inputs."""
+    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
+        """Map the inputs, and give one set after the other."""
 
     def allocations(self) -> AbstractContextManager[None]:
         """Around the operator: where its memory comes from."""
@@ -49,7 +49,7 @@ class HostRoom:
 
     max_descriptors = 2
 
-    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> list[InputSet]:
+    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
         """See Room."""
         inputs, output = descriptors
         try:
@@ -59,7 +59,7 @@ class HostRoom:
             for descriptor in descriptors:
                 os.close(descriptor)
         q, k, v = (part.view(shape.size).to(shape.torch_dtype) for part in flat[: -shape.heads].chunk(3))
-        return [(q, k, v, flat[-shape.heads :])]
+        yield q, k, v, flat[-shape.heads :]
 
     def allocations(self) -> AbstractContextManager[None]:
         """See Room."""
@@ -91,7 +91,7 @@ class DeviceRoom:
         self._outputs: list[torch.Tensor] = []
         self._sent: list[int] = []
 
-    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> list[InputSet]:
+    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
         """See Room."""
         self._outputs = []
         tensor_bytes = shape.count * shape.torch_dtype.itemsize
@@ -101,15 +101,13 @@ class DeviceRoom:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-
-        def tensors(flat: torch.Tensor) -> InputSet:
+        # While the GPU runs a call, the next one's inputs are laid out.
+        for flat in self._inputs.bytes.split(set_bytes):
             q, k, v = (
                 flat[index * tensor_bytes :][:tensor_bytes].view(shape.torch_dtype).view(shape.size)
                 for index in range(3)
             )
-            return q, k, v, flat[3 * tensor_bytes :][: 4 * shape.heads].view(torch.float32)
-
-        return [tensors(flat) for flat in self._inputs.bytes.split(set_bytes)]
+            yield q, k, v, flat[3 * tensor_bytes :][: 4 * shape.heads].view(torch.float32)
 
     @contextmanager
     def allocations(self) -> Iterator[None]:

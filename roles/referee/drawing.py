@@ -36,6 +36,11 @@ class Drawn:
         """Return the first `count` sets."""
         return InputSets(shape=self.shape, count=count, draw=self.inputs)
 
+    def blank_sets(self, count: int) -> InputSets:
+        """Return sets for an operator that does not read them; on a CPU, where they are small, drawn ones."""
+        draw = self.inputs if self.device.type == "cpu" else None
+        return InputSets(shape=self.shape, count=count, draw=draw)
+
     def inputs(self, number: int) -> Inputs:
         """Draw one set; the same every time."""
         return draw_inputs(self.shape, torch.Generator(self.device).manual_seed(self.seeds[number]))

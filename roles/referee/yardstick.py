@@ -27,6 +27,8 @@ ACCUSING: Final = 0.25
 """A submission is accused from this slowing down on: far above what heat and chance do."""
 RECOVERED: Final = 0.05
 CLEARING_S: Final = 2.0
+IDLE_TRIALS: Final = 2
+"""Trials that do nothing for each of the yardstick's: they cost little."""
 IDLE_OPERATOR: Final = "fused_recurrent_quasar"
 
 
@@ -97,7 +99,7 @@ class Yardstick:
 
     def idle(self, drawn: Drawn, sets: int) -> None:
         """Time the operator that does nothing, with as many sets as the submission gets."""
-        self._idle_s.setdefault(sets, []).append(self._idle(drawn, sets))
+        self._idle_s.setdefault(sets, []).extend(self._idle(drawn, sets) for _ in range(IDLE_TRIALS))
 
     def trial(self, drawn: Drawn) -> None:
         """Time the yardstick on a submission's inputs, beside it."""
@@ -110,11 +112,11 @@ class Yardstick:
     def overhead_s(self, sets: int) -> float:
         """Return what a trial takes besides the calls, in seconds.
 
-        Never more than before the submission was there: one that slows down the hand-over must not be
+        Hardly more than before the submission was there: one that slows down the hand-over must not be
         credited with it.
         """
-        beside = self._idle_s.get(sets)
-        return min(self._quiet.overhead_s, statistics.median(beside)) if beside else self._quiet.overhead_s
+        beside, before = self._idle_s.get(sets), self._quiet.overhead_s
+        return min(statistics.median(beside), before + self.overhead_spread_s) if beside else before
 
     @property
     def overhead_spread_s(self) -> float:
@@ -155,6 +157,9 @@ class Yardstick:
         return {
             "calls": self.sets,
             "overhead_s": round(self._quiet.overhead_s, 7),
+            "overhead_beside_s": {
+                sets: round(statistics.median(values), 7) for sets, values in self._idle_s.items()
+            },
             "overhead_spread_s": round(self.overhead_spread_s, 7),
             "before_ns_per_token": _rounded(self._quiet.per_token),
             "beside_ns_per_token": _rounded(self._beside),
@@ -166,14 +171,14 @@ class Yardstick:
         alone, runs = _Alone(), []
         for shape in shapes:
             drawn = self._drawing.draw_unrecorded(shape, count=self.sets)
-            alone.idle_s.append(self._idle(drawn, self.sets))
+            alone.idle_s += [self._idle(drawn, self.sets) for _ in range(IDLE_TRIALS)]
             seconds = self._contestant.run(drawn.sets(self.sets)).seconds
             runs.append((seconds, self.sets * shape.length))
         alone.per_token = [(seconds - alone.overhead_s) / tokens for seconds, tokens in runs]
         return alone
 
     def _idle(self, drawn: Drawn, sets: int) -> float:
-        return self._contestant.run(drawn.sets(sets), calls=1, operator=IDLE_OPERATOR).seconds
+        return self._contestant.run(drawn.blank_sets(sets), calls=1, operator=IDLE_OPERATOR).seconds
 
     def _slowing(self, per_token: Sequence[float]) -> float:
         if not per_token:

@@ -203,3 +203,11 @@ def test_inputs_are_fresh_files_that_the_worker_cannot_change() -> None:
         run_trial(vandal)
     assert len(seen) == 3
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(("count", "calls"), [(2, 1), (2, 2), (1, 2)])
+def test_a_trial_on_a_cpu_is_one_call(count: int, calls: int) -> None:
+    ours, theirs = wire.socket_pair()
+    sets = InputSets(shape=SHAPE, count=count, draw=lambda number: INPUTS)
+    with ours, theirs, pytest.raises(ValueError, match="a trial on a CPU has one of each"):
+        Session(ours, deadline_s=lambda: 1.0).run(sets, np.random.default_rng(0), calls=calls)

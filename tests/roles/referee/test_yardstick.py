@@ -15,7 +15,7 @@ from protocol.verdicts import Status
 from roles.referee.drawing import Drawing, timed_shape
 from roles.referee.measuring import Measuring
 from roles.referee.stages import Ended
-from roles.referee.yardstick import IDLE_OPERATOR, ROUNDS, Yardstick
+from roles.referee.yardstick import IDLE_OPERATOR, IDLE_TRIALS, ROUNDS, Yardstick
 
 HAND_OVER_S = 0.001
 NS_PER_TOKEN = 1e-6
@@ -138,12 +138,12 @@ def test_a_little_slower_is_nothing(job: EvaluationJob) -> None:
 
 
 def test_a_slower_hand_over_beside_the_submission_is_not_credited_to_it(job: EvaluationJob) -> None:
-    hand_overs = iter([1.0] * (len(WARM_UPS) + ROUNDS))
+    hand_overs = iter([1.0] * IDLE_TRIALS * (len(WARM_UPS) + ROUNDS))
     figures, yardstick = beside(job, lambda: 1.0, idle=lambda: next(hand_overs, 1.4))
     assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * NS_PER_TOKEN))
     assert yardstick.overhead_s(1) == pytest.approx(HAND_OVER_S)
     # A faster one counts: less is taken off.
-    hand_overs = iter([1.0] * (len(WARM_UPS) + ROUNDS))
+    hand_overs = iter([1.0] * IDLE_TRIALS * (len(WARM_UPS) + ROUNDS))
     _, yardstick = beside(job, lambda: 1.0, idle=lambda: next(hand_overs, 0.9))
     assert yardstick.overhead_s(1) == pytest.approx(0.9 * HAND_OVER_S)
 
