@@ -71,7 +71,7 @@ async def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     after = _left(folder)
     growth_kb = memory_kb[-1] - memory_kb[min(WARM_UP, len(memory_kb) - 1)]
     problems = [
-        f"{name}: {before[name]} before, {after[name]} after" for name in after if after[name] > before[name]
+        f"{name}: {before[name]}, then {count}" for name, count in after.items() if count > before[name]
     ]
     if set(verdicts) != {"passed"}:
         problems.append(f"verdicts: {dict(verdicts)}")
@@ -94,7 +94,7 @@ def _left(folder: Path) -> dict[str, int]:
     children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
     return {
         "children": len(children),
-        "descriptors": len(os.listdir("/proc/self/fd")),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
         "files": sum(1 for path in (folder / "data").rglob("*") if path.is_file()),
         "staging_folders": sum(1 for _ in Path(tempfile.gettempdir()).glob("quasar-stage-*")),
     }
