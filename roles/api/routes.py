@@ -14,7 +14,7 @@ from roles.api.context import Api
 from roles.api.direct import SubmitHandler
 from roles.api.evaluations import EvaluationHandlers
 from roles.api.openapi import Handler, Route, describe_api
-from roles.api.page import PageHandler
+from roles.api.page.handlers import PageHandlers
 from roles.api.readiness import Readiness
 from roles.api.reads import ReadHandlers
 from roles.api.reveals import RevealHandler
@@ -164,7 +164,7 @@ def _read(
     )
 
 
-def build_app(api: Api) -> web.Application:
+def build_app(api: Api, page: PageHandlers) -> web.Application:
     """The whole application: the routes, the page, health, readiness and metrics."""
     settings = api.settings.api
     app = base_app(
@@ -183,5 +183,5 @@ def build_app(api: Api) -> web.Application:
     for route in routes:
         app.router.add_route(route.method, route.path, route.handler)
     app.router.add_get("/openapi.json", openapi)
-    app.router.add_get("/", PageHandler(ReadHandlers(api)).show)
+    page.add_to(app)
     return app

@@ -16,6 +16,7 @@ from roles.api.context import Api
 from roles.api.database import Database, database_url
 from roles.api.identity import load_identity
 from roles.api.limits import Limits
+from roles.api.page.wiring import build_page
 from roles.api.rounds import RoundKeeper
 from roles.api.routes import build_app
 from roles.api.schema import upgrade
@@ -66,9 +67,10 @@ async def build(settings: Settings) -> Graph:
         rounds=rounds,
         standing=standing,
     )
-    server = HttpServer(build_app(api), own.host, own.port, name="api", drain_s=settings.node.drain_s)
+    page, live = build_page(api)
+    server = HttpServer(build_app(api, page), own.host, own.port, name="api", drain_s=settings.node.drain_s)
     return Graph(
-        components=[server, watcher, view, rounds, LoopLagMonitor(metrics)],
+        components=[server, watcher, view, rounds, live, LoopLagMonitor(metrics)],
         closers=[unlock, database.close, chain.close, view.close],
     )
 
