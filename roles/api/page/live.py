@@ -149,7 +149,11 @@ class LivePage:
             return self._board
         board = self._board.advanced(parts)
         body = self._pages.render(
-            "front.html", subnet=front.subnet, parts=parts, event_id=f"{self._epoch}-{board.version}"
+            "front.html",
+            subnet=front.subnet,
+            wait_blocks=front.wait_blocks,
+            parts=parts,
+            event_id=f"{self._epoch}-{board.version}",
         )
         self._board = Board(board.version, board.parts, board.changed_in, body.encode())
         news, self._news = self._news, asyncio.Event()

@@ -9,8 +9,8 @@ from protocol.verdicts import Status
 from roles.api.consensus import Pooled
 from roles.api.page.texts import figure, plural, spoken
 
-StepState = Literal["done", "now", "open", "bad"]
-"""Behind us; where it is; ahead of it; where it ended."""
+StepState = Literal["done", "now", "open", "bad", "skipped"]
+"""Behind it; where it is; ahead of it; where it ended; not on its path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def path_of(detail: SubmissionDetail, pooled: Pooled | None, height: BlockHeight
 
 def _commit(detail: SubmissionDetail) -> Step:
     if detail.commit_block is None:
-        return Step("Commit", "done", "sent directly")
+        return Step("Commit", "skipped", "none")
     return Step("Commit", "done", f"block {detail.commit_block:,}")
 
 
@@ -37,9 +37,9 @@ def _reveal(detail: SubmissionDetail, height: BlockHeight) -> Step:
     if detail.state == "expired":
         return Step("Reveal", "bad", "expired")
     if detail.state != "committed":
-        return Step("Reveal", "done", "with the code" if detail.commit_block is None else "revealed")
+        return Step("Reveal", "done", "sent directly" if detail.commit_block is None else "revealed")
     left = (detail.reveal_block or 0) - height
-    return Step("Reveal", "now", f"in {plural(left, 'block')}" if left > 0 else "may be revealed")
+    return Step("Reveal", "now", f"in {plural(left, 'block')}" if left > 0 else "due")
 
 
 def _verdict(detail: SubmissionDetail, pooled: Pooled | None) -> Step:
@@ -48,7 +48,7 @@ def _verdict(detail: SubmissionDetail, pooled: Pooled | None) -> Step:
     if pooled is None:
         return Step("Verdict", "now", "undecided" if detail.state == "judged" else detail.state)
     if pooled.status is Status.PASSED and pooled.tokens_per_sec is not None:
-        return Step("Verdict", "done", f"{figure(pooled.tokens_per_sec)} tokens/s")
+        return Step("Verdict", "done", figure(pooled.tokens_per_sec))
     return Step("Verdict", "bad", spoken(pooled.status.value))
 
 
@@ -57,4 +57,4 @@ def _rank(detail: SubmissionDetail, pooled: Pooled | None) -> Step:
         return Step("Rank", "done", f"place {detail.rank}")
     if pooled is None:
         return Step("Rank", "open", "")
-    return Step("Rank", "bad" if pooled.status is not Status.PASSED else "open", "not ranked")
+    return Step("Rank", "bad" if pooled.status is not Status.PASSED else "open", "unranked")

@@ -19,6 +19,8 @@ BOTTOM: Final = 34
 LONGEST: Final = MAX_TARGET_SEQUENCE_LENGTH
 X_TICKS: Final = (1, 250_000, 500_000, 750_000, 1_000_000)
 MAX_TICKS: Final = 6
+LABEL_WIDTH: Final = 16
+LABEL_HEIGHT: Final = 11
 ROOM: Final = 1.3
 """Free space above and below what is shown, as a factor."""
 
@@ -38,7 +40,8 @@ class Point:
     x: float
     y: float
     place: Place
-    is_paid: bool
+    label_y: float | None
+    """Where its number stands beside it; None for places that earn nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,25 +69,31 @@ def draw(places: Sequence[Place]) -> Plot | None:
         share = math.log(speed / low) / math.log(high / low)
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
+    spots = [(_x(place.entry.target_sequence_length), y(place.entry.tokens_per_sec)) for place in places]
+    labels = _label_heights(spots[: len(REWARD_SHARES)])
     points = [
-        Point(
-            x=_x(place.entry.target_sequence_length),
-            y=y(place.entry.tokens_per_sec),
-            place=place,
-            is_paid=place.place <= len(REWARD_SHARES),
-        )
-        for place in reversed(places)
+        Point(x=x, y=height, place=place, label_y=labels.get(index))
+        for index, ((x, height), place) in enumerate(zip(spots, places, strict=True))
     ]
     return Plot(
         x_ticks=[Tick(_x(length), compact(length) if length > 1 else "0") for length in X_TICKS],
         y_ticks=[Tick(y(speed), compact(speed)) for speed in _round_speeds(low, high)],
-        points=points,
+        points=points[::-1],
         to_lead=_staircase([(_x(length), y(speed)) for length, speed in steps]),
     )
 
 
 def _x(length: int) -> float:
     return round(LEFT + (length / LONGEST) * (WIDTH - LEFT - RIGHT), 1)
+
+
+def _label_heights(spots: Sequence[tuple[float, float]]) -> dict[int, float]:
+    """Heights for the labels of points, by index, so that labels of close neighbours do not overlap."""
+    heights: dict[int, float] = {}
+    for index, (x, y) in sorted(enumerate(spots), key=lambda item: item[1][1]):
+        above = [height for other, height in heights.items() if abs(spots[other][0] - x) < LABEL_WIDTH]
+        heights[index] = round(max([y, *(height + LABEL_HEIGHT for height in above)]), 1)
+    return heights
 
 
 def _staircase(corners: Sequence[tuple[float, float]]) -> str:

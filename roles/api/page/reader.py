@@ -57,6 +57,7 @@ class PageReader:
                 pending=[views.pending_reveal(row, subnet.height) for row in pending[:SHOWN_PENDING]],
                 pending_total=len(pending),
                 queued=await store_submissions.count_queued(connection),
+                wait_blocks=api.settings.api.blocks_until_reveal,
             )
 
         return await api.database.read(work)
@@ -96,7 +97,7 @@ class PageReader:
                 return None
             verdicts = await store_evaluations.list_verdicts(connection, [submission_id])
             [shown] = await self._shown(connection, [row], verdicts, standing, ranking)
-            return SubmissionPage(subnet=subnet, shown=shown, revealed_at=row.revealed_at)
+            return SubmissionPage(subnet=subnet, shown=shown)
 
         return await self._api.database.read(work)
 

@@ -10,8 +10,9 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from protocol.leagues import LEAGUES, league_of
+from protocol.leagues import league_of
 from protocol.messages import SubmissionDetail
+from protocol.rules import REWARD_SHARES, TIE_MARGIN
 from roles.api.page import plot, texts
 
 PACKAGE: Final = "roles.api.page"
@@ -71,7 +72,8 @@ class Pages:
             "plot_of": plot.draw,
             "plot_size": (plot.WIDTH, plot.HEIGHT, plot.LEFT, plot.RIGHT, plot.TOP, plot.BOTTOM),
             "league_of": league_of,
-            "leagues": LEAGUES,
+            "tie_margin": TIE_MARGIN,
+            "shares": REWARD_SHARES,
             "code_address": code_address,
         }
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 from protocol.messages import CurrentRound, PendingReveal, SubmissionDetail
 from protocol.ranking import Place
@@ -68,6 +67,8 @@ class Front:
     """The next due."""
     pending_total: int
     queued: int
+    wait_blocks: int
+    """Between a commitment and its reveal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,4 +94,3 @@ class SubmissionPage:
 
     subnet: Subnet
     shown: Shown
-    revealed_at: datetime | None

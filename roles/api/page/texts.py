@@ -32,9 +32,9 @@ def figure(value: float, decimals: int | None = None) -> str:
 
 
 def percent(fraction: float) -> str:
-    """A fraction as per cent: whole from ten on, one decimal below."""
-    value = 100 * fraction
-    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.1f} %"
+    """A fraction as per cent: whole from ten on, at most one decimal below."""
+    value = round(100 * fraction, 1)
+    return f"{value:.0f} %" if value >= 10 else f"{value:g} %"
 
 
 def compact(value: float) -> str:
@@ -58,9 +58,9 @@ def duration(seconds: float) -> str:
 
 
 def moment(at: datetime) -> str:
-    """A moment in UTC, to the minute."""
+    """A moment in UTC, to the minute; the page says once that its times are UTC."""
     utc = at.astimezone(UTC)
-    return f"{utc.day} {utc:%b %Y, %H:%M} UTC"
+    return f"{utc.day} {utc:%b %Y, %H:%M}"
 
 
 def plural(count: int, noun: str) -> str:

@@ -19,7 +19,7 @@ async def take(target: Path, *, path: str, scheme: str, width: int, colors: int)
     """Run the API, show the page in the browser, and write the picture with a small palette."""
     with tempfile.TemporaryDirectory() as folder:
         subnet = found_subnet(Path(folder), block_time_s=12.0)
-        async with running(page_settings(subnet, Path(folder) / "data")) as api, async_playwright() as driver:
+        async with running(page_settings(subnet)) as api, async_playwright() as driver:
             await populate(api, subnet)
             browser = await launch(driver)
             page = await browser.new_page(
@@ -27,6 +27,10 @@ async def take(target: Path, *, path: str, scheme: str, width: int, colors: int)
             )
             await page.goto(api.url + path.replace("FIRST", key("orion").ss58_address))
             await page.locator(".live.on").wait_for()
+            if path == "/":
+                # What is shown may be some seconds old; the stream brings the newest block.
+                newest = page.locator("#round dd", has_text=f"{subnet.chain.height():,}")
+                await newest.wait_for()
             await page.screenshot(path=target, full_page=True, animations="disabled")
             await browser.close()
     optimise(target, colors)
@@ -47,7 +51,7 @@ def main() -> None:
     parser.add_argument("--path", default="/")
     parser.add_argument("--scheme", choices=("light", "dark"), default="light")
     parser.add_argument("--width", type=int, default=1240)
-    parser.add_argument("--colors", type=int, default=64)
+    parser.add_argument("--colors", type=int, default=128)
     options = parser.parse_args()
     asyncio.run(
         take(
