@@ -1,6 +1,7 @@
 """The whole API role on one screen."""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from node.bus import Bus
 from node.chain import open_chain
@@ -15,7 +16,7 @@ from roles.api.chain_view import ChainView
 from roles.api.context import Api
 from roles.api.database import Database, database_url
 from roles.api.identity import load_identity
-from roles.api.limits import Limits
+from roles.api.limits import Limits, MemoryWindows, SharedWindows
 from roles.api.rounds import RoundKeeper
 from roles.api.routes import build_app
 from roles.api.schema import upgrade
@@ -33,8 +34,9 @@ async def build(settings: Settings) -> Graph:
     clock = SystemClock()
     metrics = Metrics(role="api")
     bus = Bus()
+    database, unlock = await open_database(settings)
     limits = Limits(
-        clock,
+        MemoryWindows(clock) if database.is_sqlite else SharedWindows(database, clock),
         per_hotkey=own.writes_per_minute_per_hotkey,
         per_address=own.writes_per_minute_per_ip,
         trusted_proxies=own.trusted_proxies,
@@ -50,8 +52,7 @@ async def build(settings: Settings) -> Graph:
     )
     watcher = BlockWatcher(chain, bus, clock, unreachable_after_s=settings.chain.unreachable_after_s)
     signer = load_identity(settings)
-    database, unlock = await open_database(settings)
-    standing = StandingKeeper(database, view, clock)
+    standing = StandingKeeper(database, view, clock, min_validator_stake_tao=own.min_validator_stake_tao)
     rounds = RoundKeeper(database, standing, view, clock, round_s=own.round_s)
     authentication = Authentication(own, database, view, limits, clock, self_hotkey=signer.ss58_address)
     api = Api(
@@ -69,7 +70,7 @@ async def build(settings: Settings) -> Graph:
     server = HttpServer(build_app(api), own.host, own.port, name="api", drain_s=settings.node.drain_s)
     return Graph(
         components=[server, watcher, view, rounds, LoopLagMonitor(metrics)],
-        closers=[unlock, database.close, chain.close, view.close],
+        closers=[unlock, database.close, chain.close, view.close, standing.close],
     )
 
 
@@ -80,9 +81,7 @@ async def open_database(settings: Settings) -> tuple[Database, Callable[[], Awai
     lock: FileLock | None = None
     if url.get_backend_name() == "sqlite":
         # Several replicas need PostgreSQL: two processes on one SQLite file would each keep their own limits.
-        lock = FileLock(
-            settings.node.data_dir / "api.lock", f"the API's data directory {settings.node.data_dir}"
-        )
+        lock = FileLock(Path(f"{url.database}.lock"), f"the API's database {url.database}")
         lock.acquire()
 
     async def unlock() -> None:

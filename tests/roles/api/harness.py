@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 from bittensor import sp_core
 from pydantic import BaseModel
+from sqlalchemy import URL, Executable
 
 from node.chain.local import LocalChain, Registration
 from node.http_server import HttpServer
@@ -33,6 +34,7 @@ from protocol.rules import RULES_VERSION
 from protocol.signing import signed
 from protocol.types import Coldkey, Hotkey
 from protocol.verdicts import Fault, LogitOutcome, Status
+from roles.api.database import Database, database_url
 from roles.api.wiring import build
 
 Key = Any
@@ -242,6 +244,21 @@ def logit_message(
         outcome=outcome,
         checked_at=checked_at or datetime.now(UTC),
     )
+
+
+def url_of(settings: Settings) -> URL:
+    """Where the API of these settings keeps its data."""
+    secret = settings.api.database_url
+    return database_url(secret.get_secret_value() if secret else None, settings.node.data_dir)
+
+
+async def stored(settings: Settings, query: Executable) -> list[Any]:
+    """What a query finds in the API's database."""
+    database = Database(url_of(settings))
+    try:
+        return await database.read(lambda connection: list(connection.execute(query).all()))
+    finally:
+        await database.close()
 
 
 @asynccontextmanager
