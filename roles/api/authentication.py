@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from node.chain.interface import Neuron
 from node.clock import Clock
-from node.http_server import ApiProblem, json_body
+from node.http_server import ApiProblem, json_body, read_body
 from node.settings_model import ApiSection
 from protocol.auth import AuthenticatedCaller, verify_legacy, verify_request
 from protocol.errors import SignatureInvalid
@@ -97,7 +97,7 @@ class Authentication:
     async def _verified(self, request: web.Request) -> AuthenticatedCaller:
         return verify_request(
             request.headers,
-            await request.read(),
+            await read_body(request),
             method=request.method,
             path=request.raw_path,
             self_hotkey=self._self_hotkey,

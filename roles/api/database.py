@@ -7,12 +7,12 @@ overlap take the same turn (an advisory lock) or raise the standing's version (a
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, make_url, text, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
@@ -84,6 +84,7 @@ class Database:
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self.revision = 0
         """Raised by every write of this process that readers are shown: earlier answers are out of date."""
+        self._running: set[asyncio.Task[Any]] = set()
         self._driver_errors = driver_errors(url)
         if self.is_sqlite:
             self._group = GroupWriter(sqlite_engine(url, connections=1, begin="BEGIN IMMEDIATE"))
@@ -117,13 +118,10 @@ class Database:
         try:
             for _ in range(CONFLICT_ATTEMPTS):
                 try:
-                    async with self._errors_named(patience_s):
+                    with self._errors_named():
                         if self.is_sqlite:
                             return await self._group.run(whole)
-                        async with self._writer.begin() as connection:
-                            if turn is not None:
-                                await _take_turn(connection, turn)
-                            return await connection.run_sync(whole)
+                        return await self._to_the_end(self._write_replicated(whole, turn), patience_s)
                 except _WriteConflict as conflict:
                     last = conflict
             raise DatabaseUnavailable(f"the database kept refusing a write: {last}: try again") from last
@@ -131,33 +129,56 @@ class Database:
             if effect is not Effect.HIDDEN:
                 self.revision += 1
 
+    async def _write_replicated(self, work: Callable[[Connection], T], turn: str | None) -> T:
+        async with self._writer.begin() as connection:
+            if turn is not None:
+                await _take_turn(connection, turn)
+            return await connection.run_sync(work)
+
     async def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work`, which only reads, on one snapshot. Raises DatabaseUnavailable, InvalidMessage."""
-        async with self._errors_named(PATIENCE_S):
+        with self._errors_named():
             if self.is_sqlite:
-                return await asyncio.get_running_loop().run_in_executor(self._readers, self._read_file, work)
-            async with self._reader.connect() as connection:
-                return await connection.run_sync(work)
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._readers, self._read_file, work)
+            return await self._to_the_end(self._read_replicated(work), PATIENCE_S)
 
     def _read_file(self, work: Callable[[Connection], T]) -> T:
         with self._files.connect() as connection:
             return work(connection)
 
+    async def _read_replicated(self, work: Callable[[Connection], T]) -> T:
+        async with self._reader.connect() as connection:
+            return await connection.run_sync(work)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T], patience_s: float | None) -> T:
+        # In a task of its own: a caller that is cancelled must not leave a connection half-way.
+        task = asyncio.create_task(_patiently(work, patience_s))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()
+
     async def close(self) -> None:
-        """Close every connection."""
+        """Finish what is under way and close every connection."""
         if self.is_sqlite:
             await self._group.close()
             self._readers.shutdown()
             self._files.dispose()
-        else:
-            await self._reader.dispose()
-            await self._writer.dispose()
+            return
+        if self._running:
+            await asyncio.wait(self._running)
+        await self._reader.dispose()
+        await self._writer.dispose()
 
-    @asynccontextmanager
-    async def _errors_named(self, patience_s: float | None) -> AsyncIterator[None]:
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
         try:
-            async with asyncio.timeout(patience_s):
-                yield
+            yield
         except IntegrityError as error:
             raise _WriteConflict(str(error.orig)) from error
         except DBAPIError as error:
@@ -173,6 +194,11 @@ class Database:
         except (OSError, TimeoutError, PoolTimeout) as error:
             reason = str(error) or type(error).__name__
             raise DatabaseUnavailable(f"the database cannot be reached: {reason}: try again") from error
+
+
+async def _patiently(work: Coroutine[Any, Any, T], patience_s: float | None) -> T:
+    async with asyncio.timeout(patience_s):
+        return await work
 
 
 async def _take_turn(connection: AsyncConnection, turn: str) -> None:

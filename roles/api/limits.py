@@ -88,15 +88,15 @@ def slide(moments: Sequence[float], now_s: float, limit: int) -> tuple[list[floa
 
 
 class Limits:
-    """Refuses callers that write too often; `trusted_proxies` are addresses or networks in CIDR form."""
+    """Refuses callers that write too often."""
 
     def __init__(
-        self, windows: Windows, *, per_hotkey: int, per_address: int, trusted_proxies: Sequence[str]
+        self, windows: Windows, *, per_hotkey: int, per_address: int, trusted_proxies: Sequence[Network]
     ) -> None:
         self._windows = windows
         self._per_hotkey = per_hotkey
         self._per_address = per_address
-        self._trusted = _networks(trusted_proxies)
+        self._trusted = trusted_proxies
 
     async def check_address(self, request: web.Request) -> None:
         """Count a write of the request's address; raises ApiProblem 429 with Retry-After."""
@@ -135,7 +135,8 @@ def _too_many(who: str, limit: int, wait_s: float) -> ApiProblem:
     )
 
 
-def _networks(texts: Sequence[str]) -> tuple[Network, ...]:
+def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
+    """`api.trusted_proxies`: addresses or networks in CIDR form. Raises ConfigError."""
     networks = []
     for text in texts:
         try:

@@ -186,6 +186,9 @@ class ReadHandlers:
         """The newest submissions, of one hotkey or of all, also unrevealed ones."""
         hotkey = request.query.get("hotkey")
         limit = query_limit(request)
+        if hotkey is not None and not (hotkey.isascii() and hotkey.isalnum()):
+            # No hotkey looks like that, and not every database takes every text.
+            return list_answer([])
         return list_answer(
             await self._details(
                 lambda connection: store_submissions.list_recent(connection, limit=limit, miner_hotkey=hotkey)

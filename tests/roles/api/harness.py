@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from sqlalchemy import URL, Executable
 
 from node.chain.local import LocalChain, Registration
+from node.clock import Clock
 from node.http_server import HttpServer
 from node.settings_model import Settings
 from protocol.auth import sign_request
@@ -262,9 +263,9 @@ async def stored(settings: Settings, query: Executable) -> list[Any]:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Client]:
+async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Client]:
     """Run the role's whole graph and give a client for it."""
-    graph = await build(settings)
+    graph = await build(settings, clock)
     tasks: list[asyncio.Task[None]] = []
     try:
         server = next(part for part in graph.components if isinstance(part, HttpServer))

@@ -10,7 +10,7 @@ from multidict import CIMultiDict
 
 from node.settings_model import Settings
 from roles.api.database import Database
-from roles.api.limits import Limits, MemoryWindows, SharedWindows, Windows, slide
+from roles.api.limits import Limits, MemoryWindows, SharedWindows, Windows, parse_networks, slide
 from tests.fakes.clock import FakeClock
 from tests.roles.api.harness import url_of
 
@@ -92,5 +92,10 @@ def request_from(peer: str, *forwarded: str) -> web.Request:
     ],
 )
 async def test_address_of_a_caller(peer: str, forwarded: tuple[str, ...], address: str) -> None:
-    limits = Limits(MemoryWindows(FakeClock()), per_hotkey=1, per_address=1, trusted_proxies=("10.0.0.0/8",))
+    limits = Limits(
+        MemoryWindows(FakeClock()),
+        per_hotkey=1,
+        per_address=1,
+        trusted_proxies=parse_networks(("10.0.0.0/8",)),
+    )
     assert limits.address_of(request_from(peer, *forwarded)) == address
