@@ -25,8 +25,7 @@ from typing import Any
 import aiohttp
 import tomli_w
 from bittensor import sp_core
-from sqlalchemy import insert
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, insert
 
 from node.chain.local import LocalChain, Registration
 from protocol.types import Coldkey, Hotkey
@@ -62,20 +61,21 @@ async def fill(folder: Path, count: int) -> None:
     draw = random.Random(SEED)
     now = datetime.now(UTC)
 
-    async def work(connection: AsyncConnection) -> None:
+    def work(connection: Connection) -> None:
         rows = [submission_row(number, draw, miners, now) for number in range(1, count + 1)]
-        await connection.execute(insert(submissions), rows)
-        await connection.execute(insert(verdicts), [verdict_row(row, draw, validator) for row in rows])
+        connection.execute(insert(submissions), rows)
+        connection.execute(insert(verdicts), [verdict_row(row, validator) for row in rows])
         checks = [check_row(miner, validator, now) for miner in miners]
-        await connection.execute(insert(logit_checks), checks)
+        connection.execute(insert(logit_checks), checks)
 
     await database.write(work)
     await database.close()
 
 
 def submission_row(number: int, draw: random.Random, miners: list[str], now: datetime) -> dict[str, Any]:
-    """A revealed and judged submission; a hotkey has four in each of its rounds."""
+    """A revealed and judged submission, one in three not passed; a hotkey has four in each of its rounds."""
     miner = miners[number % MINERS]
+    has_passed = draw.random() > 1 / 3
     at = now - timedelta(days=400) + timedelta(seconds=300 * number)
     return {
         "id": number,
@@ -97,21 +97,24 @@ def submission_row(number: int, draw: random.Random, miners: list[str], now: dat
         "code_fixed_at": at,
         "round_number": number // (4 * MINERS),
         "judged_at": at,
+        "pooled_status": "passed" if has_passed else "wrong_output",
+        "pooled_fault": "nobody" if has_passed else "miner",
+        "pooled_tokens_per_sec": draw.lognormvariate(18.0, 0.8) if has_passed else None,
+        "settled_at": at,
     }
 
 
-def verdict_row(row: dict[str, Any], draw: random.Random, validator: str) -> dict[str, Any]:
-    """A verdict; one in three has not passed."""
-    has_passed = draw.random() > 1 / 3
+def verdict_row(row: dict[str, Any], validator: str) -> dict[str, Any]:
+    """The verdict on a submission."""
     return {
         "submission_id": row["id"],
         "validator_hotkey": validator,
         "lease_id": f"{row['id']:032x}",
         "attempt": 1,
         "is_final": True,
-        "status": "passed" if has_passed else "wrong_output",
-        "fault": "nobody" if has_passed else "miner",
-        "measured_tokens_per_sec": draw.lognormvariate(18.0, 0.8) if has_passed else None,
+        "status": row["pooled_status"],
+        "fault": row["pooled_fault"],
+        "measured_tokens_per_sec": row["pooled_tokens_per_sec"],
         "spread": 0.01,
         "cosine_similarity": 0.9999,
         "max_abs_diff": 0.001,
@@ -261,7 +264,7 @@ def main() -> None:
     options = parser.parse_args()
     result = asyncio.run(measure(options))
     machine = {"cpus": os.cpu_count(), "python": platform.python_version()}
-    libraries = {name: version(name) for name in ("aiohttp", "jinja2", "sqlalchemy", "aiosqlite")}
+    libraries = {name: version(name) for name in ("aiohttp", "jinja2", "sqlalchemy")}
     print(json.dumps(machine | libraries | result, indent=2))
 
 

@@ -6,11 +6,18 @@ from typing import Literal
 from protocol.messages import SubmissionDetail
 from protocol.types import BlockHeight
 from protocol.verdicts import Status
-from roles.api.consensus import Pooled
 from roles.api.page.texts import figure, plural, spoken
 
 StepState = Literal["done", "now", "open", "bad", "skipped"]
 """Behind it; where it is; ahead of it; where it ended; not on its path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the verdicts on a submission amount to; tokens per second are None unless it passed."""
+
+    status: Status
+    tokens_per_sec: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +29,9 @@ class Step:
     text: str
 
 
-def path_of(detail: SubmissionDetail, pooled: Pooled | None, height: BlockHeight) -> tuple[Step, ...]:
-    """The four steps of a submission at a height."""
-    return (_commit(detail), _reveal(detail, height), _verdict(detail, pooled), _rank(detail, pooled))
+def path_of(detail: SubmissionDetail, outcome: Outcome | None, height: BlockHeight) -> tuple[Step, ...]:
+    """The four steps of a submission at a height; no outcome: none counts yet."""
+    return (_commit(detail), _reveal(detail, height), _verdict(detail, outcome), _rank(detail, outcome))
 
 
 def _commit(detail: SubmissionDetail) -> Step:
@@ -42,19 +49,19 @@ def _reveal(detail: SubmissionDetail, height: BlockHeight) -> Step:
     return Step("Reveal", "now", f"in {plural(left, 'block')}" if left > 0 else "due")
 
 
-def _verdict(detail: SubmissionDetail, pooled: Pooled | None) -> Step:
+def _verdict(detail: SubmissionDetail, outcome: Outcome | None) -> Step:
     if detail.state in ("committed", "expired"):
         return Step("Verdict", "open", "")
-    if pooled is None:
+    if outcome is None:
         return Step("Verdict", "now", "undecided" if detail.state == "judged" else detail.state)
-    if pooled.status is Status.PASSED and pooled.tokens_per_sec is not None:
-        return Step("Verdict", "done", figure(pooled.tokens_per_sec))
-    return Step("Verdict", "bad", spoken(pooled.status.value))
+    if outcome.status is Status.PASSED and outcome.tokens_per_sec is not None:
+        return Step("Verdict", "done", figure(outcome.tokens_per_sec))
+    return Step("Verdict", "bad", spoken(outcome.status.value))
 
 
-def _rank(detail: SubmissionDetail, pooled: Pooled | None) -> Step:
+def _rank(detail: SubmissionDetail, outcome: Outcome | None) -> Step:
     if detail.rank is not None:
         return Step("Rank", "done", f"place {detail.rank}")
-    if pooled is None:
+    if outcome is None:
         return Step("Rank", "open", "")
-    return Step("Rank", "bad" if pooled.status is not Status.PASSED else "open", "unranked")
+    return Step("Rank", "bad" if outcome.status is not Status.PASSED else "open", "unranked")

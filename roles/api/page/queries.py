@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select
 
 from roles.api.tables import Row, logit_checks, round_places, rounds, verdicts
 
 
-async def list_accuracy(connection: AsyncConnection, submission_ids: Sequence[int]) -> Sequence[Row]:
+def list_accuracy(connection: Connection, submission_ids: Sequence[int]) -> Sequence[Row]:
     """The figures of every final verdict on the submissions, without the evidence."""
     query = select(
         verdicts.c.submission_id,
@@ -18,10 +17,10 @@ async def list_accuracy(connection: AsyncConnection, submission_ids: Sequence[in
         verdicts.c.relative_error,
         verdicts.c.gpu,
     ).where(verdicts.c.submission_id.in_(submission_ids), verdicts.c.is_final)
-    return (await connection.execute(query)).all()
+    return connection.execute(query).all()
 
 
-async def list_checks(connection: AsyncConnection, miner_hotkey: str, limit: int) -> Sequence[Row]:
+def list_checks(connection: Connection, miner_hotkey: str, limit: int) -> Sequence[Row]:
     """The newest logit checks of a miner, newest first."""
     query = (
         select(logit_checks)
@@ -29,10 +28,10 @@ async def list_checks(connection: AsyncConnection, miner_hotkey: str, limit: int
         .order_by(logit_checks.c.checked_at.desc(), logit_checks.c.id.desc())
         .limit(limit)
     )
-    return (await connection.execute(query)).all()
+    return connection.execute(query).all()
 
 
-async def list_finishes(connection: AsyncConnection, miner_hotkey: str, since_round: int) -> Sequence[Row]:
+def list_finishes(connection: Connection, miner_hotkey: str, since_round: int) -> Sequence[Row]:
     """Where a miner stood when rounds from `since_round` on were closed, newest first."""
     joined = round_places.join(rounds, rounds.c.round_number == round_places.c.round_number)
     columns: tuple[Any, ...] = (*round_places.c, rounds.c.end_time)
@@ -42,4 +41,4 @@ async def list_finishes(connection: AsyncConnection, miner_hotkey: str, since_ro
         .where(round_places.c.round_number >= since_round, round_places.c.miner_hotkey == miner_hotkey)
         .order_by(round_places.c.round_number.desc())
     )
-    return (await connection.execute(query)).all()
+    return connection.execute(query).all()

@@ -8,9 +8,9 @@ from protocol.leagues import league_of
 from protocol.messages import SubmissionDetail
 from protocol.ranking import Place
 from protocol.rules import MAX_SCORED_PER_ROUND, REWARD_SHARES, TIE_MARGIN
-from protocol.types import BlockHeight, Hotkey, SubmissionId
+from protocol.types import BlockHeight, Hotkey
 from protocol.verdicts import LogitOutcome, Status
-from roles.api.consensus import Pooled
+from roles.api.page.path import Outcome
 from roles.api.page.texts import figure, percent, plural
 
 VERDICT_REASONS: Final[Mapping[Status, str]] = {
@@ -39,7 +39,6 @@ class Ranking:
     """Everything that places and reasons are read from, at one height."""
 
     places: Sequence[Place]
-    pooled: Mapping[SubmissionId, Pooled]
     logits: Mapping[Hotkey, LogitOutcome]
     registered: Collection[Hotkey] | None
     """None while the chain is unknown: then everybody counts as registered."""
@@ -85,14 +84,14 @@ class Ranking:
         )
         return "; ".join(told) + "."
 
-    def why_submission(self, detail: SubmissionDetail) -> str:
+    def why_submission(self, detail: SubmissionDetail, outcome: Outcome | None) -> str:
         """Why a submission has its rank, or none: one sentence."""
         place = self.place_of_miner(detail.miner_hotkey)
         if place is not None and place.entry.submission_id == detail.submission_id:
             return self.why_placed(place)
-        return f"Not ranked: {self._why_not(detail, place)}."
+        return f"Not ranked: {self._why_not(detail, outcome, place)}."
 
-    def why_miner(self, hotkey: str, submissions: Sequence[SubmissionDetail]) -> str:
+    def why_miner(self, hotkey: str, submissions: Sequence[tuple[SubmissionDetail, Outcome | None]]) -> str:
         """Why a hotkey has its rank, or none: one sentence. `submissions`: newest first."""
         place = self.place_of_miner(hotkey)
         if place is not None:
@@ -100,21 +99,17 @@ class Ranking:
         if not submissions:
             return "Not ranked: this hotkey has submitted nothing."
         # What stands in the way of the best it has, or else of the newest.
-        chosen = next((one for one in submissions if self._has_passed(one)), submissions[0])
-        return f"Not ranked: of submission {chosen.submission_id}, {self._why_not(chosen, None)}."
+        passed = (one for one in submissions if one[1] is not None and one[1].status is Status.PASSED)
+        detail, outcome = next(passed, submissions[0])
+        return f"Not ranked: of submission {detail.submission_id}, {self._why_not(detail, outcome, None)}."
 
-    def _has_passed(self, detail: SubmissionDetail) -> bool:
-        pooled = self.pooled.get(SubmissionId(detail.submission_id))
-        return pooled is not None and pooled.status is Status.PASSED
-
-    def _why_not(self, detail: SubmissionDetail, place: Place | None) -> str:
+    def _why_not(self, detail: SubmissionDetail, outcome: Outcome | None, place: Place | None) -> str:
         if detail.state != "judged":
             return self._why_not_judged(detail)
-        pooled = self.pooled.get(SubmissionId(detail.submission_id))
-        if pooled is None:
-            return "the verdicts so far do not decide it"
-        if pooled.status is not Status.PASSED:
-            return VERDICT_REASONS[pooled.status]
+        if outcome is None:
+            return "it counts once validators with more than half of the stake have judged it"
+        if outcome.status is not Status.PASSED:
+            return VERDICT_REASONS[outcome.status]
         if not self.is_registered(detail.miner_hotkey):
             return f"the kernel passed, but its hotkey is not registered on subnet {self.netuid}"
         logits = self.logits.get(Hotkey(detail.miner_hotkey), LogitOutcome.PENDING)

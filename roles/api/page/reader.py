@@ -4,16 +4,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from protocol.errors import ChainUnavailable
 from protocol.leagues import weighted_score
-from protocol.types import BlockHeight, Hotkey, SubmissionId
+from protocol.types import BlockHeight, Hotkey
 from protocol.verdicts import Status
 from roles.api import store_evaluations, store_submissions, views
 from roles.api.context import Api
 from roles.api.page import queries
-from roles.api.page.path import path_of
+from roles.api.page.path import Outcome, path_of
 from roles.api.page.ranking import Ranking
 from roles.api.page.snapshot import Accuracy, Front, MinerPage, Shown, SubmissionPage, Subnet
 from roles.api.readiness import CHAIN_SILENT_AFTER_S
@@ -42,21 +42,21 @@ class PageReader:
         current = await api.rounds.current()
         places = ranking.places[:SHOWN_PLACES]
 
-        async def work(connection: AsyncConnection) -> Front:
-            pending = await store_submissions.list_pending(connection, subnet.height)
-            recent = await store_submissions.list_recent(connection, limit=SHOWN_RECENT)
-            count = await store_submissions.count_revealed(connection, round_number=current.round_number)
+        def work(connection: Connection) -> Front:
+            pending = store_submissions.list_pending(connection, subnet.height)
+            recent = store_submissions.list_recent(connection, limit=SHOWN_RECENT)
+            count = store_submissions.count_revealed(connection, round_number=current.round_number)
             left_s = (current.end_time - api.clock.now()).total_seconds()
             return Front(
                 subnet=subnet,
                 round=views.current_round(current, seconds_left=left_s, submissions=count),
                 places=places,
-                accuracy=await _accuracy(connection, [int(place.entry.submission_id) for place in places]),
+                accuracy=_accuracy(connection, [int(place.entry.submission_id) for place in places]),
                 # Without their verdicts: the front page needs only what they amount to.
-                recent=await self._shown(connection, recent, [], standing, ranking),
+                recent=self._shown(connection, recent, [], standing, ranking),
                 pending=[views.pending_reveal(row, subnet.height) for row in pending[:SHOWN_PENDING]],
                 pending_total=len(pending),
-                queued=await store_submissions.count_queued(connection),
+                queued=store_submissions.count_queued(connection),
                 wait_blocks=api.settings.api.blocks_until_reveal,
             )
 
@@ -69,20 +69,20 @@ class PageReader:
         metagraph = self._api.chain.last_metagraph
         neuron = None if metagraph is None else metagraph.neurons.get(Hotkey(hotkey))
 
-        async def work(connection: AsyncConnection) -> MinerPage:
-            rows = await store_submissions.list_recent(connection, limit=SHOWN_HISTORY, miner_hotkey=hotkey)
-            shown = await self._shown(connection, rows, [], standing, ranking)
+        def work(connection: Connection) -> MinerPage:
+            rows = store_submissions.list_recent(connection, limit=SHOWN_HISTORY, miner_hotkey=hotkey)
+            shown = self._shown(connection, rows, [], standing, ranking)
             return MinerPage(
                 subnet=subnet,
                 hotkey=hotkey,
                 uid=None if neuron is None else neuron.uid,
                 is_registered=ranking.is_registered(hotkey),
                 place=ranking.place_of_miner(hotkey),
-                reason=ranking.why_miner(hotkey, [one.detail for one in shown]),
+                reason=ranking.why_miner(hotkey, [(one.detail, one.outcome) for one in shown]),
                 logits=standing.logit_outcome(hotkey),
-                checks=await queries.list_checks(connection, hotkey, SHOWN_CHECKS),
+                checks=queries.list_checks(connection, hotkey, SHOWN_CHECKS),
                 submissions=shown,
-                finishes=await queries.list_finishes(connection, hotkey, current.round_number - SHOWN_ROUNDS),
+                finishes=queries.list_finishes(connection, hotkey, current.round_number - SHOWN_ROUNDS),
             )
 
         return await self._api.database.read(work)
@@ -91,12 +91,12 @@ class PageReader:
         """The page of a submission, None when there is none. Raises DatabaseUnavailable."""
         subnet, standing, ranking = await self._moment()
 
-        async def work(connection: AsyncConnection) -> SubmissionPage | None:
-            row = await store_submissions.find_submission(connection, submission_id)
+        def work(connection: Connection) -> SubmissionPage | None:
+            row = store_submissions.find_submission(connection, submission_id)
             if row is None:
                 return None
-            verdicts = await store_evaluations.list_verdicts(connection, [submission_id])
-            [shown] = await self._shown(connection, [row], verdicts, standing, ranking)
+            verdicts = store_evaluations.list_verdicts(connection, [submission_id])
+            [shown] = self._shown(connection, [row], verdicts, standing, ranking)
             return SubmissionPage(subnet=subnet, shown=shown)
 
         return await self._api.database.read(work)
@@ -120,23 +120,22 @@ class PageReader:
         metagraph = self._api.chain.last_metagraph
         return Ranking(
             places=standing.places,
-            pooled=standing.pooled,
             logits={hotkey: known.outcome for hotkey, known in standing.logits.items()},
             registered=None if metagraph is None else metagraph.neurons.keys(),
             netuid=self._api.settings.chain.netuid,
             height=height,
         )
 
-    async def _shown(
+    def _shown(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         rows: Sequence[Row],
         verdicts: Sequence[Row],
         standing: Standing,
         ranking: Ranking,
     ) -> list[Shown]:
         numbers = [row.id for row in rows]
-        leased = await store_evaluations.list_leased(connection, numbers, self._api.clock.now())
+        leased = store_evaluations.list_leased(connection, numbers, self._api.clock.now())
         shown = []
         for row in rows:
             detail = views.submission_detail(
@@ -146,18 +145,24 @@ class PageReader:
                 is_leased=row.id in leased,
                 height=ranking.height,
             )
-            pooled = ranking.pooled.get(SubmissionId(row.id))
-            speed = None if pooled is None else pooled.tokens_per_sec
+            outcome = _outcome(row)
+            speed = None if outcome is None else outcome.tokens_per_sec
             shown.append(
                 Shown(
                     detail=detail,
-                    pooled=pooled,
+                    outcome=outcome,
                     score=None if speed is None else weighted_score(speed, row.target_sequence_length),
-                    path=path_of(detail, pooled, ranking.height),
-                    reason=ranking.why_submission(detail),
+                    path=path_of(detail, outcome, ranking.height),
+                    reason=ranking.why_submission(detail, outcome),
                 )
             )
         return shown
+
+
+def _outcome(row: Row) -> Outcome | None:
+    if row.settled_at is None:
+        return None
+    return Outcome(Status(row.pooled_status), row.pooled_tokens_per_sec)
 
 
 async def _or_none(ask: Callable[[], Awaitable[float]]) -> float | None:
@@ -167,8 +172,8 @@ async def _or_none(ask: Callable[[], Awaitable[float]]) -> float | None:
         return None
 
 
-async def _accuracy(connection: AsyncConnection, submission_ids: Sequence[int]) -> dict[int, Accuracy]:
-    rows = await queries.list_accuracy(connection, submission_ids)
+def _accuracy(connection: Connection, submission_ids: Sequence[int]) -> dict[int, Accuracy]:
+    rows = queries.list_accuracy(connection, submission_ids)
     passed = sorted((row for row in rows if row.status == Status.PASSED), key=lambda row: row.submission_id)
     found = {}
     for number, group in groupby(passed, lambda row: row.submission_id):

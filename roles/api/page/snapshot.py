@@ -7,8 +7,7 @@ from protocol.messages import CurrentRound, PendingReveal, SubmissionDetail
 from protocol.ranking import Place
 from protocol.types import BlockHeight
 from protocol.verdicts import LogitOutcome
-from roles.api.consensus import Pooled
-from roles.api.page.path import Step
+from roles.api.page.path import Outcome, Step
 from roles.api.tables import Row
 
 
@@ -47,7 +46,7 @@ class Shown:
     """A submission as the public may see it, with its path and the reason for its rank."""
 
     detail: SubmissionDetail
-    pooled: Pooled | None
+    outcome: Outcome | None
     score: float | None
     path: tuple[Step, ...]
     reason: str

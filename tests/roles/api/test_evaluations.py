@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
+from sqlalchemy.util import await_only
 
 from node.settings_model import Settings
 from protocol.messages import Heartbeat, LeaseAnswer, SubmissionDetail
@@ -354,10 +355,17 @@ async def test_a_verdict_that_arrives_while_its_submission_is_read(
     lease = await leased(api, subnet.validator)
     find = store_submissions.list_by_id
 
-    async def find_slowly(connection: AsyncConnection, numbers: Sequence[int]) -> Sequence[Row]:
-        rows = await find(connection, numbers)
+    loop = asyncio.get_running_loop()
+
+    def find_slowly(connection: Connection, numbers: Sequence[int]) -> Sequence[Row]:
+        rows = find(connection, numbers)
         monkeypatch.setattr(store_submissions, "list_by_id", find)
-        assert (await api.judge(subnet.validator, lease)).status == 200
+        judging = api.judge(subnet.validator, lease)
+        if connection.dialect.is_async:
+            reply = await_only(judging)
+        else:
+            reply = asyncio.run_coroutine_threadsafe(judging, loop).result(timeout=60)
+        assert reply.status == 200
         return rows
 
     monkeypatch.setattr(store_submissions, "list_by_id", find_slowly)

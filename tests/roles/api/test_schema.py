@@ -11,7 +11,6 @@ from alembic.script import ScriptDirectory
 from pydantic import SecretStr
 from sqlalchemy import Connection, create_engine, insert, text
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from node.settings_model import Settings
@@ -57,8 +56,8 @@ async def test_database_of_a_newer_version(tmp_path: Path) -> None:
     database = Database(database_url(None, tmp_path))
     await upgrade(database)
 
-    async def pretend(connection: AsyncConnection) -> None:
-        await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    def pretend(connection: Connection) -> None:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
 
     await database.write(pretend)
     with pytest.raises(ConfigError, match="9999"):
@@ -70,15 +69,15 @@ async def test_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     database = Database(database_url(None, tmp_path))
     await upgrade(database)
 
-    async def half(connection: AsyncConnection) -> None:
-        await connection.execute(insert(nonces).values(hotkey="a", nonce_ns=1, seen_at=datetime.now(UTC)))
+    def half(connection: Connection) -> None:
+        connection.execute(insert(nonces).values(hotkey="a", nonce_ns=1, seen_at=datetime.now(UTC)))
         raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
         await database.write(half)
 
-    async def count(connection: AsyncConnection) -> int:
-        return int((await connection.execute(text("SELECT count(*) FROM nonces"))).scalar_one())
+    def count(connection: Connection) -> int:
+        return int(connection.execute(text("SELECT count(*) FROM nonces")).scalar_one())
 
     assert await database.read(count) == 0
     await database.close()
@@ -87,12 +86,12 @@ async def test_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 async def test_locked_and_full_databases_are_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roles.api.database.BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("roles.api.engines.BUSY_TIMEOUT_S", 0.1)
     database = Database(database_url(None, tmp_path))
     await upgrade(database)
 
-    async def nothing(connection: AsyncConnection) -> None:
-        await connection.execute(text("SELECT 1"))
+    def nothing(connection: Connection) -> None:
+        connection.execute(text("SELECT 1"))
 
     other = sqlite3.connect(tmp_path / "api.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -102,10 +101,10 @@ async def test_locked_and_full_databases_are_unavailable(
     other.close()
     await database.write(nothing)
 
-    async def fill(connection: AsyncConnection) -> None:
-        pages = (await connection.execute(text("PRAGMA page_count"))).scalar_one()
-        await connection.execute(text(f"PRAGMA max_page_count = {pages + 1}"))
-        await connection.execute(text("CREATE TABLE big AS SELECT randomblob(1000000) AS data"))
+    def fill(connection: Connection) -> None:
+        pages = connection.execute(text("PRAGMA page_count")).scalar_one()
+        connection.execute(text(f"PRAGMA max_page_count = {pages + 1}"))
+        connection.execute(text("CREATE TABLE big AS SELECT randomblob(1000000) AS data"))
 
     with pytest.raises(DatabaseUnavailable, match="full"):
         await database.write(fill)
@@ -115,7 +114,7 @@ async def test_locked_and_full_databases_are_unavailable(
 @pytest.mark.parametrize(
     ("given", "driver"),
     [
-        ("sqlite:////tmp/x.sqlite", "sqlite+aiosqlite"),
+        ("sqlite:////tmp/x.sqlite", "sqlite"),
         ("postgresql://user:secret@host/name", "postgresql+asyncpg"),
         ("postgres://user:secret@host/name", "postgresql+asyncpg"),
     ],
@@ -134,14 +133,13 @@ def test_database_urls_that_are_refused(given: str, tmp_path: Path) -> None:
     assert "secret" not in str(caught.value)
 
 
-async def test_database_url_of_the_settings_is_used(settings: Settings, tmp_path: Path) -> None:
-    (settings.node.data_dir / "api.sqlite").unlink()
+async def test_database_url_of_the_settings_is_used(base_settings: Settings, tmp_path: Path) -> None:
     url = SecretStr(f"sqlite:///{tmp_path / 'elsewhere.sqlite'}")
-    graph = await build(with_api(settings, database_url=url))
+    graph = await build(with_api(base_settings, database_url=url))
     for close in reversed(graph.closers):
         await close()
     assert (tmp_path / "elsewhere.sqlite").exists()
-    assert not (settings.node.data_dir / "api.sqlite").exists()
+    assert not (base_settings.node.data_dir / "api.sqlite").exists()
 
 
 async def test_proxy_that_is_no_network(settings: Settings) -> None:

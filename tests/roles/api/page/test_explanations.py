@@ -12,13 +12,13 @@ from protocol.ranking import Entry, Place, rank
 from protocol.rules import MAX_SCORED_PER_ROUND
 from protocol.types import BlockHeight, Hotkey, SubmissionId
 from protocol.verdicts import LogitOutcome, Status
-from roles.api.consensus import Pooled
 from roles.api.page import plot, texts
-from roles.api.page.path import path_of
+from roles.api.page.path import Outcome, path_of
 from roles.api.page.ranking import Ranking
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 HEIGHT = BlockHeight(1000)
+PASSED = Outcome(Status.PASSED, 10.0)
 
 
 def entry(number: int, speed: float, *, target: int = 1_000_000, hotkey: str = "") -> Entry:
@@ -57,10 +57,8 @@ def detail(number: int, **changes: Any) -> SubmissionDetail:
 
 def ranking(entries: Sequence[Entry] = (), **changes: Any) -> Ranking:
     """A ranking of entries, everybody registered and verified."""
-    passed = {one.submission_id: Pooled(Status.PASSED, one.tokens_per_sec) for one in entries}
     values: dict[str, Any] = {
         "places": rank(entries),
-        "pooled": passed,
         "logits": {one.hotkey: LogitOutcome.PASSED for one in entries},
         "registered": None,
         "netuid": 24,
@@ -71,14 +69,14 @@ def ranking(entries: Sequence[Entry] = (), **changes: Any) -> Ranking:
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.PASSED])
 def test_every_status_without_a_rank_has_a_reason(status: Status) -> None:
-    told = ranking(pooled={SubmissionId(1): Pooled(status, None)}).why_submission(detail(1))
+    told = ranking().why_submission(detail(1), Outcome(status, None))
     assert told.startswith("Not ranked: ")
     assert told.endswith(".")
     assert len(told) > 30
 
 
 def test_first_place_says_what_it_earns_and_nothing_to_pass() -> None:
-    told = ranking([entry(1, 100.0), entry(2, 50.0)]).why_submission(detail(1))
+    told = ranking([entry(1, 100.0), entry(2, 50.0)]).why_submission(detail(1), PASSED)
     assert told == (
         "Place 1: 100.0 tokens/s times 3 for the 1M league make a weighted score of 300.0; it earns 60 % of "
         "the reward."
@@ -86,7 +84,7 @@ def test_first_place_says_what_it_earns_and_nothing_to_pass() -> None:
 
 
 def test_tie_is_told_with_the_score_that_counts() -> None:
-    told = ranking([entry(1, 100.0), entry(2, 101.0)]).why_submission(detail(2))
+    told = ranking([entry(1, 100.0), entry(2, 101.0)]).why_submission(detail(2), PASSED)
     assert "it counts as 300.0, because it lies within 2 % of an earlier submission" in told
     assert "passing place 1 takes more than 306.0, here 102.0 tokens/s" in told
 
@@ -103,42 +101,41 @@ def test_what_passing_takes_really_passes() -> None:
 
 
 def test_fifth_place_earns_nothing() -> None:
-    told = ranking([entry(number, 100.0 - 10 * number) for number in range(1, 6)]).why_submission(detail(5))
+    shown = ranking([entry(number, 100.0 - 10 * number) for number in range(1, 6)])
+    told = shown.why_submission(detail(5), PASSED)
     assert told.endswith("only the first 4 earn.")
 
 
 def test_better_submission_of_the_same_hotkey_is_named() -> None:
     shown = ranking([entry(1, 100.0, hotkey="miner1"), entry(2, 50.0, hotkey="miner1")])
-    told = shown.why_submission(detail(2, miner_hotkey="miner1"))
+    told = shown.why_submission(detail(2, miner_hotkey="miner1"), PASSED)
     assert "submission 1 of the same hotkey holds place 1" in told
 
 
 def test_failed_logits_are_told() -> None:
-    pooled = {SubmissionId(1): Pooled(Status.PASSED, 10.0)}
-    shown = ranking(pooled=pooled, logits={Hotkey("miner1"): LogitOutcome.FAILED})
-    assert "failed verification" in shown.why_submission(detail(1))
+    shown = ranking(logits={Hotkey("miner1"): LogitOutcome.FAILED})
+    assert "failed verification" in shown.why_submission(detail(1), PASSED)
 
 
 def test_submission_beyond_the_scored_ones_of_a_round_is_told() -> None:
-    pooled = {SubmissionId(9): Pooled(Status.PASSED, 10.0)}
-    shown = ranking(pooled=pooled, logits={Hotkey("miner9"): LogitOutcome.PASSED})
-    assert f"only the first {MAX_SCORED_PER_ROUND} scored submissions" in shown.why_submission(detail(9))
+    shown = ranking(logits={Hotkey("miner9"): LogitOutcome.PASSED})
+    told = shown.why_submission(detail(9), PASSED)
+    assert f"only the first {MAX_SCORED_PER_ROUND} scored submissions" in told
 
 
 def test_miner_without_rank_hears_of_its_best_submission() -> None:
-    pooled = {SubmissionId(1): Pooled(Status.PASSED, 10.0), SubmissionId(2): Pooled(Status.CRASHED, None)}
-    told = ranking(pooled=pooled).why_miner(
-        "miner1", [detail(2, miner_hotkey="miner1"), detail(1, miner_hotkey="miner1")]
-    )
+    crashed = detail(2, miner_hotkey="miner1"), Outcome(Status.CRASHED, None)
+    told = ranking().why_miner("miner1", [crashed, (detail(1, miner_hotkey="miner1"), PASSED)])
     assert told.startswith("Not ranked: of submission 1, the kernel passed, but ")
 
 
 def test_undecided_verdicts_are_told() -> None:
-    assert ranking().why_submission(detail(1)) == "Not ranked: the verdicts so far do not decide it."
+    told = ranking().why_submission(detail(1), None)
+    assert told == "Not ranked: it counts once validators with more than half of the stake have judged it."
 
 
 @pytest.mark.parametrize(
-    ("changes", "pooled", "steps"),
+    ("changes", "outcome", "steps"),
     [
         ({"state": "committed", "reveal_block": 1043}, None, "done block 800|now in 43 blocks|open |open "),
         ({"state": "committed", "reveal_block": 1001}, None, "done block 800|now in 1 block|open |open "),
@@ -151,13 +148,13 @@ def test_undecided_verdicts_are_told() -> None:
             "skipped none|done sent directly|now evaluating|open ",
         ),
         ({}, None, "done block 800|done revealed|now undecided|open "),
-        ({}, Pooled(Status.WRONG_OUTPUT, None), "done block 800|done revealed|bad wrong output|bad unranked"),
-        ({}, Pooled(Status.PASSED, 1234.5), "done block 800|done revealed|done 1,234|open unranked"),
-        ({"rank": 3}, Pooled(Status.PASSED, 12.34), "done block 800|done revealed|done 12.3|done place 3"),
+        ({}, Outcome(Status.CRASHED, None), "done block 800|done revealed|bad crashed|bad unranked"),
+        ({}, Outcome(Status.PASSED, 1234.5), "done block 800|done revealed|done 1,234|open unranked"),
+        ({"rank": 3}, Outcome(Status.PASSED, 12.34), "done block 800|done revealed|done 12.3|done place 3"),
     ],
 )
-def test_path(changes: dict[str, Any], pooled: Pooled | None, steps: str) -> None:
-    path = path_of(detail(1, **changes), pooled, HEIGHT)
+def test_path(changes: dict[str, Any], outcome: Outcome | None, steps: str) -> None:
+    path = path_of(detail(1, **changes), outcome, HEIGHT)
     assert [step.name for step in path] == ["Commit", "Reveal", "Verdict", "Rank"]
     assert "|".join(f"{step.state} {step.text}" for step in path) == steps
 

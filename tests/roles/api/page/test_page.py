@@ -12,9 +12,9 @@ from protocol.signing import logit_check_text, sign_text
 from protocol.types import Coldkey, Hotkey, Uid
 from protocol.verdicts import Fault, LogitOutcome, Status
 from roles.api.chain_view import ChainView
-from roles.api.database import Database, DatabaseUnavailable, database_url
+from roles.api.database import Database, DatabaseUnavailable
 from roles.api.tables import rounds
-from tests.roles.api.harness import Client, Code, Subnet, key, logit_message, running, until
+from tests.roles.api.harness import Client, Code, Subnet, key, logit_message, running, until, url_of
 from tests.roles.api.page.populated import ENTRIES, HOSTILE, OTHERS, committed_code, page_settings
 
 VOID = ("meta", "link", "input", "br")
@@ -315,10 +315,9 @@ async def test_unregistered_miner_is_told_why(site: Client, populated: Subnet) -
 
 async def test_closed_rounds_stay_in_a_miners_history(populated: Subnet) -> None:
     settings = page_settings(populated)
-    database = Database(database_url(None, settings.node.data_dir))
-    await database.write(
-        lambda connection: connection.execute(update(rounds).values(end_time=datetime.now(UTC)))
-    )
+    database = Database(url_of(settings))
+    over = update(rounds).values(end_time=datetime.now(UTC))
+    assert await database.write(lambda connection: connection.execute(over).rowcount) == 1
     await database.close()
     async with running(settings) as api:
         front = await words_soon(api, "/", "Round 2", "To beat submission 1")
