@@ -71,7 +71,8 @@ class PageHandlers:
         app.router.add_get("/miners/{hotkey}", self._as_page(self._miner))
         app.router.add_get("/submissions/{submission_id:[0-9]+}/page", self._as_page(self._submission))
         app.router.add_get("/static/{name}", self._static)
-        app.router.add_get("/events", self._events)
+        # No HEAD: it would take a seat for an answer that has no body.
+        app.router.add_get("/events", self._events, allow_head=False)
 
     def _as_page(self, show: Show) -> Show:
         async def answer(request: web.Request) -> web.StreamResponse:

@@ -70,8 +70,10 @@ class PageReader:
         neuron = None if metagraph is None else metagraph.neurons.get(Hotkey(hotkey))
 
         async def work(connection: AsyncConnection) -> MinerPage:
-            rows = await store_submissions.list_recent(connection, limit=SHOWN_HISTORY, miner_hotkey=hotkey)
-            shown = await self._shown(connection, rows, [], standing, ranking)
+            rows = await store_submissions.list_recent(
+                connection, limit=SHOWN_HISTORY + 1, miner_hotkey=hotkey
+            )
+            shown = await self._shown(connection, rows[:SHOWN_HISTORY], [], standing, ranking)
             return MinerPage(
                 subnet=subnet,
                 hotkey=hotkey,
@@ -82,6 +84,7 @@ class PageReader:
                 logits=standing.logit_outcome(hotkey),
                 checks=await queries.list_checks(connection, hotkey, SHOWN_CHECKS),
                 submissions=shown,
+                has_more=len(rows) > SHOWN_HISTORY,
                 finishes=await queries.list_finishes(connection, hotkey, current.round_number - SHOWN_ROUNDS),
             )
 

@@ -28,12 +28,12 @@ function keysOf(part) {
 // Replaces the content of a part, keeps the keyboard focus and the scroll position, and marks what changed.
 function replace(part, html) {
   const before = keysOf(part);
-  const scrolled = part.querySelector(".scroll")?.scrollLeft ?? 0;
+  const frame = part.querySelector(".scroll");
+  const [left, top] = frame === null ? [0, 0] : [frame.scrollLeft, frame.scrollTop];
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   const order = focused === null ? -1 : focusable(part).indexOf(focused);
   part.innerHTML = html;
-  const scroller = part.querySelector(".scroll");
-  if (scroller !== null) scroller.scrollLeft = scrolled;
+  part.querySelector(".scroll")?.scrollTo({ left, top, behavior: "instant" });
   if (focused !== null) {
     const same = [...part.querySelectorAll("a")].find((link) => focused.href && link.href === focused.href);
     (same ?? focusable(part)[order])?.focus({ preventScroll: true });

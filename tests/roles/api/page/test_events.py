@@ -172,6 +172,10 @@ async def test_seats_are_bounded(site: Client, monkeypatch: pytest.MonkeyPatch) 
         assert (reply.status, reply.headers["Retry-After"]) == (503, "30")
 
 
+async def test_asking_for_the_head_alone_takes_no_seat(site: Client) -> None:
+    assert (await site.send("HEAD", "/events")).status == 405
+
+
 async def test_seat_of_a_reader_who_left_is_free_again(site: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handlers, "HEARTBEAT_S", 0.1)
     async with listening(site.url) as stream:
