@@ -64,12 +64,11 @@ function listen() {
   source?.close();
   source = new EventSource(eventsAddress);
   source.addEventListener("open", () => say("on", "live"));
+  source.addEventListener("time", (event) => { clockOffsetMs = Date.parse(event.data) - Date.now(); });
   source.addEventListener("parts", (event) => {
-    const news = JSON.parse(event.data);
-    clockOffsetMs = Date.parse(news.now) - Date.now();
     // Where a new connection goes on; within one, the browser sends the last id by itself.
     eventsAddress = `/events?since=${encodeURIComponent(event.lastEventId)}`;
-    for (const [id, html] of Object.entries(news.parts)) show(id, html);
+    for (const [id, html] of Object.entries(JSON.parse(event.data))) show(id, html);
     tick();
     say("on", "live");
   });
