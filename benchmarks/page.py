@@ -234,7 +234,8 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             first_ms = 1000 * (time.perf_counter() - started)
             if f"Ranked</dt><dd>{MINERS}<" not in front:
                 raise SystemExit("the page does not show the ranking")
-            pages = [f"{url}/submissions/{1 + 97 * number}/page" for number in range(500)]
+            numbers = [1 + 97 * step % options.submissions for step in range(500)]
+            pages = [f"{url}/submissions/{number}/page" for number in numbers]
             result = {
                 "submissions": options.submissions,
                 "page_bytes": len(front.encode()),

@@ -18,7 +18,7 @@ from roles.api.page.rendering import Pages
 from roles.api.page.shared import SharedAnswers
 
 HEARTBEAT_S: Final = 15.0
-"""A comment this often keeps proxies from closing a quiet stream, and shows who has left."""
+"""The time, sent this often, keeps proxies from closing a quiet stream, and shows who has left."""
 WRITE_PATIENCE_S: Final = 30.0
 """A reader that takes nothing for this long is cut off."""
 RETRY_MS: Final = 3000
@@ -56,6 +56,7 @@ class PageHandlers:
         self._pages = pages
         self._live = live
         self._limits = limits
+        self._clock = clock
         # Never older than a moment: a miner looks here right after its reveal.
         self._miners: SharedAnswers[str, str] = SharedAnswers(
             self._miner_page, clock, fresh_s=FRESH_S, stale_s=FRESH_S, size=KEPT_PAGES
@@ -71,7 +72,8 @@ class PageHandlers:
         app.router.add_get("/miners/{hotkey}", self._as_page(self._miner))
         app.router.add_get("/submissions/{submission_id:[0-9]+}/page", self._as_page(self._submission))
         app.router.add_get("/static/{name}", self._static)
-        app.router.add_get("/events", self._events)
+        # No HEAD: it would take a seat for an answer that has no body.
+        app.router.add_get("/events", self._events, allow_head=False)
 
     def _as_page(self, show: Show) -> Show:
         async def answer(request: web.Request) -> web.StreamResponse:
@@ -127,7 +129,7 @@ class PageHandlers:
         return web.Response(body=file.content, headers=headers)
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events: first what the reader does not have, then every change of the front page.
+        """Server-sent events: the time, what the reader does not have, then every change of the front page.
 
         Nothing is kept for a reader: one that is slow finds only the newest state when it comes back to it.
         """
@@ -152,7 +154,9 @@ class PageHandlers:
         while not draining.is_set():
             news = self._live.news
             message, known = self._live.message(known)
-            await _write(response, message if message is not None else b":\n\n")
+            await _write(response, f"event: time\ndata: {self._clock.now().isoformat()}\n\n".encode())
+            if message is not None:
+                await _write(response, message)
             await _first_of(news, draining, timeout_s=HEARTBEAT_S)
 
 

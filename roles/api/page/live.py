@@ -11,23 +11,20 @@ from typing import Final
 
 from node.clock import Clock
 from node.http_server import ApiProblem
-from node.logs import get_logger
 from node.metrics import Metrics
-from roles.api.database import DatabaseUnavailable
 from roles.api.page.reader import PageReader
 from roles.api.page.rendering import SECTIONS, Pages
 from roles.api.page.shared import SharedAnswers
 
 FRESH_S: Final = 1.0
 STALE_S: Final = 10.0
-LOOK_S: Final = 1.0
-"""How often the parts are made anew while somebody listens."""
+LOOK_S: Final = 0.5
+"""While somebody listens, how often it is asked whether the parts are still fresh."""
 MAX_LISTENERS: Final = 512
 MAX_LISTENERS_PER_ADDRESS: Final = 16
 RETRY_AFTER_S: Final = 30
 KEPT_MESSAGES: Final = 8
-
-_log = get_logger(__name__)
+FRONT: Final = "front"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +72,15 @@ class LivePage:
         try:
             while True:
                 if self._listeners:
-                    try:
-                        await self._answers.renew("front")
-                    except DatabaseUnavailable as error:
-                        # Readers keep what they have; the next look may find the database again.
-                        _log.debug("no news for listeners", error=str(error))
+                    # Not waited for: a page that cannot be made, for whatever reason, must not end the API.
+                    self._answers.refresh(FRONT)
                 await self._clock.sleep(LOOK_S)
         finally:
             await self._answers.close()
 
     async def board(self) -> Board:
         """The page, at most some seconds old. Raises DatabaseUnavailable."""
-        return await self._answers.get("front")
+        return await self._answers.get(FRONT)
 
     @property
     def news(self) -> asyncio.Event:
@@ -108,7 +102,7 @@ class LivePage:
                 for name, text in board.parts.items()
                 if known is None or board.changed_in[name] > known
             }
-            data = json.dumps({"now": self._clock.now().isoformat(), "parts": parts}, separators=(",", ":"))
+            data = json.dumps(parts, separators=(",", ":"))
             made = f"id: {self._epoch}-{board.version}\nevent: parts\ndata: {data}\n\n".encode()
             # Versions are what readers say they have: a few are common, thousands would be somebody's game.
             if len(board.messages) < KEPT_MESSAGES:

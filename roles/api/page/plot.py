@@ -21,6 +21,9 @@ X_TICKS: Final = (1, 250_000, 500_000, 750_000, 1_000_000)
 MAX_TICKS: Final = 6
 LABEL_WIDTH: Final = 16
 LABEL_HEIGHT: Final = 11
+SLOWEST: Final = 1e-6
+FASTEST: Final = 1e15
+"""Speeds beyond, which no kernel has, are drawn at the edge: no figure may break the page."""
 ROOM: Final = 1.3
 """Free space above and below what is shown, as a factor."""
 
@@ -62,11 +65,12 @@ def draw(places: Sequence[Place]) -> Plot | None:
         return None
     needed = places[0].effective_score * (1 + TIE_MARGIN)
     steps = [(shortest, needed / league.multiplier) for shortest, league in reversed(LEAGUES)]
-    shown = [place.entry.tokens_per_sec for place in places] + [speed for _, speed in steps]
+    speeds = [place.entry.tokens_per_sec for place in places] + [speed for _, speed in steps]
+    shown = [_drawn(speed) for speed in speeds]
     low, high = min(shown) / ROOM, max(shown) * ROOM
 
     def y(speed: float) -> float:
-        share = math.log(speed / low) / math.log(high / low)
+        share = math.log(_drawn(speed) / low) / math.log(high / low)
         return round(HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM), 1)
 
     spots = [(_x(place.entry.target_sequence_length), y(place.entry.tokens_per_sec)) for place in places]
@@ -81,6 +85,10 @@ def draw(places: Sequence[Place]) -> Plot | None:
         points=points[::-1],
         to_lead=_staircase([(_x(length), y(speed)) for length, speed in steps]),
     )
+
+
+def _drawn(speed: float) -> float:
+    return min(max(speed, SLOWEST), FASTEST)
 
 
 def _x(length: int) -> float:

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from node.clock import Clock
 from node.logs import get_logger
+from protocol.errors import QuasarError
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -47,19 +48,17 @@ class SharedAnswers(Generic[K, V]):
 
     async def get(self, key: K) -> V:
         """The answer for a key; raises what `make` raises."""
-        kept = self._kept.get(key)
-        age_s = float("inf") if kept is None else self._clock.monotonic() - kept.at_s
-        if kept is None or age_s > self._stale_s:
-            return await self.renew(key)
+        if self._age_s(key) > self._stale_s:
+            # A shield: one reader who leaves must not take the answer from the others.
+            return await asyncio.shield(self._start(key))
+        self.refresh(key)
         self._kept.move_to_end(key)
-        if age_s > self._fresh_s:
-            self._start(key)
-        return kept.value
+        return self._kept[key].value
 
-    async def renew(self, key: K) -> V:
-        """An answer that is made now, or by somebody who asked a moment before."""
-        # A shield: one reader who leaves must not take the answer from the others.
-        return await asyncio.shield(self._start(key))
+    def refresh(self, key: K) -> None:
+        """Begin to make a new answer unless the one that is kept is fresh; what fails is logged."""
+        if self._age_s(key) > self._fresh_s:
+            self._start(key)
 
     async def close(self) -> None:
         """Stop what is being made."""
@@ -67,6 +66,10 @@ class SharedAnswers(Generic[K, V]):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _age_s(self, key: K) -> float:
+        kept = self._kept.get(key)
+        return float("inf") if kept is None else self._clock.monotonic() - kept.at_s
 
     def _start(self, key: K) -> asyncio.Task[V]:
         task = self._making.get(key)
@@ -89,4 +92,5 @@ class SharedAnswers(Generic[K, V]):
         del self._making[key]
         if not task.cancelled() and (error := task.exception()) is not None:
             # Whoever waits gets the error as well; with a stale answer given, this is all that tells of it.
-            _log.warning("page not made", key=str(key), error=str(error))
+            bug = None if isinstance(error, QuasarError) else error
+            _log.warning("page not made", key=str(key), error=str(error), exc_info=bug)

@@ -84,6 +84,8 @@ class MinerPage:
     logits: LogitOutcome
     checks: Sequence[Row]
     submissions: Sequence[Shown]
+    """The newest, newest first."""
+    has_more: bool
     finishes: Sequence[Row]
 
 

@@ -28,12 +28,12 @@ function keysOf(part) {
 // Replaces the content of a part, keeps the keyboard focus and the scroll position, and marks what changed.
 function replace(part, html) {
   const before = keysOf(part);
-  const scrolled = part.querySelector(".scroll")?.scrollLeft ?? 0;
+  const frame = part.querySelector(".scroll");
+  const [left, top] = frame === null ? [0, 0] : [frame.scrollLeft, frame.scrollTop];
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   const order = focused === null ? -1 : focusable(part).indexOf(focused);
   part.innerHTML = html;
-  const scroller = part.querySelector(".scroll");
-  if (scroller !== null) scroller.scrollLeft = scrolled;
+  part.querySelector(".scroll")?.scrollTo({ left, top, behavior: "instant" });
   if (focused !== null) {
     const same = [...part.querySelectorAll("a")].find((link) => focused.href && link.href === focused.href);
     (same ?? focusable(part)[order])?.focus({ preventScroll: true });
@@ -64,12 +64,11 @@ function listen() {
   source?.close();
   source = new EventSource(eventsAddress);
   source.addEventListener("open", () => say("on", "live"));
+  source.addEventListener("time", (event) => { clockOffsetMs = Date.parse(event.data) - Date.now(); });
   source.addEventListener("parts", (event) => {
-    const news = JSON.parse(event.data);
-    clockOffsetMs = Date.parse(news.now) - Date.now();
     // Where a new connection goes on; within one, the browser sends the last id by itself.
     eventsAddress = `/events?since=${encodeURIComponent(event.lastEventId)}`;
-    for (const [id, html] of Object.entries(news.parts)) show(id, html);
+    for (const [id, html] of Object.entries(JSON.parse(event.data))) show(id, html);
     tick();
     say("on", "live");
   });

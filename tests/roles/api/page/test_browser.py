@@ -186,6 +186,19 @@ async def test_keyboard_and_reader_are_not_disturbed_by_news(
         await expect(row).to_contain_text("place 2")
 
 
+async def test_leaderboard_keeps_its_scroll_position(
+    site: Client, populated: Subnet, browser: Browser
+) -> None:
+    async with visit(browser, site.url + "/", size=(360, 740)) as window:
+        page = window.page
+        await page.locator(".live.on").wait_for()
+        frame = page.locator("#leaderboard .scroll")
+        await frame.evaluate("frame => { frame.scrollLeft = 60; }")
+        await site.check_logits(populated.validator, key(OTHERS[0]), LogitOutcome.PASSED)
+        await expect(page.locator("#leaderboard tbody tr")).to_have_count(11)
+        assert await frame.evaluate("frame => frame.scrollLeft") == 60
+
+
 async def test_page_comes_back_by_itself_after_a_restart(populated: Subnet, browser: Browser) -> None:
     settings = page_settings(populated)
     async with running(settings) as first:

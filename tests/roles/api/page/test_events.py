@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ class Event:
     """One message of a stream."""
 
     id: str
-    now: str
     parts: dict[str, str]
 
 
@@ -39,22 +39,30 @@ class Stream:
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self.response = response
-        self.comments = 0
+        self.times: list[datetime] = []
 
     async def next(self) -> Event:
-        """The next event; comments in between are counted."""
+        """The next event with news; the times that come before it are noted."""
         fields: dict[str, str] = {}
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 line = (await self.response.content.readuntil(b"\n")).decode().rstrip("\n")
-                if line.startswith(":"):
-                    self.comments += 1
-                elif line:
+                if line:
                     name, _, value = line.partition(": ")
                     fields[name] = value
-                elif "data" in fields:
-                    assert fields["event"] == "parts"
-                    return Event(fields["id"], **json.loads(fields["data"]))
+                    continue
+                if fields.get("event") == "parts":
+                    return Event(fields["id"], json.loads(fields["data"]))
+                if fields.get("event") == "time":
+                    self.times.append(datetime.fromisoformat(fields["data"]))
+                fields = {}
+
+    async def with_part(self, name: str) -> Event:
+        """The next event that brings that part."""
+        event = await self.next()
+        while name not in event.parts:
+            event = await self.next()
+        return event
 
     async def until_end(self) -> None:
         """Read until the server closes."""
@@ -85,11 +93,10 @@ async def test_new_reader_gets_everything_then_only_changes(site: Client, popula
         assert set(first.parts) == set(SECTIONS)
         assert "431,200,000" in first.parts["leaderboard"]
         await direct(site, key(OTHERS[0]), 200_000)
-        changed = await stream.next()
-        while "submissions" not in changed.parts:
-            changed = await stream.next()
+        changed = await stream.with_part("submissions")
         assert "leaderboard" not in changed.parts
         assert "#19" in changed.parts["submissions"]
+        assert stream.times == sorted(stream.times)
         assert changed.id != first.id
 
 
@@ -133,7 +140,8 @@ async def test_reader_with_everything_waits_in_a_quiet_stream(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.5):
                 await stream.next()
-        assert stream.comments >= 2
+        assert len(stream.times) >= 3
+        assert abs(datetime.now(UTC) - stream.times[-1]) < timedelta(seconds=30)
 
 
 async def test_many_readers_share_one_producer(site: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +165,29 @@ async def test_many_readers_share_one_producer(site: Client, monkeypatch: pytest
         await asyncio.sleep(1.0)
         seconds = loop.time() - started
         assert "quasar_page_listeners 50.0" in (await site.get("/metrics")).body
-    # Once a second by the producer and once a second for readers of the page, whoever asks.
-    assert 1 <= reads <= 2 * seconds + 2
+    # Once a second, whoever asks.
+    assert 1 <= reads <= seconds + 1
+
+
+async def test_page_that_cannot_be_made_ends_neither_the_api_nor_the_stream(
+    site: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with listening(site.url) as stream:
+        await stream.next()
+        front = PageReader.front
+        asked = asyncio.Event()
+
+        async def broken(_: PageReader) -> Any:
+            asked.set()
+            raise ZeroDivisionError("a bug")
+
+        monkeypatch.setattr(PageReader, "front", broken)
+        async with asyncio.timeout(PATIENCE_S):
+            await asked.wait()
+        assert (await site.get("/health")).status == 200
+        monkeypatch.setattr(PageReader, "front", front)
+        await direct(site, key(OTHERS[0]), 200_000)
+        assert "#19" in (await stream.with_part("submissions")).parts["submissions"]
 
 
 async def test_seats_are_bounded(site: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +199,10 @@ async def test_seats_are_bounded(site: Client, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(live, "MAX_LISTENERS", 2)
         reply = await site.get("/events")
         assert (reply.status, reply.headers["Retry-After"]) == (503, "30")
+
+
+async def test_asking_for_the_head_alone_takes_no_seat(site: Client) -> None:
+    assert (await site.send("HEAD", "/events")).status == 405
 
 
 async def test_seat_of_a_reader_who_left_is_free_again(site: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +321,5 @@ async def test_events_pass_through_nginx_as_they_happen(populated: Subnet, tmp_p
     async with running(settings) as api, nginx(tmp_path, api.url) as url, listening(url) as stream:
         await stream.next()
         await direct(api, key(OTHERS[0]), 200_000)
-        event = await stream.next()
-        while "submissions" not in event.parts:
-            event = await stream.next()
+        event = await stream.with_part("submissions")
         assert "#19" in event.parts["submissions"]

@@ -168,7 +168,9 @@ def test_nothing_ranked_is_no_plot() -> None:
     assert plot.draw([]) is None
 
 
-@pytest.mark.parametrize("speeds", [(5.0,), (1e-3, 1e9), (431e6, 430e6, 400e6, 399e6, 398e6, 12e6)])
+@pytest.mark.parametrize(
+    "speeds", [(5.0,), (1e-3, 1e9), (1e307, 1e-300), (431e6, 430e6, 400e6, 399e6, 398e6, 12e6)]
+)
 def test_everything_lies_inside_the_plot_and_faster_is_higher(speeds: tuple[float, ...]) -> None:
     drawn = plot.draw(places(*speeds))
     assert drawn is not None

@@ -13,6 +13,7 @@ from protocol.types import Coldkey, Hotkey, Uid
 from protocol.verdicts import Fault, LogitOutcome, Status
 from roles.api.chain_view import ChainView
 from roles.api.database import Database, DatabaseUnavailable
+from roles.api.page import reader
 from roles.api.tables import rounds
 from tests.roles.api.harness import Client, Code, Subnet, key, logit_message, running, until, url_of
 from tests.roles.api.page.populated import ENTRIES, HOSTILE, OTHERS, committed_code, page_settings
@@ -300,6 +301,14 @@ async def test_expired_commitment_is_told(site: Client, populated: Subnet) -> No
     assert "Not ranked: its commitment was not revealed before block" in shown.words
     # The miner's better submission is what its own page speaks of.
     assert "Place 4" in (await page(site, f"/miners/{key('draco').ss58_address}")).words
+
+
+async def test_long_history_shows_the_newest(site: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "SHOWN_HISTORY", 1)
+    miner = await page(site, f"/miners/{key(OTHERS[3]).ss58_address}")
+    assert "Shown are the newest 1." in miner.words
+    assert "/submissions/16/page" in miner.links
+    assert "/submissions/15/page" not in miner.links
 
 
 async def test_unregistered_miner_is_told_why(site: Client, populated: Subnet) -> None:

@@ -105,6 +105,19 @@ async def test_reader_who_leaves_does_not_take_the_answer_along(
     assert make.made == ["a"]
 
 
+async def test_refresh_makes_only_what_is_not_fresh(
+    answers: SharedAnswers[str, str], make: Maker, clock: FakeClock
+) -> None:
+    answers.refresh("a")
+    assert await answers.get("a") == "a1"
+    answers.refresh("a")
+    await clock.advance(1.1)
+    assert make.made == ["a"]
+    answers.refresh("a")
+    await clock.advance(0.0)
+    assert make.made == ["a", "a"]
+
+
 async def test_close_ends_what_is_being_made(answers: SharedAnswers[str, str], make: Maker) -> None:
     make.may_go.clear()
     waiting = asyncio.create_task(answers.get("a"))
