@@ -78,16 +78,16 @@ class GroupWriter:
 
 
 def _run_one(connection: Connection, work: Work) -> _Outcome:
-    connection.exec_driver_sql("SAVEPOINT one")
+    raw: Any = connection.connection.dbapi_connection
+    raw.execute("SAVEPOINT one")
     try:
         value = work(connection)
     except Exception as error:
-        raw: Any = connection.connection.dbapi_connection
         if not raw.in_transaction:
             # A full disk or an I/O error takes back the transaction as a whole, savepoints included.
             raise TransactionLost from error
-        connection.exec_driver_sql("ROLLBACK TO one")
-        connection.exec_driver_sql("RELEASE one")
+        raw.execute("ROLLBACK TO one")
+        raw.execute("RELEASE one")
         return _Outcome(error=error)
-    connection.exec_driver_sql("RELEASE one")
+    raw.execute("RELEASE one")
     return _Outcome(value=value)

@@ -7,7 +7,7 @@ from typing import Final
 from aiohttp import web
 from sqlalchemy import Connection
 
-from node.http_server import ApiProblem, FieldsInvalid
+from node.http_server import ApiProblem
 from protocol.messages import (
     ApiInfo,
     CurrentRound,
@@ -24,6 +24,7 @@ from roles.api.answers import LastAnswer, list_answer, model_answer
 from roles.api.commits import MAX_OPEN_COMMITMENTS
 from roles.api.context import Api
 from roles.api.evaluations import path_id
+from roles.api.queries import whole_number
 from roles.api.remembered import Remembered
 from roles.api.standing import Standing
 from roles.api.tables import Row
@@ -130,7 +131,8 @@ class ReadHandlers:
 
     async def submission_stats(self, request: web.Request) -> web.Response:
         """The newest revealed submissions, the fastest, and figures over what was measured."""
-        known, answer = self._stats_of(query_limit(request))
+        limit = whole_number(request, "limit", default=DEFAULT_LIMIT, highest=MAX_LIMIT)
+        known, answer = self._stats_of(limit)
         return answer.show(await known.get())
 
     async def stats(self, limit: int) -> SubmissionStatsAnswer:
@@ -185,7 +187,7 @@ class ReadHandlers:
     async def submissions(self, request: web.Request) -> web.Response:
         """The newest submissions, of one hotkey or of all, also unrevealed ones."""
         hotkey = request.query.get("hotkey")
-        limit = query_limit(request)
+        limit = whole_number(request, "limit", default=DEFAULT_LIMIT, highest=MAX_LIMIT)
         if hotkey is not None and not (hotkey.isascii() and hotkey.isalnum()):
             # No hotkey looks like that, and not every database takes every text.
             return list_answer([])
@@ -221,17 +223,6 @@ class ReadHandlers:
             )
             for row in rows
         ]
-
-
-def query_limit(request: web.Request) -> int:
-    """The parameter `limit`; raises FieldsInvalid (422)."""
-    text = request.query.get("limit", str(DEFAULT_LIMIT))
-    # isdecimal alone would let other scripts' digits through, and int() takes signs and blanks.
-    if text.isascii() and text.isdecimal() and len(text) <= 6 and 1 <= int(text) <= MAX_LIMIT:
-        return int(text)
-    raise FieldsInvalid(
-        [{"field": "limit", "message": f"must be a whole number from 1 to {MAX_LIMIT}", "value": text[:100]}]
-    )
 
 
 def _leaderboard(standing: Standing, height: int, round_number: int) -> Leaderboard:

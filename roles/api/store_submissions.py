@@ -2,20 +2,44 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from protocol.types import BlockHeight
 from roles.api.tables import Row, submissions
 
-MAX_ID = 2**63 - 1
+MAX_ID: Final = 2**63 - 1
 """The databases cannot even be asked for a higher number."""
+
+
+# What every write asks is put together once: SQLAlchemy takes longer for that than SQLite for the answer.
+_INSERT: Final = insert(submissions).returning(submissions)
+_BY_ID: Final = select(submissions).where(submissions.c.id == bindparam("number"))
+_BY_COMMITMENT: Final = select(submissions).where(
+    submissions.c.miner_hotkey == bindparam("hotkey"),
+    submissions.c.commitment_hash == bindparam("commitment"),
+)
+_BY_CODE: Final = select(submissions).where(
+    submissions.c.miner_hotkey == bindparam("hotkey"),
+    submissions.c.commit_hash == bindparam("commit"),
+    submissions.c.target_sequence_length == bindparam("length"),
+)
+_QUEUED: Final = (
+    select(submissions)
+    .where(
+        submissions.c.miner_hotkey == bindparam("hotkey"),
+        submissions.c.revealed_at.is_not(None),
+        submissions.c.judged_at.is_(None),
+    )
+    .order_by(submissions.c.id)
+    .limit(1)
+)
 
 
 def insert_submission(connection: Connection, values: Mapping[str, Any]) -> Row:
     """Insert a row and return it."""
-    return connection.execute(insert(submissions).values(**values).returning(submissions)).one()
+    return connection.execute(_INSERT, values).one()
 
 
 def update_submission(connection: Connection, submission_id: int, values: Mapping[str, Any]) -> Row:
@@ -28,42 +52,25 @@ def find_submission(connection: Connection, submission_id: int) -> Row | None:
     """The submission of that number."""
     if submission_id > MAX_ID:
         return None
-    return (connection.execute(select(submissions).where(submissions.c.id == submission_id))).first()
+    return connection.execute(_BY_ID, {"number": submission_id}).first()
 
 
 def find_commitment(connection: Connection, miner_hotkey: str, commitment_hash: str) -> Row | None:
     """The hotkey's commitment with that hash."""
-    query = select(submissions).where(
-        submissions.c.miner_hotkey == miner_hotkey, submissions.c.commitment_hash == commitment_hash
-    )
-    return connection.execute(query).first()
+    return connection.execute(_BY_COMMITMENT, {"hotkey": miner_hotkey, "commitment": commitment_hash}).first()
 
 
 def find_code(
     connection: Connection, miner_hotkey: str, commit_hash: str, target_sequence_length: int
 ) -> Row | None:
     """The hotkey's revealed submission of that commit for that target length."""
-    query = select(submissions).where(
-        submissions.c.miner_hotkey == miner_hotkey,
-        submissions.c.commit_hash == commit_hash,
-        submissions.c.target_sequence_length == target_sequence_length,
-    )
-    return connection.execute(query).first()
+    given = {"hotkey": miner_hotkey, "commit": commit_hash, "length": target_sequence_length}
+    return connection.execute(_BY_CODE, given).first()
 
 
 def find_queued(connection: Connection, miner_hotkey: str) -> Row | None:
     """The hotkey's oldest submission that waits for its first verdict."""
-    query = (
-        select(submissions)
-        .where(
-            submissions.c.miner_hotkey == miner_hotkey,
-            submissions.c.revealed_at.is_not(None),
-            submissions.c.judged_at.is_(None),
-        )
-        .order_by(submissions.c.id)
-        .limit(1)
-    )
-    return connection.execute(query).first()
+    return connection.execute(_QUEUED, {"hotkey": miner_hotkey}).first()
 
 
 def list_pending(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, literal_column, select
 
 from node.http_server import ApiProblem
 from protocol.rules import BAN_FAILURES, BAN_SECONDS
@@ -16,18 +16,21 @@ TRUSTED: Final = timedelta(days=7)
 """A hotkey that has passed within this time is not stopped by its address."""
 
 
+_STRIKES: Final = (
+    select(submissions.c.settled_at)
+    .where(
+        submissions.c.address == bindparam("address"),
+        submissions.c.pooled_fault == literal_column(f"'{Fault.MINER.value}'"),
+        submissions.c.settled_at > bindparam("since"),
+    )
+    .order_by(submissions.c.settled_at)
+)
+
+
 def check_address(connection: Connection, address: str, miner_hotkey: str, now: datetime) -> None:
     """Raise ApiProblem 403, with the hours left, for a banned address."""
-    query = (
-        select(submissions.c.settled_at)
-        .where(
-            submissions.c.address == address,
-            submissions.c.pooled_fault == Fault.MINER.value,
-            submissions.c.settled_at > now - 2 * WINDOW,
-        )
-        .order_by(submissions.c.settled_at)
-    )
-    end = ban_end(list(connection.execute(query).scalars()))
+    given = {"address": address, "since": now - 2 * WINDOW}
+    end = ban_end(list(connection.execute(_STRIKES, given).scalars()))
     if end is None or end <= now or _has_passed(connection, miner_hotkey, now):
         return
     hours = (end - now).total_seconds() / 3600

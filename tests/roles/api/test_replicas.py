@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select
@@ -10,7 +11,7 @@ from sqlalchemy import func, select
 from node.settings_model import Settings
 from protocol.commitments import seed_commitment_hash
 from protocol.verdicts import LogitOutcome
-from roles.api.database import Database
+from roles.api.database import Database, database_url
 from roles.api.schema import HEAD, revision_of, upgrade
 from roles.api.tables import leases, rounds, submissions, verdicts
 from tests.roles.api.harness import (
@@ -159,12 +160,9 @@ async def test_what_one_takes_the_other_shows(replicas: Replicas, subnet: Subnet
     assert (await first.get("/submissions/1")).body == (await second.get("/submissions/1")).body
 
 
-async def test_replicas_that_start_together_migrate_once(
-    postgres: PostgresServer, replicated: Settings
-) -> None:
-    empty = postgres.url(postgres.create_database())
-    settings = with_api(replicated, database_url=empty)
-    databases = [Database(url_of(settings)) for _ in range(4)]
+async def test_replicas_that_start_together_migrate_once(postgres: PostgresServer) -> None:
+    url = database_url(postgres.url(postgres.create_database()), Path())
+    databases = [Database(url) for _ in range(4)]
     await asyncio.gather(*(upgrade(database) for database in databases))
     assert await databases[0].read(revision_of) == HEAD
     for database in databases:

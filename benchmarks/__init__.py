@@ -1,0 +1,1 @@
+"""Benchmarks that are no command of quasar-node."""
