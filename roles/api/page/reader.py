@@ -69,17 +69,9 @@ class PageReader:
         metagraph = self._api.chain.last_metagraph
         neuron = None if metagraph is None else metagraph.neurons.get(Hotkey(hotkey))
 
-<<<<<<< HEAD
         def work(connection: Connection) -> MinerPage:
-            rows = store_submissions.list_recent(connection, limit=SHOWN_HISTORY, miner_hotkey=hotkey)
-            shown = self._shown(connection, rows, [], standing, ranking)
-=======
-        async def work(connection: AsyncConnection) -> MinerPage:
-            rows = await store_submissions.list_recent(
-                connection, limit=SHOWN_HISTORY + 1, miner_hotkey=hotkey
-            )
-            shown = await self._shown(connection, rows[:SHOWN_HISTORY], [], standing, ranking)
->>>>>>> wt-page
+            rows = store_submissions.list_recent(connection, limit=SHOWN_HISTORY + 1, miner_hotkey=hotkey)
+            shown = self._shown(connection, rows[:SHOWN_HISTORY], [], standing, ranking)
             return MinerPage(
                 subnet=subnet,
                 hotkey=hotkey,
@@ -90,12 +82,8 @@ class PageReader:
                 logits=standing.logit_outcome(hotkey),
                 checks=queries.list_checks(connection, hotkey, SHOWN_CHECKS),
                 submissions=shown,
-<<<<<<< HEAD
-                finishes=queries.list_finishes(connection, hotkey, current.round_number - SHOWN_ROUNDS),
-=======
                 has_more=len(rows) > SHOWN_HISTORY,
-                finishes=await queries.list_finishes(connection, hotkey, current.round_number - SHOWN_ROUNDS),
->>>>>>> wt-page
+                finishes=queries.list_finishes(connection, hotkey, current.round_number - SHOWN_ROUNDS),
             )
 
         return await self._api.database.read(work)
