@@ -14,9 +14,10 @@ from node.settings_model import Settings
 from roles.api.authentication import Authentication
 from roles.api.chain_view import ChainView
 from roles.api.context import Api
-from roles.api.database import Database, database_url
+from roles.api.database import Database
 from roles.api.identity import load_identity
 from roles.api.limits import Limits, MemoryWindows, SharedWindows, parse_networks
+from roles.api.maintenance import lock_on, open_configured
 from roles.api.page.wiring import build_page
 from roles.api.rounds import RoundKeeper
 from roles.api.routes import build_app
@@ -79,19 +80,17 @@ async def build(settings: Settings, clock: Clock | None = None) -> Graph:
 
 async def open_database(settings: Settings) -> tuple[Database, Callable[[], Awaitable[None]]]:
     """The database at the schema of this version, and what gives back the lock on its file."""
-    secret = settings.api.database_url
-    url = database_url(secret.get_secret_value() if secret else None, settings.node.data_dir)
+    database = open_configured(settings)
     lock: FileLock | None = None
-    if url.get_backend_name() == "sqlite":
+    if database.is_sqlite:
         # Several replicas need PostgreSQL: two processes on one SQLite file would each keep their own limits.
-        lock = FileLock(Path(f"{url.database}.lock"), f"the API's database {url.database}")
+        lock = lock_on(Path(str(database.url.database)))
         lock.acquire()
 
     async def unlock() -> None:
         if lock is not None:
             lock.release()
 
-    database = Database(url)
     try:
         await upgrade(database)
     except BaseException:

@@ -24,7 +24,7 @@ class PostgresServer:
         self._data = folder / "data"
         self._folder = folder
         self._programs = programs
-        self.port = _free_port()
+        self.port = free_port()
         # The server refuses to run as root, as tests in a container do.
         self._owner = "postgres" if os.geteuid() == 0 else None
 
@@ -121,7 +121,8 @@ def _programs() -> Path | None:
     return None if on_path is None else Path(on_path).parent
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
