@@ -85,6 +85,8 @@ def page_settings(subnet: Subnet) -> Settings:
         api=ApiSection(
             port=0,
             metagraph_max_age_s=0.5,
+            # The evaluation that is under way stays so, however long the tests take.
+            lease_s=86_400.0,
             writes_per_minute_per_ip=10_000,
             writes_per_minute_per_hotkey=1000,
         ),
