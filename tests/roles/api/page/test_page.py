@@ -86,7 +86,7 @@ async def test_front_page_shows_the_whole_competition(site: Client) -> None:
     front = await page(site, "/")
     for text in (
         "Round 1",
-        "1 d 23 h",
+        "about 48 blocks",
         "Submissions this round 16",
         "Wait for a verdict 2",
         "Ranked 10",
@@ -103,6 +103,7 @@ async def test_front_page_shows_the_whole_competition(site: Client) -> None:
         "Reveal due",
     ):
         assert text in front.words
+    assert "ends in 1 d 23 h" in front.words or "ends in 2 d 0 h" in front.words
     order = [front.words.index(f"{entry.tokens_per_sec:,.0f}") for entry in ENTRIES]
     assert order == sorted(order)
     assert f"/miners/{key('orion').ss58_address}" in front.links
