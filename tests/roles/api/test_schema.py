@@ -54,57 +54,44 @@ def test_tables_compile_for_postgresql() -> None:
             assert len(str(index.name)) <= 63, compiled
 
 
+OLD_SUBMISSION = text(
+    "INSERT INTO submissions (id, miner_hotkey, miner_coldkey, target_sequence_length, created_at, judged_at) "
+    "VALUES (:id, :hotkey, 'c', 1000, :created_at, :judged_at)"
+)
+OLD_VERDICT = text(
+    "INSERT INTO verdicts (submission_id, validator_hotkey, lease_id, attempt, is_final, status, fault, "
+    "measured_tokens_per_sec, gpu, versions, rules_version, evidence, signature, created_at) VALUES "
+    "(:id, :validator, :lease, 1, :final, :status, :fault, :measured, 'cpu', '{}', 1, '{}', '00', :created_at)"
+)
+
+
+def fill_first_schema(connection: Connection) -> None:
+    """A database as the first version left it: two judged submissions and one that waits."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    run_migrations(connection, "0001")
+    for number, judged_at in ((1, MOMENT), (2, MOMENT), (3, None)):
+        connection.execute(
+            OLD_SUBMISSION,
+            {"id": number, "hotkey": f"m{number}", "created_at": MOMENT, "judged_at": judged_at},
+        )
+    for number, validator, status, fault, measured in (
+        (1, "a", "passed", "nobody", 10.0),
+        (1, "b", "passed", "nobody", 30.0),
+        (1, "c", "crashed", "miner", None),
+        (2, "a", "crashed", "miner", None),
+    ):
+        given = {"id": number, "validator": validator, "lease": f"{number}{validator}", "final": True}
+        given |= {"status": status, "fault": fault, "measured": measured, "created_at": MOMENT}
+        connection.execute(OLD_VERDICT, given)
+
+
 async def test_verdicts_of_an_older_database_are_pooled(settings: Settings, tmp_path: Path) -> None:
     """From 0001, with verdicts in it: who was ranked stays ranked."""
     url = url_of(settings)
-    if url.get_backend_name() == "sqlite":
-        url = database_url(None, tmp_path)
-    database = Database(url)
-
-    def back_to_the_first(connection: Connection) -> None:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("DROP SCHEMA public CASCADE"))
-            connection.execute(text("CREATE SCHEMA public"))
-        run_migrations(connection, "0001")
-        for number in (1, 2, 3):
-            connection.execute(
-                text(
-                    "INSERT INTO submissions (id, miner_hotkey, miner_coldkey, target_sequence_length, "
-                    "created_at, judged_at) VALUES (:id, :hotkey, 'c', 1000, :now, :judged)"
-                ),
-                {
-                    "id": number,
-                    "hotkey": f"m{number}",
-                    "now": MOMENT,
-                    "judged": MOMENT if number < 3 else None,
-                },
-            )
-        for number, validator, status, fault, measured in (
-            (1, "a", "passed", "nobody", 10.0),
-            (1, "b", "passed", "nobody", 30.0),
-            (1, "c", "crashed", "miner", None),
-            (2, "a", "crashed", "miner", None),
-        ):
-            connection.execute(
-                text(
-                    "INSERT INTO verdicts (submission_id, validator_hotkey, lease_id, attempt, is_final, status, "
-                    "fault, measured_tokens_per_sec, gpu, versions, rules_version, evidence, signature, created_at) "
-                    "VALUES (:id, :validator, :lease, 1, :final, :status, :fault, :measured, 'cpu', '{}', 1, "
-                    "'{}', '00', :now)"
-                ),
-                {
-                    "id": number,
-                    "validator": validator,
-                    "lease": f"{number}{validator}",
-                    "final": True,
-                    "status": status,
-                    "fault": fault,
-                    "measured": measured,
-                    "now": MOMENT,
-                },
-            )
-
-    await database.write(back_to_the_first)
+    database = Database(database_url(None, tmp_path) if url.get_backend_name() == "sqlite" else url)
+    await database.write(fill_first_schema)
     await upgrade(database)
     columns = ("pooled_status", "pooled_fault", "pooled_tokens_per_sec", "settled_at")
     query = select(*(submissions.c[name] for name in columns)).order_by(submissions.c.id)
