@@ -55,13 +55,14 @@ def test_tables_compile_for_postgresql() -> None:
 
 
 OLD_SUBMISSION = text(
-    "INSERT INTO submissions (id, miner_hotkey, miner_coldkey, target_sequence_length, created_at, judged_at) "
-    "VALUES (:id, :hotkey, 'c', 1000, :created_at, :judged_at)"
+    "INSERT INTO submissions (id, miner_hotkey, miner_coldkey, target_sequence_length, created_at, "
+    "judged_at) VALUES (:id, :hotkey, 'c', 1000, :created_at, :judged_at)"
 )
 OLD_VERDICT = text(
     "INSERT INTO verdicts (submission_id, validator_hotkey, lease_id, attempt, is_final, status, fault, "
     "measured_tokens_per_sec, gpu, versions, rules_version, evidence, signature, created_at) VALUES "
-    "(:id, :validator, :lease, 1, :final, :status, :fault, :measured, 'cpu', '{}', 1, '{}', '00', :created_at)"
+    "(:id, :validator, :lease, 1, :final, :status, :fault, :measured, 'cpu', '{}', 1, '{}', '00', "
+    ":created_at)"
 )
 
 
