@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from node.http_errors import ApiProblem, FieldsInvalid, json_problem, problem_of
 from node.http_json import parse_model
+from node.http_silence import close_silent
 from node.logs import get_logger
 from node.metrics import CONTENT_TYPE, Metrics
 from protocol.errors import ConfigError, PortInUse
@@ -22,13 +23,9 @@ __all__ = ["STATE", "ApiProblem", "FieldsInvalid", "HttpServer", "ServerState", 
 
 READINESS_TIMEOUT_S = 5.0
 DRAIN_RETRY_AFTER_S = 5
-HEADERS_S = 10.0
-"""A connection that has not sent the headers of its first request by then is closed."""
 BODY_S = 20.0
 """How long the body of a request may take."""
 KEEPALIVE_S = 75.0
-LOOK_S = 0.25
-"""Between two looks at the connections that are still silent."""
 ALWAYS_ANSWERED = ("/livez", "/metrics")
 """Paths that answer normally while the server drains."""
 
@@ -254,7 +251,7 @@ class HttpServer:
             raise self._refusal(error) from error
         self._runner = runner
         self._reaper = asyncio.create_task(
-            _close_silent(runner, self._app[STATE]), name=f"{self.name}-reaper"
+            close_silent(runner, self._app[STATE].spoken), name=f"{self.name}-silent"
         )
         self._port = int(runner.addresses[0][1])
         _log.info("listening", server=self.name, host=self._host, port=self._port)
@@ -300,23 +297,6 @@ class HttpServer:
             if self._reaper is not None:
                 self._reaper.cancel()
             await runner.cleanup()
-
-
-async def _close_silent(runner: web.AppRunner, state: ServerState) -> None:
-    """Close connections that never get as far as a request; aiohttp itself times only those between two."""
-    loop = asyncio.get_running_loop()
-    since: dict[asyncio.BaseProtocol, float] = {}
-    while True:
-        server = runner.server
-        connections = set(server.connections) if server is not None else set()
-        state.spoken &= connections
-        silent = connections - state.spoken
-        since = {connection: since.get(connection, loop.time()) for connection in silent}
-        for connection, started_s in since.items():
-            transport = getattr(connection, "transport", None)
-            if loop.time() - started_s > HEADERS_S and transport is not None:
-                transport.abort()
-        await asyncio.sleep(LOOK_S)
 
 
 class _WireLog(logging.LoggerAdapter[logging.Logger]):

@@ -117,12 +117,13 @@ async def mixed(bench: Bench, minutes: float) -> dict[str, Any]:
         plan = {"bodies": bench.write_bodies(writes), "share": MIXED_WRITE_SHARE, "paths": list(MIXED_PATHS)}
         # Caches, pools and the allocator are warm before memory is looked at.
         await bench.load(port, paths=list(MIXED_PATHS), rate=RATE, seconds=5.0)
-        samples = [_rss_mb(process.pid)]
+        samples, busy_s = [_rss_mb(process.pid)], _cpu_s(process.pid)
         load = asyncio.create_task(bench.load(port, rate=RATE, seconds=seconds, **plan))
         while not load.done():
             await asyncio.wait({load}, timeout=seconds / 10)
             samples.append(_rss_mb(process.pid))
         result = load.result()
+        result["processor_share"] = round((_cpu_s(process.pid) - busy_s) / result["seconds"], 3)
     result["rss_mb"] = samples
     return {"mixed": result}
 
@@ -203,6 +204,12 @@ def _rss_mb(pid: int) -> float:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     kilobytes = next(line.split()[1] for line in lines if line.startswith("VmRSS:"))
     return round(int(kilobytes) / 1024, 1)
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _processor() -> str:

@@ -107,7 +107,8 @@ class Database:
 
         Nothing is written when `work` raises. It reads before it inserts, so when another replica wrote the
         same unique thing first it is run again and finds it. Writes with the same `turn` never overlap, on
-        any replica. Raises DatabaseUnavailable, InvalidMessage for a value that cannot be stored.
+        any replica. `patience_s`: how long PostgreSQL may take; None for as long as it needs.
+        Raises DatabaseUnavailable, InvalidMessage for a value that cannot be stored.
         """
 
         def whole(connection: Connection) -> T:

@@ -1,5 +1,6 @@
 """Looking after the API's database: what it holds, whether it is sound, copies of it."""
 
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -120,21 +121,27 @@ def back_up(settings: Settings, target: Path) -> None:
 def restore(settings: Settings, source: Path) -> None:
     """Put a backup in the place of the SQLite database, which is kept beside it under another name.
 
-    Raises UsageError, ConfigError for a backup that is not sound, DeviceBusy while an API runs on the file.
+    Raises UsageError (also when one kept earlier is in the way), ConfigError for a backup that is not sound,
+    DeviceBusy while an API runs on the file.
     """
     target = _sqlite_path(settings, "pg_restore --clean", must_exist=False)
     if not source.is_file():
         raise UsageError(f"{source} is no file: name a backup")
     _check_file(source)
+    kept = target.with_name(f"{target.name}.replaced")
+    if kept.exists():
+        raise UsageError(f"{kept} is still there from an earlier restore: move it away first")
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with lock_on(target):
         partial = target.with_name(target.name + ".partial")
         shutil.copyfile(source, partial)
+        with partial.open("rb") as copied:
+            os.fsync(copied.fileno())
         for suffix in ("", "-wal", "-shm"):
             old = target.with_name(target.name + suffix)
             if old.exists():
                 # The log belongs to the file that it was written for, and goes with it.
-                old.rename(target.with_name(f"{target.name}.replaced{suffix}"))
+                old.rename(kept.with_name(kept.name + suffix))
         partial.rename(target)
 
 

@@ -41,8 +41,8 @@ def revision_of(connection: Connection) -> str | None:
     return revision
 
 
-def run_migrations(connection: Connection) -> None:
-    """Upgrade to the newest revision on a connection whose transaction the caller owns."""
+def run_migrations(connection: Connection, revision: str = "head") -> None:
+    """Upgrade to a revision, the newest by default, on a connection whose transaction the caller owns."""
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
@@ -51,7 +51,7 @@ def run_migrations(connection: Connection) -> None:
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
     except CommandError as error:
         raise ConfigError(
             f"the database is at revision {revision_of(connection)}, which this version does not know: "

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, select, update
 
 from protocol.verdicts import Status
 from roles.api.consensus import Pooled
@@ -25,7 +25,7 @@ def find_version(connection: Connection) -> int:
     return int(connection.execute(select(standing_version.c.version)).scalar_one())
 
 
-def _is_ranked():  # type: ignore[no-untyped-def]
+def _is_ranked() -> ColumnElement[bool]:
     return (submissions.c.pooled_status == Status.PASSED.value) & submissions.c.settled_at.is_not(None)
 
 

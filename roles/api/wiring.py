@@ -1,7 +1,9 @@
 """The whole API role on one screen."""
 
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Final
 
 from node.bus import Bus
 from node.chain import open_chain
@@ -25,6 +27,8 @@ from roles.api.schema import upgrade
 from roles.api.standing import StandingKeeper
 from roles.graph import Graph
 
+SWITCH_INTERVAL_S: Final = 0.001
+
 
 async def build(settings: Settings, clock: Clock | None = None) -> Graph:
     """Open what the API stands on and join its parts.
@@ -32,6 +36,8 @@ async def build(settings: Settings, clock: Clock | None = None) -> Graph:
     Raises ConfigError, WalletError, DeviceBusy (another API uses the same SQLite file), DatabaseUnavailable.
     """
     own = settings.api
+    # Rows are read and ranked in threads: the event loop must not wait long for its turn.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     settings.node.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     clock = clock or SystemClock()
     metrics = Metrics(role="api")

@@ -373,3 +373,22 @@ async def test_a_verdict_that_arrives_while_its_submission_is_read(
     assert (await api.get(path)).body["verdicts"] == []
     (verdict,) = (await api.get(path)).body["verdicts"]
     assert verdict["evidence"]
+
+
+async def test_a_large_standing_is_computed_behind_the_readers_back(
+    api: Client, subnet: Subnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many entries readers get the last standing at once, and soon the next."""
+    monkeypatch.setattr("roles.api.standing.LARGE", 0)
+    for miner in (subnet.miner, subnet.rival):
+        await api.check_logits(subnet.validator, miner, LogitOutcome.PASSED)
+    await api.submit(subnet.miner, Code())
+    assert (await api.judge(subnet.validator, await leased(api, subnet.validator))).status == 200
+    assert len((await api.get("/leaderboard")).body["rows"]) == 1
+    await api.submit(subnet.rival, Code())
+    assert (await api.judge(subnet.validator, await leased(api, subnet.validator))).status == 200
+
+    async def both() -> bool:
+        return len((await api.get("/leaderboard")).body["rows"]) == 2
+
+    assert await until(both)

@@ -166,7 +166,7 @@ async def test_clock_that_jumps(settings: Settings, subnet: Subnet) -> None:
 
 async def test_clients_that_never_finish_a_request(api: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slow loris: connections that say nothing, or never end their headers or body, are closed."""
-    monkeypatch.setattr("node.http_server.HEADERS_S", 0.5)
+    monkeypatch.setattr("node.http_silence.HEADERS_S", 0.5)
     monkeypatch.setattr("node.http_server.BODY_S", 0.5)
     host, port = api.url.removeprefix("http://").split(":")
     starts = (

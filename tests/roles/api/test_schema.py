@@ -9,17 +9,19 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic import SecretStr
-from sqlalchemy import Connection, create_engine, insert, text
+from sqlalchemy import Connection, create_engine, insert, select, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from node.settings_model import Settings
 from protocol.errors import ConfigError
 from roles.api.database import Database, DatabaseUnavailable, database_url
-from roles.api.schema import HEAD, MIGRATIONS, upgrade
-from roles.api.tables import metadata, nonces
+from roles.api.schema import HEAD, MIGRATIONS, run_migrations, upgrade
+from roles.api.tables import metadata, nonces, submissions
 from roles.api.wiring import build
-from tests.roles.api.harness import with_api
+from tests.roles.api.harness import url_of, with_api
+
+MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 async def test_migrations_give_the_tables_of_the_code(tmp_path: Path) -> None:
@@ -50,6 +52,57 @@ def test_tables_compile_for_postgresql() -> None:
             compiled = str(CreateIndex(index).compile(dialect=postgresql.dialect()))
             assert index.name is not None
             assert len(str(index.name)) <= 63, compiled
+
+
+OLD_SUBMISSION = text(
+    "INSERT INTO submissions (id, miner_hotkey, miner_coldkey, target_sequence_length, created_at, "
+    "judged_at) VALUES (:id, :hotkey, 'c', 1000, :created_at, :judged_at)"
+)
+OLD_VERDICT = text(
+    "INSERT INTO verdicts (submission_id, validator_hotkey, lease_id, attempt, is_final, status, fault, "
+    "measured_tokens_per_sec, gpu, versions, rules_version, evidence, signature, created_at) VALUES "
+    "(:id, :validator, :lease, 1, :final, :status, :fault, :measured, 'cpu', '{}', 1, '{}', '00', "
+    ":created_at)"
+)
+
+
+def fill_first_schema(connection: Connection) -> None:
+    """A database as the first version left it: two judged submissions and one that waits."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("DROP SCHEMA public CASCADE"))
+        connection.execute(text("CREATE SCHEMA public"))
+    run_migrations(connection, "0001")
+    for number, judged_at in ((1, MOMENT), (2, MOMENT), (3, None)):
+        connection.execute(
+            OLD_SUBMISSION,
+            {"id": number, "hotkey": f"m{number}", "created_at": MOMENT, "judged_at": judged_at},
+        )
+    for number, validator, status, fault, measured in (
+        (1, "a", "passed", "nobody", 10.0),
+        (1, "b", "passed", "nobody", 30.0),
+        (1, "c", "crashed", "miner", None),
+        (2, "a", "crashed", "miner", None),
+    ):
+        given = {"id": number, "validator": validator, "lease": f"{number}{validator}", "final": True}
+        given |= {"status": status, "fault": fault, "measured": measured, "created_at": MOMENT}
+        connection.execute(OLD_VERDICT, given)
+
+
+async def test_verdicts_of_an_older_database_are_pooled(settings: Settings, tmp_path: Path) -> None:
+    """From 0001, with verdicts in it: who was ranked stays ranked."""
+    url = url_of(settings)
+    database = Database(database_url(None, tmp_path) if url.get_backend_name() == "sqlite" else url)
+    await database.write(fill_first_schema)
+    await upgrade(database)
+    columns = ("pooled_status", "pooled_fault", "pooled_tokens_per_sec", "settled_at")
+    query = select(*(submissions.c[name] for name in columns)).order_by(submissions.c.id)
+    found = await database.read(lambda connection: connection.execute(query).all())
+    await database.close()
+    assert found == [
+        ("passed", "nobody", 20.0, MOMENT),
+        ("crashed", "miner", None, MOMENT),
+        (None, None, None, None),
+    ]
 
 
 async def test_database_of_a_newer_version(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def test_from_upgrade_to_restore(tmp_path: Path) -> None:
     assert round_numbers(tmp_path / "data" / "api.sqlite") == [1]
     assert round_numbers(tmp_path / "data" / "api.sqlite.replaced") == [1, 2]
     assert db(tmp_path, "check").returncode == 0
+    # What an earlier restore has kept is not overwritten.
+    assert db(tmp_path, "restore", str(copy)).returncode == 2
 
 
 @pytest.mark.parametrize("content", [b"", b"not a database" * 1000])
