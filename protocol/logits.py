@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import InvalidMessage
-from protocol.rules import MAX_ABS_DIFFERENCE, MIN_COSINE_SIMILARITY
+from protocol.rules import MAX_ABS_DIFFERENCE, MAX_RELATIVE_LOGIT_ERROR, MIN_COSINE_SIMILARITY
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -20,6 +20,8 @@ class Comparison:
 
     cosine_similarity: float
     max_abs_diff: float
+    relative_error: float
+    """Root mean square of the difference over the standard deviation of the reference."""
 
 
 def compare_logits(reference: npt.NDArray[np.floating], captured: npt.NDArray[np.floating]) -> Comparison:
@@ -36,7 +38,7 @@ def compare_logits(reference: npt.NDArray[np.floating], captured: npt.NDArray[np
     one = reference.astype(np.float64)
     other = captured.astype(np.float64)
     if not (np.isfinite(one).all() and np.isfinite(other).all()):
-        return Comparison(cosine_similarity=float("nan"), max_abs_diff=float("nan"))
+        return Comparison(float("nan"), float("nan"), float("nan"))
     # Scaled first, so that neither huge nor tiny values leave the range of the squares.
     scale_one, scale_other = np.abs(one).max(), np.abs(other).max()
     cosine = float("nan")
@@ -45,7 +47,7 @@ def compare_logits(reference: npt.NDArray[np.floating], captured: npt.NDArray[np
         cosine = float(unit_one @ unit_other / (np.linalg.norm(unit_one) * np.linalg.norm(unit_other)))
     with np.errstate(over="ignore"):
         difference = float(np.abs(one - other).max())
-    return Comparison(cosine_similarity=cosine, max_abs_diff=difference)
+    return Comparison(cosine, difference, _relative_error(one, other, max(scale_one, scale_other)))
 
 
 def logits_match(comparison: Comparison) -> bool:
@@ -53,6 +55,7 @@ def logits_match(comparison: Comparison) -> bool:
     return (
         comparison.cosine_similarity >= MIN_COSINE_SIMILARITY
         and comparison.max_abs_diff <= MAX_ABS_DIFFERENCE
+        and comparison.relative_error <= MAX_RELATIVE_LOGIT_ERROR
     )
 
 
@@ -94,6 +97,19 @@ def tokens_match(
         if not bool(row[token] >= row.max() - tolerance):
             return index
     return None if len(tokens) == rows else min(len(tokens), rows)
+
+
+def _relative_error(
+    reference: npt.NDArray[np.float64], captured: npt.NDArray[np.float64], scale: float
+) -> float:
+    if not scale > 0:
+        return 0.0
+    one, other = reference / scale, captured / scale
+    error = float(np.sqrt(np.mean(np.square(one - other))))
+    spread = float(one.std())
+    if spread > 0:
+        return error / spread
+    return 0.0 if error == 0 else float("inf")
 
 
 def _from_base64(text: str, vocab_size: int) -> Float32Array:

@@ -15,6 +15,10 @@ MIN_COSINE_SIMILARITY: Final = 0.99
 MAX_ABS_DIFFERENCE: Final = 0.1
 """Both over float32, for logits and for kernel outputs."""
 
+MAX_RELATIVE_LOGIT_ERROR: Final = 0.015
+"""Root mean square of the logits' difference over the spread of the reference's: float16 stays below it, other
+weights and 8-bit weights do not, although the two limits above may let them pass."""
+
 MAX_RELATIVE_TO_YARDSTICK: Final = 3.0
 """A kernel whose error exceeds this multiple of the yardstick's is `inaccurate`: unranked, no strike."""
 

@@ -3,7 +3,8 @@
 Shared by the miner's worker, which generates, and the validator's, which reads what a miner generated.
 """
 
-from typing import Any, Final, Self
+from collections.abc import Iterator
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ import torch
 
 from protocol.errors import ConfigError, QuasarError
 from roles.inference.decoding import Decoder, Generation, PlainDecoder
+from roles.inference.graph_decoding import StaticDecoder
+from roles.inference.warm_up import Progress, WarmUp
 from roles.kernels_package import check_kernels_package
 
 FEW_PARAMETERS: Final = 10_000_000
@@ -25,7 +28,8 @@ class OutOfDeviceMemory(QuasarError):
 class Engine:
     """One loaded model; not safe for threads, one call at a time.
 
-    float16 on CUDA, because bfloat16 logits miss the subnet's limit of 0.1, and float32 on the CPU.
+    float16 on CUDA, because bfloat16 logits miss the subnet's limit of 0.1, and float32 on the CPU. The
+    validator's reference is float32 everywhere: what it measures is then the miner's rounding alone.
     """
 
     def __init__(
@@ -38,10 +42,22 @@ class Engine:
         self._config = model.config.get_text_config()
         self._context_length = _context_length(self._config, name)
         self._vocab_size = int(model.get_output_embeddings().weight.shape[0])
-        self._decoder: Decoder = PlainDecoder(model, device)
+        self._plain = PlainDecoder(model, device)
+        self._static: StaticDecoder | None = None
+        self._decoder: Decoder = self._plain
+        self.warning: str | None = None
+        """Why answers are decoded by the plain loop on a GPU, once `warm_up` has ended."""
 
     @classmethod
-    def load(cls, name: str, device: str, *, trust_remote_code: bool = False) -> Self:
+    def load(
+        cls,
+        name: str,
+        device: str,
+        *,
+        trust_remote_code: bool = False,
+        dtype: Literal["auto", "float32"] = "auto",
+        attention: str = "sdpa",
+    ) -> Self:
         """Load a model by its name or from a folder.
 
         Raises ConfigError: there is no such model, it is no causal language model, or the device is missing.
@@ -57,7 +73,8 @@ class Engine:
         try:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 name,
-                dtype=torch.float16 if target.type == "cuda" else torch.float32,
+                dtype=torch.float16 if target.type == "cuda" and dtype == "auto" else torch.float32,
+                attn_implementation=attention,
                 trust_remote_code=trust_remote_code,
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -72,6 +89,11 @@ class Engine:
             ) from error
         return cls(model, name, target, trust_remote_code=trust_remote_code)
 
+    @property
+    def model(self) -> Any:
+        """The transformers model."""
+        return self._model
+
     def info(self) -> dict[str, Any]:
         """Describe the model: the fields of `protocol.messages.ModelInfo`."""
         return {
@@ -84,9 +106,27 @@ class Engine:
             "context_length": self._context_length,
         }
 
+    def warm_up(self) -> Iterator[Progress]:
+        """Capture the steps of decoding as CUDA graphs, a part for each turn of the iterator.
+
+        Where that is not possible, or a graph does not answer as the plain loop does, the plain loop stays
+        and `warning` says why. Nothing is to be done on a CPU.
+        """
+        if self._device.type != "cuda":
+            return
+        self._static, self.warning = yield from WarmUp(self._model, self._device, self._context_length, self.read).run()
+
+    @property
+    def decoding(self) -> str:
+        """How answers are made: `cuda graphs` or `plain loop`."""
+        return "plain loop" if self._static is None else "cuda graphs"
+
     def begin(self, prompt: list[int], gen_len: int, logits_at_step: int | None) -> None:
         """Take up a greedy answer of `gen_len` tokens; what was under way is dropped. Raises QuasarError."""
         self._check_tokens(prompt, room_for=gen_len)
+        self._decoder.drop()
+        has_room = self._static is not None and len(prompt) + gen_len <= self._static.length
+        self._decoder = self._static if self._static is not None and has_room else self._plain
         self._decoder.begin(prompt, gen_len, logits_at_step)
 
     def advance(self, budget_s: float) -> Generation | None:
@@ -138,7 +178,7 @@ class Engine:
             raise QuasarError(f"{len(tokens) + room_for} tokens exceed the context of {self._context_length}")
 
     def _out_of_memory(self) -> OutOfDeviceMemory:
-        self._decoder = PlainDecoder(self._model, self._device)
+        self._decoder.drop()
         torch.cuda.empty_cache()
         return OutOfDeviceMemory(f"{self._device} has no memory left for this request: ask for fewer tokens")
 

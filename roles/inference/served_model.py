@@ -17,8 +17,12 @@ SLICE_S: Final = 0.25
 """How long the model works before it is asked whether the answer is still wanted."""
 LOAD_TIMEOUT_S: Final = 3600.0
 """Loading may include a download."""
+WARM_UP_TIMEOUT_S: Final = 600.0
+"""For one part of the warm-up; the first compiles."""
 PROBE_TIMEOUT_S: Final = 60.0
+PROBE: Final = {"prompt": [0], "gen_len": 1, "logits_at_step": None, "budget_s": SLICE_S}
 LOOK_S: Final = 0.5
+BAR_LENGTH: Final = 20
 RETRY_START_S: Final = 1.0
 RETRY_MAX_S: Final = 60.0
 
@@ -57,12 +61,20 @@ class ServedModel:
     """
 
     def __init__(
-        self, name: str, device: str, clock: Clock, *, trust_remote_code: bool, call_timeout_s: float
+        self,
+        name: str,
+        device: str,
+        clock: Clock,
+        *,
+        trust_remote_code: bool,
+        call_timeout_s: float,
+        cuda_graphs: bool = True,
     ) -> None:
         self.name = name
         self.device = device
         self._clock = clock
         self._call_timeout_s = call_timeout_s
+        self._warms_up = cuda_graphs
         flags = ["--trust-remote-code"] if trust_remote_code else []
         self._worker = WorkerProcess(
             "roles.inference.worker",
@@ -153,8 +165,8 @@ class ServedModel:
             info = await self._worker.call("info", {}, LOAD_TIMEOUT_S)
             # A path of this machine is nobody else's business.
             self._info = ModelInfo.model_validate({**info, "model_name": self.shown_name})
-            probe = {"prompt": [0], "gen_len": 1, "logits_at_step": None, "budget_s": SLICE_S}
-            await self._worker.call("generate", probe, PROBE_TIMEOUT_S)
+            await self._warm_up()
+            await self._worker.call("generate", PROBE, PROBE_TIMEOUT_S)
         except (WorkerFailed, WorkerRefused) as error:
             self._state = State.FAILED
             self._reason = str(error)
@@ -167,6 +179,26 @@ class ServedModel:
             "model loaded", model=self.name, device=self.device, dtype=self._info.dtype, seconds=seconds
         )
         return True
+
+    async def _warm_up(self) -> None:
+        """Have the worker capture its graphs; one that dies of it is started again without. Raises WorkerFailed."""
+        while self._warms_up:
+            try:
+                answer = await self._worker.call("warm_up", {}, WARM_UP_TIMEOUT_S)
+            except WorkerFailed:
+                self._warms_up = False
+                _log.warning("model worker died while it captured CUDA graphs: it goes on without them")
+                raise
+            if answer["done"]:
+                if answer["warning"] is not None:
+                    _log.warning(answer["warning"], model=self.name)
+                _log.info("model is warm", model=self.name, decoding=answer["decoding"])
+                return
+            self._reason = (
+                f"model {self.name!r} is warming up: {answer['finished']} of {answer['total']} parts done, "
+                f"next the {answer['stage']}"
+            )
+            _log.info("warming up", progress=_bar(answer["finished"], answer["total"]), next=answer["stage"])
 
     async def _wait_for_trouble(self) -> None:
         while self.state is State.HEALTHY:
@@ -193,3 +225,8 @@ class ServedModel:
     def _require_healthy(self) -> None:
         if (problem := self.problem) is not None:
             raise ModelUnavailable(f"{problem}: try again")
+
+
+def _bar(finished: int, total: int) -> str:
+    filled = BAR_LENGTH * finished // total
+    return f"[{'#' * filled}{'.' * (BAR_LENGTH - filled)}] {finished}/{total}"

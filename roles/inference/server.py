@@ -79,6 +79,7 @@ class InferenceServer:
             self._clock,
             trust_remote_code=own.trust_remote_code,
             call_timeout_s=own.request_deadline_s,
+            cuda_graphs=own.cuda_graphs,
         )
         self._tasks: set[asyncio.Task[Generated]] = set()
         app = base_app(readiness=self._readiness, metrics=metrics, max_body_bytes=own.max_body_bytes)

@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         return {
             "cosine_similarity": comparison.cosine_similarity,
             "max_abs_diff": comparison.max_abs_diff,
+            "relative_error": comparison.relative_error,
             "wrong_index": wrong,
             "wrong_gap": gap,
         }

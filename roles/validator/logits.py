@@ -44,6 +44,7 @@ class LogitResult:
     step: int | None = None
     cosine_similarity: float | None = None
     max_abs_diff: float | None = None
+    relative_error: float | None = None
     tokens_per_sec: float | None = None
     """By this validator's clock, network included."""
 
@@ -75,7 +76,7 @@ class LogitVerifier:
         device = resolve_device(settings.node.device)
         self._worker = WorkerProcess(
             "roles.validator.logit_worker",
-            args=[check_model_path(inference.reference_model), "--device", device, *flags],
+            args=[check_model_path(inference.reference_model), "--device", device, "--dtype", "float32", *flags],
             name="logit-reference",
             clock=clock if clock is not None else SystemClock(),
         )
@@ -146,7 +147,7 @@ class LogitVerifier:
             "tolerance": TOKEN_TOLERANCE,
         }
         found = await self._worker.call("compare", params, COMPARE_TIMEOUT_S)
-        comparison = Comparison(found["cosine_similarity"], found["max_abs_diff"])
+        comparison = Comparison(found["cosine_similarity"], found["max_abs_diff"], found["relative_error"])
         reason = _fault_in(found, comparison, challenge)
         return LogitResult(
             outcome=LogitOutcome.PASSED if reason is None else LogitOutcome.FAILED,
@@ -154,6 +155,7 @@ class LogitVerifier:
             step=challenge.step,
             cosine_similarity=_finite(comparison.cosine_similarity),
             max_abs_diff=_finite(comparison.max_abs_diff),
+            relative_error=_finite(comparison.relative_error),
             tokens_per_sec=challenge.gen_len / timed.seconds,
         )
 
@@ -197,7 +199,8 @@ def _fault_in(found: dict[str, Any], comparison: Comparison, challenge: Challeng
     if not logits_match(comparison):
         return (
             f"logits at step {challenge.step} are not the reference's: cosine similarity "
-            f"{comparison.cosine_similarity:.6f}, largest difference {comparison.max_abs_diff:.6f}"
+            f"{comparison.cosine_similarity:.6f}, largest difference {comparison.max_abs_diff:.6f}, "
+            f"relative error {comparison.relative_error:.6f}"
         )
     if found["wrong_index"] is not None:
         return (

@@ -42,17 +42,31 @@ def test_nan_and_infinity_fail_on_either_side(bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cosine", "difference", "matches"),
+    ("cosine", "difference", "relative", "matches"),
     [
-        (0.99, 0.1, True),
-        (0.9899, 0.1, False),
-        (0.99, 0.1001, False),
-        (math.nan, 0.0, False),
-        (1.0, math.nan, False),
+        (0.99, 0.1, 0.015, True),
+        (0.9899, 0.1, 0.015, False),
+        (0.99, 0.1001, 0.015, False),
+        (0.99, 0.1, 0.0151, False),
+        (math.nan, 0.0, 0.0, False),
+        (1.0, math.nan, 0.0, False),
+        (1.0, 0.0, math.nan, False),
     ],
 )
-def test_the_thresholds(cosine: float, difference: float, matches: bool) -> None:
-    assert logits_match(Comparison(cosine_similarity=cosine, max_abs_diff=difference)) is matches
+def test_the_thresholds(cosine: float, difference: float, relative: float, matches: bool) -> None:
+    comparison = Comparison(
+        cosine_similarity=cosine, max_abs_diff=difference, relative_error=relative
+    )
+    assert logits_match(comparison) is matches
+
+
+def test_relative_error_is_of_the_spread_not_of_the_size() -> None:
+    reference = array(100, 102)
+    assert compare_logits(reference, array(100.1, 102.1)).relative_error == pytest.approx(0.1, rel=1e-4)
+    assert compare_logits(array(7, 7), array(7, 7)).relative_error == 0.0
+    assert compare_logits(array(7, 7), array(7, 8)).relative_error == math.inf
+    assert compare_logits(array(0, 0), array(0, 0)).relative_error == 0.0
+    assert compare_logits(array(3e38, -3e38), array(-3e38, 3e38)).relative_error == pytest.approx(2.0)
 
 
 def test_zero_logits_have_no_direction() -> None:

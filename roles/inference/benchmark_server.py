@@ -1,0 +1,301 @@
+"""The inference server measured from outside: a process of its own, asked over HTTP by a validator."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import sys
+import time
+from asyncio.subprocess import DEVNULL, STDOUT, Process
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import tomli_w
+
+from node.chain import AxonAddress, LocalChain, Registration
+from node.http_client import new_session
+from node.processes import kill_group, module_argv, worker_environment
+from node.settings_model import ChainSection, InferenceSection, NodeSection, Settings
+from node.wallets import HotkeySigner, create_wallet, hotkey_signer
+from node.worker_main import PARENT_VARIABLE
+from protocol.auth import sign_request
+from protocol.errors import QuasarError, WorkerFailed
+from protocol.messages import InferenceAnswer, ModelInfo
+from protocol.types import Coldkey, Hotkey
+from roles.validator.logits import LogitVerifier
+
+NETUID: Final = 24
+READY_TIMEOUT_S: Final = 300.0
+PROMPT_TOKENS: Final = 128
+ORDINARY: Final = 256
+REQUESTS: Final = 20
+CLIENTS: Final = 32
+ROUNDS: Final = 4
+CLIENT_GAP_S: Final = 0.01
+"""Between the arrivals of concurrent clients, so that their order is known."""
+CHALLENGES: Final = 5
+MiB: Final = 2**20
+
+
+@dataclass(slots=True)
+class Target:
+    """A running server, and the validator that asks it."""
+
+    url: str
+    validator: HotkeySigner
+    miner: Hotkey
+    process: Process
+    session: aiohttp.ClientSession
+    log: Path
+    random: random.Random = field(default_factory=lambda: random.Random(0))
+
+    async def ask(self, body: bytes) -> tuple[int, bytes, float]:
+        """Status, body and seconds of one signed request."""
+        headers = {"Content-Type": "application/json"} | sign_request(
+            self.validator, method="POST", path="/inference", body=body, receiver=self.miner
+        )
+        started = time.perf_counter()
+        async with self.session.post(self.url + "/inference", data=body, headers=headers) as response:
+            answer = await response.read()
+        return response.status, answer, time.perf_counter() - started
+
+    async def generate(self, **fields: Any) -> tuple[InferenceAnswer, float]:
+        """A valid request's answer and its seconds. Raises QuasarError for any other answer."""
+        status, raw, seconds = await self.ask(self.body(**fields))
+        if status != 200:
+            raise QuasarError(f"the server answered {status}: {raw[:300]!r}")
+        return InferenceAnswer.model_validate_json(raw), seconds
+
+    def body(self, **fields: Any) -> bytes:
+        """The body of a request with a random prompt, unless `fields` has one."""
+        prompt = self.random.choices(range(ORDINARY), k=PROMPT_TOKENS)
+        nonce = f"{self.random.getrandbits(128):032x}"
+        return json.dumps({"prompt": prompt, "nonce": nonce, **fields}).encode()
+
+
+@asynccontextmanager
+async def serving(folder: Path, model: str, device: str, *, max_gen_len: int) -> AsyncIterator[Target]:
+    """A server on a local chain with one miner and one validator. Raises QuasarError when it never answers."""
+    miner, validator = (create_wallet(folder / "wallets", name) for name in ("quasar_miner", "validator"))
+    LocalChain.create(
+        folder / "chain.sqlite",
+        block_time_s=12.0,
+        netuid=NETUID,
+        owner_hotkey=None,
+        neurons=[
+            Registration(Hotkey(wallet.hotkey.ss58_address), Coldkey(wallet.coldkeypub.ss58_address), 1e4, permit)
+            for wallet, permit in ((miner, False), (validator, True))
+        ],
+    )
+    port = _free_port()
+    config = {
+        "node": {"device": device, "data_dir": str(folder / "data"), "log_format": "json"},
+        "chain": {"network": "local", "netuid": NETUID, "local_state": str(folder / "chain.sqlite")},
+        "wallet": {"path": str(folder / "wallets")},
+        "inference": {
+            "host": "127.0.0.1",
+            "port": port,
+            "reference_model": model,
+            "require_auth": True,
+            "queue_size": CLIENTS,
+            "max_gen_len": max_gen_len,
+        },
+    }
+    (folder / "config.toml").write_text(tomli_w.dumps(config))
+    log = folder / "log"
+    process = await _start(folder, log)
+    try:
+        async with new_session() as session:
+            url = f"http://127.0.0.1:{port}"
+            target = Target(
+                url, hotkey_signer(validator), Hotkey(miner.hotkey.ss58_address), process, session, log
+            )
+            await _until_ready(target)
+            yield target
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(20.0):
+                await process.wait()
+        except TimeoutError:
+            pass
+        finally:
+            kill_group(process)
+
+
+async def _start(folder: Path, log: Path) -> Process:
+    with log.open("wb") as sink:
+        return await asyncio.create_subprocess_exec(
+            *module_argv("roles", "--role", "inference", "--config", str(folder / "config.toml")),
+            stdin=DEVNULL,
+            stdout=sink,
+            stderr=STDOUT,
+            cwd=folder,
+            env={**worker_environment(), PARENT_VARIABLE: str(os.getpid())},
+            start_new_session=True,
+        )
+
+
+async def _until_ready(target: Target) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if target.process.returncode is not None:
+            break
+        with contextlib.suppress(aiohttp.ClientError):
+            async with target.session.get(target.url + "/readyz") as response:
+                if response.status == 200:
+                    return
+        await asyncio.sleep(0.2)
+    raise WorkerFailed(f"the server was not ready; its log ends with: {target.log.read_text()[-1500:]}")
+
+
+# --- what is measured ---------------------------------------------------------------------------------------
+
+
+async def overhead(target: Target) -> dict[str, Any]:
+    """Milliseconds from request to response beyond the model's own time."""
+    result: dict[str, Any] = {}
+    kinds: dict[str, dict[str, Any]] = {
+        "without_logits": {},
+        "base64": {"logits_at_step": 4, "logits_encoding": "base64"},
+        "list": {"logits_at_step": 4, "logits_encoding": "list"},
+    }
+    for name, fields in kinds.items():
+        await target.generate(gen_len=4, **fields)
+        extra_ms = []
+        for _ in range(REQUESTS):
+            answer, seconds = await target.generate(gen_len=4, **fields)
+            extra_ms.append((seconds - answer.elapsed_sec) * 1e3)
+        result[name] = {"median_ms": statistics.median(extra_ms), "largest_ms": max(extra_ms)}
+        _say(f"HTTP overhead, {name}: {result[name]}")
+    return result
+
+
+async def concurrency(target: Target) -> dict[str, Any]:
+    """Many clients at once: nobody is refused, and they are answered in the order of their coming."""
+    seconds: list[float] = []
+    out_of_order = 0
+    for _ in range(ROUNDS):
+        finished: list[int] = []
+
+        async def client(number: int, finished: list[int] = finished) -> float:
+            await asyncio.sleep(number * CLIENT_GAP_S)
+            _, taken = await target.generate(gen_len=64, logits_at_step=32, logits_encoding="base64")
+            finished.append(number)
+            return taken
+
+        seconds += await asyncio.gather(*(client(number) for number in range(CLIENTS)))
+        out_of_order += sum(one > other for one, other in zip(finished, finished[1:], strict=False))
+    result = {
+        "clients": CLIENTS,
+        "requests": len(seconds),
+        "errors": 0,
+        "answered_out_of_order": out_of_order,
+        "median_s": statistics.median(seconds),
+        "p99_s": sorted(seconds)[round(0.99 * (len(seconds) - 1))],
+    }
+    _say(f"{CLIENTS} clients: {result}")
+    return result
+
+
+async def soak(target: Target, count: int) -> dict[str, Any]:
+    """Random valid and invalid requests: every answer is one of those promised, and memory stays as it was."""
+    async with target.session.get(target.url + "/model_info") as response:
+        model = ModelInfo.model_validate_json(await response.read())
+    statuses: dict[int, int] = {}
+    before: dict[str, int] = {}
+    for number in range(count):
+        if number == count // 4:
+            before = _memory(target)
+        body = _random_body(target, model)
+        status, _, _ = await target.ask(body)
+        statuses[status] = statuses.get(status, 0) + 1
+    after = _memory(target)
+    unexpected = set(statuses) - {200, 400, 413, 422}
+    result = {
+        "requests": count,
+        "statuses": {str(status): number for status, number in sorted(statuses.items())},
+        "unexpected_statuses": sorted(unexpected),
+        "growth_mib": {name: (after[name] - before[name]) / MiB for name in after if name in before},
+        "after_mib": {name: size / MiB for name, size in after.items()},
+    }
+    _say(f"soak: {result}")
+    return result
+
+
+async def challenges(target: Target, model: str, device: str) -> dict[str, Any]:
+    """A validator's own check of this server."""
+    settings = Settings(
+        node=NodeSection(device=device),
+        chain=ChainSection(network="local"),
+        inference=InferenceSection(reference_model=model),
+    )
+    verifier = LogitVerifier(settings, target.validator)
+    port = int(target.url.rpartition(":")[2])
+    try:
+        await verifier.start()
+        results = [await verifier.check(target.miner, AxonAddress("127.0.0.1", port)) for _ in range(CHALLENGES)]
+    finally:
+        await verifier.close()
+    result = {
+        "outcomes": [one.outcome.value for one in results],
+        "reasons": sorted({one.reason for one in results}),
+        "relative_error_largest": max(one.relative_error or 0.0 for one in results),
+        "max_abs_diff_largest": max(one.max_abs_diff or 0.0 for one in results),
+        "tokens_per_sec_median": statistics.median(one.tokens_per_sec or 0.0 for one in results),
+    }
+    _say(f"challenges: {result}")
+    return result
+
+
+def _random_body(target: Target, model: ModelInfo) -> bytes:
+    draw = target.random
+    prompt = draw.choices(range(min(ORDINARY, model.vocab_size)), k=draw.randint(1, 300))
+    valid = {"prompt": prompt, "gen_len": draw.randint(1, 32)}
+    broken: list[Callable[[], bytes]] = [
+        lambda: target.body(**valid | {"prompt": [*prompt, -1]}),
+        lambda: target.body(**valid | {"prompt": [*prompt, model.vocab_size]}),
+        lambda: target.body(**valid | {"prompt": []}),
+        lambda: target.body(**valid | {"gen_len": draw.choice([0, -1, 10**9, "4", 1.5, [1]])}),
+        lambda: target.body(**valid | {"logits_at_step": draw.choice([0, 33, "1"])}),
+        lambda: target.body(**valid | {"prompt": [[1]]}),
+        lambda: target.body(**valid)[: draw.randint(0, 40)],
+        lambda: target.body(**valid | {"prompt": [1] * 600_000}),
+    ]
+    if draw.random() < 0.5:
+        return draw.choice(broken)()
+    if draw.random() < 0.5:
+        valid |= {"logits_at_step": draw.randint(1, valid["gen_len"])}
+    return target.body(**valid, logits_encoding=draw.choice(["list", "base64"]))
+
+
+def _memory(target: Target) -> dict[str, int]:
+    """Resident bytes of the server and of the model's process."""
+    sizes = {"server": _resident_bytes(target.process.pid)}
+    children = Path(f"/proc/{target.process.pid}/task/{target.process.pid}/children").read_text().split()
+    sizes["model_process"] = sum(_resident_bytes(int(child)) for child in children)
+    return sizes
+
+
+def _resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
