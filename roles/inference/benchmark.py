@@ -35,6 +35,8 @@ ORDINARY: Final = 256
 """Prompts are drawn from the first token ids: those of the tiny tokenizer are ordinary."""
 
 Part = Callable[[], dict[str, Any]]
+Rows = npt.NDArray[np.float32]
+"""Logits [positions, V]."""
 
 
 class Benchmark:
@@ -124,9 +126,7 @@ class Benchmark:
             pass
         return self._timed(decoder, engine, prompt, plain)
 
-    def _timed(
-        self, decoder: Decoder, engine: Engine, prompt: list[int], plain: list[int]
-    ) -> dict[str, Any]:
+    def _timed(self, decoder: Decoder, engine: Engine, prompt: list[int], plain: list[int]) -> dict[str, Any]:
         answer = _answer(decoder, prompt, GEN_LEN, STEP)
         agreement = _agreement(engine, prompt, plain, answer)
         again = _answer(decoder, prompt, GEN_LEN, STEP)
@@ -134,7 +134,6 @@ class Benchmark:
         first = [_answer(decoder, prompt, 1, None).elapsed_s for _ in range(REPETITIONS)]
         median_s = statistics.median(seconds)
         step_s = (median_s - statistics.median(first)) / (GEN_LEN - 1)
-        _say(f"{GEN_LEN / median_s:.0f} tok/s, {step_s * 1e3:.3f} ms for each further token; {agreement}")
         return {
             "tokens_per_sec": GEN_LEN / median_s,
             "step_ms": step_s * 1e3,
@@ -148,15 +147,16 @@ class Benchmark:
         if self._device == "cpu":
             return {"skipped": "kernels are counted on a GPU"}
         one, many = (_kernels(self.half, count) for count in (1, 1 + WARM_UP_TOKENS))
-        each = {
-            name: tuple((a - b) / WARM_UP_TOKENS for a, b in zip(many[name], one.get(name, (0, 0)), strict=True))
-            for name in many
-        }
-        largest = sorted(each, key=lambda name: -each[name][1])[:TOP_KERNELS]
+        kernels = []
+        for name, (count, microseconds) in many.items():
+            first_count, first_microseconds = one.get(name, (0, 0.0))
+            launches = (count - first_count) / WARM_UP_TOKENS
+            kernels.append((launches, (microseconds - first_microseconds) / WARM_UP_TOKENS, name[:100]))
+        largest = sorted(kernels, key=lambda kernel: -kernel[1])[:TOP_KERNELS]
         return {
-            "launches_per_token": sum(count for count, _ in each.values()),
-            "gpu_us_per_token": sum(microseconds for _, microseconds in each.values()),
-            "kernels": [{"name": name[:100], "launches": each[name][0], "us": each[name][1]} for name in largest],
+            "launches_per_token": sum(kernel[0] for kernel in kernels),
+            "gpu_us_per_token": sum(kernel[1] for kernel in kernels),
+            "kernels": [{"name": name, "launches": count, "us": us} for count, us, name in largest],
         }
 
     def first_token(self) -> dict[str, Any]:
@@ -170,13 +170,14 @@ class Benchmark:
     def verification(self) -> dict[str, Any]:
         """Milliseconds of reading and judging one miner's answer."""
         prompt, tokens = _prompt(2), _prompt(3)[:EXACT_TOKENS]
-        captured = self.single.read(prompt, tokens)[STEP - 1]
+        captured, rounded = self.single.read(prompt, tokens)[STEP - 1], self.single.in_float16()
         reads_ms, judged_ms = [], []
         for _ in range(FIRST_TOKEN_REPETITIONS):
             started = time.perf_counter()
             rows = self.single.read(prompt, tokens)
             reads_ms.append((time.perf_counter() - started) * 1e3)
             compare_logits(rows[STEP - 1], captured)
+            compare_logits(rows[STEP - 1], rounded.read(prompt, tokens[:STEP])[-1])
             tokens_match(rows.argmax(axis=1).tolist(), rows, 0.1)
             judged_ms.append((time.perf_counter() - started) * 1e3)
         return {
@@ -205,15 +206,14 @@ class Benchmark:
         prompt = _prompt(6)
         tokens = original_loop(self.single, prompt, EXACT_TOKENS)
         reference = self.single.read(prompt, tokens)
-        found: dict[str, Any] = {"logit_spread": float(reference.std(axis=1).mean())}
+        rounded = self.single.in_float16().read(prompt, tokens)
+        found: dict[str, Any] = {
+            "logit_spread": float(reference.std(axis=1).mean()),
+            "float16": _distance(reference, rounded, rounded),
+        }
         for name, make in {**HONEST, "bfloat16": bfloat16, **IMPOSTORS}.items():
-            model = make(self.single.model)
-            rows = Engine(model, name, torch.device(self._device)).read(prompt, tokens)
-            found[name] = _distance(reference, rows)
-            del model
-            _say(f"{name}: {found[name]}")
-        batch = _read_in_batch(HONEST["float16"](self.single.model), prompt, tokens, self._device)
-        found["float16, in a batch of 4"] = _distance(reference, batch)
+            rows = make(self.single).read(prompt, tokens)
+            found[name] = _distance(reference, rows, rounded)
         return found
 
 
@@ -230,14 +230,6 @@ def original_loop(engine: Engine, prompt: list[int], gen_len: int) -> list[int]:
         token = output.logits[:, -1, :].argmax(dim=-1, keepdim=True)
         tokens.append(int(token.item()))
     return tokens
-
-
-@torch.inference_mode()
-def _read_in_batch(model: Any, prompt: list[int], tokens: list[int], device: str) -> npt.NDArray[np.float32]:
-    text = torch.tensor([prompt + tokens[:-1]], device=device).expand(4, -1)
-    logits = model(input_ids=text, use_cache=False, logits_to_keep=len(tokens)).logits
-    rows: npt.NDArray[np.float32] = logits[2].float().cpu().numpy()
-    return rows
 
 
 def _answer(decoder: Decoder | Engine, prompt: list[int], gen_len: int, step: int | None) -> Generation:
@@ -258,7 +250,7 @@ def _kernels(engine: Engine, gen_len: int) -> dict[str, tuple[int, float]]:
 
 
 def _agreement(engine: Engine, prompt: list[int], plain: list[int], answer: Generation) -> dict[str, Any]:
-    """Whether an answer is the plain loop's; where it is not, by how little the plain loop chose otherwise."""
+    """Whether an answer is the plain loop's; if not, by how little the plain loop chose otherwise."""
     assert answer.captured_logits is not None
     own_rows = engine.read(prompt, answer.tokens)
     comparison = compare_logits(own_rows[STEP - 1], answer.captured_logits.numpy())
@@ -279,18 +271,21 @@ def _agreement(engine: Engine, prompt: list[int], plain: list[int], answer: Gene
     }
 
 
-def _distance(reference: npt.NDArray[np.float32], rows: npt.NDArray[np.float32]) -> dict[str, float]:
+def _distance(reference: Rows, rows: Rows, rounded: Rows) -> dict[str, float]:
+    """How far rows are from the reference, over all positions; `rounded` is the reference in float16."""
     compared = [compare_logits(one, other) for one, other in zip(reference, rows, strict=True)]
-    choices = rows.argmax(axis=1)
-    gaps = reference.max(axis=1) - reference[np.arange(len(rows)), choices]
-    relative = [comparison.relative_error for comparison in compared]
+    rounding = [compare_logits(one, other) for one, other in zip(reference, rounded, strict=True)]
+    times = [one.relative_error / other.relative_error for one, other in zip(compared, rounding, strict=True)]
+    chosen = reference[np.arange(len(rows)), rows.argmax(axis=1)]
+    gaps = reference.max(axis=1) - chosen
     return {
-        "relative_error_smallest": min(relative),
-        "relative_error_median": statistics.median(relative),
-        "relative_error_largest": max(relative),
-        "max_abs_diff_smallest": min(comparison.max_abs_diff for comparison in compared),
-        "max_abs_diff_largest": max(comparison.max_abs_diff for comparison in compared),
-        "cosine_similarity_smallest": min(comparison.cosine_similarity for comparison in compared),
+        "times_rounding_smallest": min(times),
+        "times_rounding_median": statistics.median(times),
+        "times_rounding_largest": max(times),
+        "relative_error_median": statistics.median(one.relative_error for one in compared),
+        "max_abs_diff_smallest": min(one.max_abs_diff for one in compared),
+        "max_abs_diff_largest": max(one.max_abs_diff for one in compared),
+        "cosine_similarity_smallest": min(one.cosine_similarity for one in compared),
         "share_of_other_tokens": float((gaps > 0).mean()),
         "largest_gap": float(gaps.max()),
     }
@@ -316,7 +311,6 @@ def main(argv: list[str] | None = None) -> int:
             result = part()
         except Exception as error:  # noqa: BLE001 - one part must not lose the others
             result = {"error": f"{type(error).__name__}: {error}"[:1000]}
-            _say(f"{name}: {result['error']}")
         print(json.dumps({name: result}), flush=True)
     return 0
 

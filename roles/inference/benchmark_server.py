@@ -8,12 +8,12 @@ import random
 import signal
 import socket
 import statistics
-import sys
 import time
 from asyncio.subprocess import DEVNULL, STDOUT, Process
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from protocol.types import Coldkey, Hotkey
 from roles.validator.logits import LogitVerifier
 
 NETUID: Final = 24
+STAKE_TAO: Final = 10_000.0
 READY_TIMEOUT_S: Final = 300.0
 PROMPT_TOKENS: Final = 128
 ORDINARY: Final = 256
@@ -55,7 +56,7 @@ class Target:
     process: Process
     session: aiohttp.ClientSession
     log: Path
-    random: random.Random = field(default_factory=lambda: random.Random(0))
+    draw: random.Random = field(default_factory=lambda: random.Random(0))
 
     async def ask(self, body: bytes) -> tuple[int, bytes, float]:
         """Status, body and seconds of one signed request."""
@@ -76,24 +77,21 @@ class Target:
 
     def body(self, **fields: Any) -> bytes:
         """The body of a request with a random prompt, unless `fields` has one."""
-        prompt = self.random.choices(range(ORDINARY), k=PROMPT_TOKENS)
-        nonce = f"{self.random.getrandbits(128):032x}"
+        prompt = self.draw.choices(range(ORDINARY), k=PROMPT_TOKENS)
+        nonce = f"{self.draw.getrandbits(128):032x}"
         return json.dumps({"prompt": prompt, "nonce": nonce, **fields}).encode()
 
 
 @asynccontextmanager
 async def serving(folder: Path, model: str, device: str, *, max_gen_len: int) -> AsyncIterator[Target]:
-    """A server on a local chain with one miner and one validator. Raises QuasarError when it never answers."""
+    """A server on a local chain with a miner and a validator; QuasarError when it is never ready."""
     miner, validator = (create_wallet(folder / "wallets", name) for name in ("quasar_miner", "validator"))
     LocalChain.create(
         folder / "chain.sqlite",
         block_time_s=12.0,
         netuid=NETUID,
         owner_hotkey=None,
-        neurons=[
-            Registration(Hotkey(wallet.hotkey.ss58_address), Coldkey(wallet.coldkeypub.ss58_address), 1e4, permit)
-            for wallet, permit in ((miner, False), (validator, True))
-        ],
+        neurons=[_registration(wallet, permit) for wallet, permit in ((miner, False), (validator, True))],
     )
     port = _free_port()
     config = {
@@ -130,6 +128,11 @@ async def serving(folder: Path, model: str, device: str, *, max_gen_len: int) ->
             pass
         finally:
             kill_group(process)
+
+
+def _registration(wallet: Any, permit: bool) -> Registration:
+    hotkey, coldkey = wallet.hotkey.ss58_address, wallet.coldkeypub.ss58_address
+    return Registration(Hotkey(hotkey), Coldkey(coldkey), STAKE_TAO, permit)
 
 
 async def _start(folder: Path, log: Path) -> Process:
@@ -176,7 +179,6 @@ async def overhead(target: Target) -> dict[str, Any]:
             answer, seconds = await target.generate(gen_len=4, **fields)
             extra_ms.append((seconds - answer.elapsed_sec) * 1e3)
         result[name] = {"median_ms": statistics.median(extra_ms), "largest_ms": max(extra_ms)}
-        _say(f"HTTP overhead, {name}: {result[name]}")
     return result
 
 
@@ -194,8 +196,8 @@ async def concurrency(target: Target) -> dict[str, Any]:
             return taken
 
         seconds += await asyncio.gather(*(client(number) for number in range(CLIENTS)))
-        out_of_order += sum(one > other for one, other in zip(finished, finished[1:], strict=False))
-    result = {
+        out_of_order += sum(one > other for one, other in pairwise(finished))
+    return {
         "clients": CLIENTS,
         "requests": len(seconds),
         "errors": 0,
@@ -203,12 +205,10 @@ async def concurrency(target: Target) -> dict[str, Any]:
         "median_s": statistics.median(seconds),
         "p99_s": sorted(seconds)[round(0.99 * (len(seconds) - 1))],
     }
-    _say(f"{CLIENTS} clients: {result}")
-    return result
 
 
 async def soak(target: Target, count: int) -> dict[str, Any]:
-    """Random valid and invalid requests: every answer is one of those promised, and memory stays as it was."""
+    """Random valid and invalid requests: the answers are those promised, and memory stays as it was."""
     async with target.session.get(target.url + "/model_info") as response:
         model = ModelInfo.model_validate_json(await response.read())
     statuses: dict[int, int] = {}
@@ -221,15 +221,13 @@ async def soak(target: Target, count: int) -> dict[str, Any]:
         statuses[status] = statuses.get(status, 0) + 1
     after = _memory(target)
     unexpected = set(statuses) - {200, 400, 413, 422}
-    result = {
+    return {
         "requests": count,
         "statuses": {str(status): number for status, number in sorted(statuses.items())},
         "unexpected_statuses": sorted(unexpected),
         "growth_mib": {name: (after[name] - before[name]) / MiB for name in after if name in before},
         "after_mib": {name: size / MiB for name, size in after.items()},
     }
-    _say(f"soak: {result}")
-    return result
 
 
 async def challenges(target: Target, model: str, device: str) -> dict[str, Any]:
@@ -243,22 +241,21 @@ async def challenges(target: Target, model: str, device: str) -> dict[str, Any]:
     port = int(target.url.rpartition(":")[2])
     try:
         await verifier.start()
-        results = [await verifier.check(target.miner, AxonAddress("127.0.0.1", port)) for _ in range(CHALLENGES)]
+        axon = AxonAddress("127.0.0.1", port)
+        results = [await verifier.check(target.miner, axon) for _ in range(CHALLENGES)]
     finally:
         await verifier.close()
-    result = {
+    return {
         "outcomes": [one.outcome.value for one in results],
         "reasons": sorted({one.reason for one in results}),
-        "relative_error_largest": max(one.relative_error or 0.0 for one in results),
+        "times_rounding_largest": max(one.times_rounding or 0.0 for one in results),
         "max_abs_diff_largest": max(one.max_abs_diff or 0.0 for one in results),
         "tokens_per_sec_median": statistics.median(one.tokens_per_sec or 0.0 for one in results),
     }
-    _say(f"challenges: {result}")
-    return result
 
 
 def _random_body(target: Target, model: ModelInfo) -> bytes:
-    draw = target.random
+    draw = target.draw
     prompt = draw.choices(range(min(ORDINARY, model.vocab_size)), k=draw.randint(1, 300))
     valid = {"prompt": prompt, "gen_len": draw.randint(1, 32)}
     broken: list[Callable[[], bytes]] = [
@@ -295,7 +292,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -3,8 +3,9 @@
 Shared by the miner's worker, which generates, and the validator's, which reads what a miner generated.
 """
 
+import copy
 from collections.abc import Iterator
-from typing import Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,11 @@ import torch
 
 from protocol.errors import ConfigError, QuasarError
 from roles.inference.decoding import Decoder, Generation, PlainDecoder
-from roles.inference.graph_decoding import StaticDecoder
-from roles.inference.warm_up import Progress, WarmUp
 from roles.kernels_package import check_kernels_package
+
+if TYPE_CHECKING:
+    from roles.inference.graph_decoding import StaticDecoder
+    from roles.inference.warm_up import Progress
 
 FEW_PARAMETERS: Final = 10_000_000
 """A model smaller than this gains nothing from more than one CPU thread."""
@@ -94,6 +97,18 @@ class Engine:
         """The transformers model."""
         return self._model
 
+    def in_float16(self) -> "Engine":
+        """The same weights in float16: what rounding does to them. Raises OutOfDeviceMemory."""
+        try:
+            rounded = copy.deepcopy(self._model).to(torch.float16)
+        except torch.cuda.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
+        return self.with_model(rounded)
+
+    def with_model(self, model: Any) -> "Engine":
+        """An engine of another model on the same device."""
+        return Engine(model, self._name, self._device)
+
     def info(self) -> dict[str, Any]:
         """Describe the model: the fields of `protocol.messages.ModelInfo`."""
         return {
@@ -106,7 +121,7 @@ class Engine:
             "context_length": self._context_length,
         }
 
-    def warm_up(self) -> Iterator[Progress]:
+    def warm_up(self) -> "Iterator[Progress]":
         """Capture the steps of decoding as CUDA graphs, a part for each turn of the iterator.
 
         Where that is not possible, or a graph does not answer as the plain loop does, the plain loop stays
@@ -114,7 +129,11 @@ class Engine:
         """
         if self._device.type != "cuda":
             return
-        self._static, self.warning = yield from WarmUp(self._model, self._device, self._context_length, self.read).run()
+        # Imports the library, whose name of a package must have been checked before.
+        from roles.inference.warm_up import WarmUp
+
+        work = WarmUp(self._model, self._device, self._context_length, self.read)
+        self._static, self.warning = yield from work.run()
 
     @property
     def decoding(self) -> str:

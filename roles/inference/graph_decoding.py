@@ -18,7 +18,7 @@ from roles.inference.static_cache import FixedCache
 
 SMALLEST_WINDOW: Final = 256
 PREFILL_LENGTHS: Final = (128, 256, 512, 1024)
-"""Prompts are padded to these; longer ones are one forward call from Python, which no longer matters there."""
+"""Prompts are padded to these; longer ones are a call from Python, whose time no longer matters there."""
 WARM_UP_RUNS: Final = 2
 """Before a capture: libraries allocate and choose kernels in their first call."""
 

@@ -13,6 +13,7 @@ from node.workers import WorkerFailed, WorkerProcess, WorkerRefused
 from protocol.errors import Temporary
 from protocol.messages import ModelInfo
 
+WORKER_MODULE: Final = "roles.inference.worker"
 SLICE_S: Final = 0.25
 """How long the model works before it is asked whether the answer is still wanted."""
 LOAD_TIMEOUT_S: Final = 3600.0
@@ -47,10 +48,11 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What the model answered; `captured_logits` is base64 of little-endian float32."""
+    """What the model answered; logits as base64 of little-endian float32, with the digest of those bytes."""
 
     tokens: list[int]
     captured_logits: str | None
+    captured_logits_sha256: str
     elapsed_s: float
 
 
@@ -77,7 +79,7 @@ class ServedModel:
         self._warms_up = cuda_graphs
         flags = ["--trust-remote-code"] if trust_remote_code else []
         self._worker = WorkerProcess(
-            "roles.inference.worker",
+            WORKER_MODULE,
             args=[name, "--device", device, *flags],
             name="inference-model",
             clock=clock,
@@ -151,7 +153,12 @@ class ServedModel:
             if not is_wanted():
                 raise Abandoned
             answer = await self._call("resume", {"budget_s": SLICE_S})
-        return Generated(answer["tokens"], answer["captured_logits"], answer["elapsed_sec"])
+        return Generated(
+            answer["tokens"],
+            answer["captured_logits"],
+            answer["captured_logits_sha256"],
+            answer["elapsed_sec"],
+        )
 
     async def close(self) -> None:
         """End the worker."""
@@ -181,7 +188,7 @@ class ServedModel:
         return True
 
     async def _warm_up(self) -> None:
-        """Have the worker capture its graphs; one that dies of it is started again without. Raises WorkerFailed."""
+        """Have the worker capture its graphs; if it dies of that, the next one will not. WorkerFailed."""
         while self._warms_up:
             try:
                 answer = await self._worker.call("warm_up", {}, WARM_UP_TIMEOUT_S)

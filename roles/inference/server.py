@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import contextlib
-import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -199,14 +198,16 @@ class InferenceServer:
 
     def _answer(self, message: InferenceRequest, generated: Generated) -> InferenceAnswer:
         captured = generated.captured_logits
-        raw = b"" if captured is None else base64.b64decode(captured)
         logits: list[float] | str | None = captured
         if captured is not None and message.logits_encoding == "list":
-            logits = np.frombuffer(raw, dtype="<f4").tolist()
+            logits = np.frombuffer(base64.b64decode(captured), dtype="<f4").tolist()
         signature = None
         if self._signer is not None and message.nonce is not None:
-            digest = "" if captured is None else hashlib.sha256(raw).hexdigest()
-            text = inference_text(nonce=message.nonce, tokens=generated.tokens, captured_logits_sha256=digest)
+            text = inference_text(
+                nonce=message.nonce,
+                tokens=generated.tokens,
+                captured_logits_sha256=generated.captured_logits_sha256,
+            )
             signature = sign_text(self._signer, text)
         # Not validated again: the vocabulary may be large.
         return InferenceAnswer.model_construct(

@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from node.worker_main import serve
-from protocol.logits import encode_logits
+from protocol.logits import encode_logits, logits_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,6 +86,7 @@ def _document(generation: "Generation | None") -> dict[str, Any]:
         "done": True,
         "tokens": generation.tokens,
         "captured_logits": None if captured is None else encode_logits(captured.numpy()),
+        "captured_logits_sha256": "" if captured is None else logits_digest(captured.numpy()),
         "elapsed_sec": generation.elapsed_s,
     }
 

@@ -1,15 +1,21 @@
 """The validator's reference: `python -m roles.validator.logit_worker NAME --device DEVICE`.
 
 Methods: `info` (loads the model first) and `compare`, which reads a miner's answer in one forward pass
-(teacher forcing: the reference does not generate) and says how far it is from the reference.
+(teacher forcing: the reference does not generate) and says how far it is from the reference, and how far the
+reference itself is in float16.
 """
 
 import sys
-from typing import Any
+from dataclasses import asdict
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from node.worker_main import serve
 from protocol.logits import compare_logits, decode_logits, tokens_match
 from roles.inference.worker import engine_loader, parse_arguments
+
+if TYPE_CHECKING:
+    from roles.inference.engine import Engine
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,19 +23,25 @@ def main(argv: list[str] | None = None) -> int:
     engine = engine_loader(parse_arguments(argv, "roles.validator.logit_worker"))
 
     def info(_params: dict[str, Any]) -> dict[str, Any]:
+        rounded()
         return {"model": engine().info(), "ordinary_tokens": engine().ordinary_tokens()}
+
+    @cache
+    def rounded() -> "Engine":
+        return engine().in_float16()
 
     def compare(params: dict[str, Any]) -> dict[str, Any]:
         tokens: list[int] = params["tokens"]
+        step: int = params["step"]
         reference = engine().read(params["prompt"], tokens)
-        captured = decode_logits(params["captured_logits"], reference.shape[1])
-        comparison = compare_logits(reference[params["step"] - 1], captured)
+        at_step = reference[step - 1]
+        comparison = compare_logits(at_step, decode_logits(params["captured_logits"], len(at_step)))
+        rounding = compare_logits(at_step, rounded().read(params["prompt"], tokens[:step])[-1])
         wrong = tokens_match(tokens, reference, params["tolerance"])
         gap = None if wrong is None else float(reference[wrong].max() - reference[wrong, tokens[wrong]])
         return {
-            "cosine_similarity": comparison.cosine_similarity,
-            "max_abs_diff": comparison.max_abs_diff,
-            "relative_error": comparison.relative_error,
+            "comparison": asdict(comparison),
+            "rounding": asdict(rounding),
             "wrong_index": wrong,
             "wrong_gap": gap,
         }

@@ -1,7 +1,6 @@
 """Logit verification: does a miner serve the reference model? One random challenge, one forward pass here."""
 
 import asyncio
-import hashlib
 import math
 import random
 from collections.abc import Collection
@@ -14,7 +13,15 @@ from node.devices import resolve_device
 from node.settings_model import Settings
 from node.workers import WorkerProcess
 from protocol.errors import InvalidMessage, Unavailable
-from protocol.logits import Comparison, Float32Array, decode_logits, encode_logits, logits_match
+from protocol.logits import (
+    Comparison,
+    Float32Array,
+    decode_logits,
+    encode_logits,
+    logits_digest,
+    logits_match,
+    rounding_explains,
+)
 from protocol.messages import InferenceAnswer, InferenceRequest, ModelInfo
 from protocol.rules import MAX_ABS_DIFFERENCE
 from protocol.signing import Signer, inference_text, verify_text
@@ -32,6 +39,7 @@ COMPARE_TIMEOUT_S: Final = 600.0
 BYTES_PER_LOGIT: Final = 32
 """Room for float text, should a server ignore the encoding asked for."""
 OTHER_ANSWER_BYTES: Final = 65_536
+TINY: Final = 1e-30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +52,8 @@ class LogitResult:
     step: int | None = None
     cosine_similarity: float | None = None
     max_abs_diff: float | None = None
-    relative_error: float | None = None
+    times_rounding: float | None = None
+    """The distance from the reference, in that of the reference's own float16 run."""
     tokens_per_sec: float | None = None
     """By this validator's clock, network included."""
 
@@ -76,7 +85,14 @@ class LogitVerifier:
         device = resolve_device(settings.node.device)
         self._worker = WorkerProcess(
             "roles.validator.logit_worker",
-            args=[check_model_path(inference.reference_model), "--device", device, "--dtype", "float32", *flags],
+            args=[
+                check_model_path(inference.reference_model),
+                "--device",
+                device,
+                "--dtype",
+                "float32",
+                *flags,
+            ],
             name="logit-reference",
             clock=clock if clock is not None else SystemClock(),
         )
@@ -147,15 +163,15 @@ class LogitVerifier:
             "tolerance": TOKEN_TOLERANCE,
         }
         found = await self._worker.call("compare", params, COMPARE_TIMEOUT_S)
-        comparison = Comparison(found["cosine_similarity"], found["max_abs_diff"], found["relative_error"])
-        reason = _fault_in(found, comparison, challenge)
+        comparison, rounding = Comparison(**found["comparison"]), Comparison(**found["rounding"])
+        reason = _fault_in(found, comparison, rounding, challenge)
         return LogitResult(
             outcome=LogitOutcome.PASSED if reason is None else LogitOutcome.FAILED,
             reason="logits and tokens agree with the reference" if reason is None else reason,
             step=challenge.step,
             cosine_similarity=_finite(comparison.cosine_similarity),
             max_abs_diff=_finite(comparison.max_abs_diff),
-            relative_error=_finite(comparison.relative_error),
+            times_rounding=_finite(comparison.relative_error / max(rounding.relative_error, TINY)),
             tokens_per_sec=challenge.gen_len / timed.seconds,
         )
 
@@ -188,19 +204,27 @@ def _check_answer(
         )
     if answer.signature is None:
         raise InvalidMessage("the answer is not signed by the miner's hotkey")
-    digest = hashlib.sha256(captured.astype("<f4").tobytes()).hexdigest()
-    text = inference_text(nonce=challenge.nonce, tokens=answer.tokens, captured_logits_sha256=digest)
+    text = inference_text(
+        nonce=challenge.nonce, tokens=answer.tokens, captured_logits_sha256=logits_digest(captured)
+    )
     verify_text(hotkey, text, answer.signature)
     return captured
 
 
-def _fault_in(found: dict[str, Any], comparison: Comparison, challenge: Challenge) -> str | None:
+def _fault_in(
+    found: dict[str, Any], comparison: Comparison, rounding: Comparison, challenge: Challenge
+) -> str | None:
     """What is wrong with an answer, None when nothing is; NaN figures are wrong."""
     if not logits_match(comparison):
         return (
             f"logits at step {challenge.step} are not the reference's: cosine similarity "
-            f"{comparison.cosine_similarity:.6f}, largest difference {comparison.max_abs_diff:.6f}, "
-            f"relative error {comparison.relative_error:.6f}"
+            f"{comparison.cosine_similarity:.6f}, largest difference {comparison.max_abs_diff:.6f}"
+        )
+    if not rounding_explains(comparison, rounding):
+        return (
+            f"logits at step {challenge.step} have a relative error of {comparison.relative_error:.6f}, "
+            f"where the reference's weights in float16 have {rounding.relative_error:.6f}: these are other "
+            "weights, or quantised ones"
         )
     if found["wrong_index"] is not None:
         return (

@@ -1,6 +1,7 @@
 """Comparison, transport and teacher-forced check of logits."""
 
 import base64
+import hashlib
 import math
 
 import numpy as np
@@ -14,7 +15,9 @@ from protocol.logits import (
     compare_logits,
     decode_logits,
     encode_logits,
+    logits_digest,
     logits_match,
+    rounding_explains,
     tokens_match,
 )
 
@@ -42,22 +45,34 @@ def test_nan_and_infinity_fail_on_either_side(bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cosine", "difference", "relative", "matches"),
+    ("cosine", "difference", "matches"),
     [
-        (0.99, 0.1, 0.015, True),
-        (0.9899, 0.1, 0.015, False),
-        (0.99, 0.1001, 0.015, False),
-        (0.99, 0.1, 0.0151, False),
-        (math.nan, 0.0, 0.0, False),
-        (1.0, math.nan, 0.0, False),
-        (1.0, 0.0, math.nan, False),
+        (0.99, 0.1, True),
+        (0.9899, 0.1, False),
+        (0.99, 0.1001, False),
+        (math.nan, 0.0, False),
+        (1.0, math.nan, False),
     ],
 )
-def test_the_thresholds(cosine: float, difference: float, relative: float, matches: bool) -> None:
-    comparison = Comparison(
-        cosine_similarity=cosine, max_abs_diff=difference, relative_error=relative
-    )
-    assert logits_match(comparison) is matches
+def test_the_thresholds(cosine: float, difference: float, matches: bool) -> None:
+    assert logits_match(Comparison(cosine, difference, relative_error=0.0)) is matches
+
+
+@pytest.mark.parametrize(
+    ("error", "rounding", "explained"),
+    [
+        (0.0, 0.0, True),
+        (1e-4, 0.0, True),
+        (1.1e-4, 0.0, False),
+        (0.004, 0.001, True),
+        (0.0041, 0.001, False),
+        (math.nan, 1.0, False),
+        (0.1, math.nan, False),
+        (math.inf, 1.0, False),
+    ],
+)
+def test_what_rounding_explains(error: float, rounding: float, explained: bool) -> None:
+    assert rounding_explains(Comparison(1.0, 0.0, error), Comparison(1.0, 0.0, rounding)) is explained
 
 
 def test_relative_error_is_of_the_spread_not_of_the_size() -> None:
@@ -97,6 +112,12 @@ def test_shapes_must_agree(one: tuple[float, ...], other: tuple[float, ...]) -> 
         compare_logits(array(*one), array(*other))
     with pytest.raises(InvalidMessage):
         compare_logits(np.zeros((2, 2)), np.zeros((2, 2)))
+
+
+def test_digest_is_of_the_bytes_that_are_sent() -> None:
+    values = array(1.5, -2, math.nan)
+    sent = base64.b64decode(encode_logits(values))
+    assert logits_digest(values) == hashlib.sha256(sent).hexdigest()
 
 
 @given(st.lists(st.floats(width=32), min_size=1, max_size=50))
