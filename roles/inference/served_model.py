@@ -21,7 +21,7 @@ LOAD_TIMEOUT_S: Final = 3600.0
 WARM_UP_TIMEOUT_S: Final = 600.0
 """For one part of the warm-up; the first compiles."""
 PROBE_TIMEOUT_S: Final = 60.0
-PROBE: Final = {"prompt": [0], "gen_len": 1, "logits_at_step": None, "budget_s": SLICE_S}
+PROBE: Final = {"prompt": [0], "gen_len": 1, "logits_at_step": 1}
 LOOK_S: Final = 0.5
 BAR_LENGTH: Final = 20
 RETRY_START_S: Final = 1.0
@@ -32,6 +32,10 @@ _log = get_logger(__name__)
 
 class ModelUnavailable(Temporary):
     """The model cannot answer now; the text says why."""
+
+
+class ModelRefused(ModelUnavailable):
+    """The worker could not do what was asked, for want of memory for instance; it lives on."""
 
 
 class Abandoned(Exception):
@@ -143,9 +147,30 @@ class ServedModel:
     ) -> Generated:
         """Have the model answer; one caller at a time.
 
-        Between slices `is_wanted` is asked, and Abandoned raised when it says no: the worker lives on.
-        Raises ModelUnavailable.
+        Between slices `is_wanted` is asked, and Abandoned raised when it says no: the worker lives on. After
+        a refusal the worker must show that it still answers, or it is replaced. Raises ModelUnavailable.
         """
+        try:
+            return await self._generate(prompt, gen_len, logits_at_step, is_wanted)
+        except ModelRefused:
+            await self.probe()
+            raise
+
+    async def probe(self) -> None:
+        """Have the model answer one token, and replace a process that cannot; one caller at a time."""
+        try:
+            await self._generate(**PROBE, is_wanted=lambda: True)
+        except ModelRefused as error:
+            _log.error("model worker answers nothing any more", model=self.name, reason=str(error))
+            self._expect_replacement()
+            await self._worker.kill()
+        except ModelUnavailable:
+            # It is being replaced already.
+            return
+
+    async def _generate(
+        self, prompt: list[int], gen_len: int, logits_at_step: int | None, is_wanted: Callable[[], bool]
+    ) -> Generated:
         self._require_healthy()
         params: dict[str, Any] = {"prompt": prompt, "gen_len": gen_len, "logits_at_step": logits_at_step}
         answer = await self._call("generate", {**params, "budget_s": SLICE_S})
@@ -173,7 +198,7 @@ class ServedModel:
             # A path of this machine is nobody else's business.
             self._info = ModelInfo.model_validate({**info, "model_name": self.shown_name})
             await self._warm_up()
-            await self._worker.call("generate", PROBE, PROBE_TIMEOUT_S)
+            await self._worker.call("generate", {**PROBE, "budget_s": SLICE_S}, PROBE_TIMEOUT_S)
         except (WorkerFailed, WorkerRefused) as error:
             self._state = State.FAILED
             self._reason = str(error)
@@ -221,13 +246,16 @@ class ServedModel:
         try:
             return await self._worker.call(method, params, self._call_timeout_s)
         except WorkerRefused as error:
-            raise ModelUnavailable(str(error)) from error
+            raise ModelRefused(str(error)) from error
         except WorkerFailed as error:
-            self._state = State.LOADING
-            self._reason = "the model's process is being replaced"
-            self._wake.set()
+            self._expect_replacement()
             _log.error("model worker failed", model=self.name, reason=str(error))
             raise ModelUnavailable("the model's process ended and is being replaced: try again") from error
+
+    def _expect_replacement(self) -> None:
+        self._state = State.LOADING
+        self._reason = "the model's process is being replaced"
+        self._wake.set()
 
     def _require_healthy(self) -> None:
         if (problem := self.problem) is not None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +20,7 @@ from protocol.signing import Signer, inference_text, sign_text
 from roles.inference.callers import Callers, MetagraphProvider
 from roles.inference.model_path import check_model_path
 from roles.inference.requests import check_request
-from roles.inference.served_model import Abandoned, Generated, ModelUnavailable, ServedModel
+from roles.inference.served_model import Generated, ServedModel
 from roles.inference.turns import Turns
 
 WATCH_S: Final = 0.1
@@ -223,6 +222,5 @@ class InferenceServer:
         while True:
             await self._clock.sleep(PROBE_S)
             if self._turns.is_idle and self._model.problem is None:
-                with contextlib.suppress(ModelUnavailable, Abandoned):
-                    async with self._turns.take():
-                        await self._model.generate([0], 1, None)
+                async with self._turns.take():
+                    await self._model.probe()
