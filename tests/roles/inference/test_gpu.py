@@ -24,6 +24,8 @@ from tests.roles.inference.harness import is_ready, key, local_settings, running
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # What the compiler warns of is said to those who write compilers.
+    pytest.mark.filterwarnings("ignore"),
 ]
 
 DEVICE = "cuda:0"
