@@ -22,32 +22,38 @@ def main(argv: list[str] | None = None) -> int:
     """Serve calls until the parent closes stdin."""
     engine = engine_loader(parse_arguments(argv, "roles.validator.logit_worker"))
 
-    def info(_params: dict[str, Any]) -> dict[str, Any]:
-        rounded()
-        return {"model": engine().info(), "ordinary_tokens": engine().ordinary_tokens()}
-
     @cache
     def rounded() -> "Engine":
         return engine().in_float16()
 
+    def info(_params: dict[str, Any]) -> dict[str, Any]:
+        rounded()
+        return {"model": engine().info(), "ordinary_tokens": engine().ordinary_tokens()}
+
     def compare(params: dict[str, Any]) -> dict[str, Any]:
-        tokens: list[int] = params["tokens"]
-        step: int = params["step"]
-        reference = engine().read(params["prompt"], tokens)
-        at_step = reference[step - 1]
-        comparison = compare_logits(at_step, decode_logits(params["captured_logits"], len(at_step)))
-        rounding = compare_logits(at_step, rounded().read(params["prompt"], tokens[:step])[-1])
-        wrong = tokens_match(tokens, reference, params["tolerance"])
-        gap = None if wrong is None else float(reference[wrong].max() - reference[wrong, tokens[wrong]])
-        return {
-            "comparison": asdict(comparison),
-            "rounding": asdict(rounding),
-            "wrong_index": wrong,
-            "wrong_gap": gap,
-        }
+        return judge(engine(), rounded(), params)
 
     serve({"info": info, "compare": compare})
     return 0
+
+
+def judge(reference: "Engine", rounded: "Engine", params: dict[str, Any]) -> dict[str, Any]:
+    """How far an answer is from the reference, and the reference itself in float16 (`rounded`).
+
+    `params` has `prompt`, `tokens` `[G]`, `captured_logits`, `step` (1-indexed) and `tolerance`.
+    """
+    prompt, tokens, step = params["prompt"], params["tokens"], params["step"]
+    rows = reference.read(prompt, tokens)
+    at_step = rows[step - 1]
+    comparison = compare_logits(at_step, decode_logits(params["captured_logits"], len(at_step)))
+    rounding = compare_logits(at_step, rounded.read(prompt, tokens[:step])[-1])
+    wrong = tokens_match(tokens, rows, params["tolerance"])
+    return {
+        "comparison": asdict(comparison),
+        "rounding": asdict(rounding),
+        "wrong_index": wrong,
+        "wrong_gap": None if wrong is None else float(rows[wrong].max() - rows[wrong, tokens[wrong]]),
+    }
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ class LogitVerifier:
         }
         found = await self._worker.call("compare", params, COMPARE_TIMEOUT_S)
         comparison, rounding = Comparison(**found["comparison"]), Comparison(**found["rounding"])
-        reason = _fault_in(found, comparison, rounding, challenge)
+        reason = find_fault(found, challenge)
         return LogitResult(
             outcome=LogitOutcome.PASSED if reason is None else LogitOutcome.FAILED,
             reason="logits and tokens agree with the reference" if reason is None else reason,
@@ -211,10 +211,9 @@ def _check_answer(
     return captured
 
 
-def _fault_in(
-    found: dict[str, Any], comparison: Comparison, rounding: Comparison, challenge: Challenge
-) -> str | None:
-    """What is wrong with an answer, None when nothing is; NaN figures are wrong."""
+def find_fault(found: dict[str, Any], challenge: Challenge) -> str | None:
+    """What is wrong with an answer that the reference has read, None when nothing is; NaN is wrong."""
+    comparison, rounding = Comparison(**found["comparison"]), Comparison(**found["rounding"])
     if not logits_match(comparison):
         return (
             f"logits at step {challenge.step} are not the reference's: cosine similarity "
