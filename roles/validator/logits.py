@@ -7,6 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
+from yarl import URL
+
 from node.chain.interface import AxonAddress
 from node.clock import Clock, SystemClock
 from node.devices import resolve_device
@@ -118,10 +120,20 @@ class LogitVerifier:
         Raises WorkerFailed or WorkerRefused when this validator's own reference does not work: that says
         nothing about the miner, so nothing may be recorded.
         """
+        try:
+            if axon is None:
+                raise Unavailable("the miner has published no axon on the chain")
+            url = check_address(axon, allow_loopback=self._allow_loopback, own_ips=self._own_ips)
+        except Unavailable as error:
+            return LogitResult(outcome=LogitOutcome.PENDING, reason=str(error))
+        return await self.check_url(hotkey, url)
+
+    async def check_url(self, hotkey: Hotkey, url: URL) -> LogitResult:
+        """Challenge one miner at an address that needs no check, and judge the answer; raises as `check`."""
         reference = await self._load()
         challenge = draw_challenge(reference.ordinary_tokens, self._source)
         try:
-            timed = await self._ask(hotkey, axon, challenge, reference.model.vocab_size)
+            timed = await self._ask(hotkey, url, challenge, reference.model.vocab_size)
         except Unavailable as error:
             return LogitResult(outcome=LogitOutcome.PENDING, reason=str(error), step=challenge.step)
         except InvalidMessage as error:
@@ -132,12 +144,7 @@ class LogitVerifier:
             return _failed(challenge, timed, str(error))
         return await self._judge(challenge, timed, captured)
 
-    async def _ask(
-        self, hotkey: Hotkey, axon: AxonAddress | None, challenge: Challenge, vocab_size: int
-    ) -> TimedAnswer:
-        if axon is None:
-            raise Unavailable("the miner has published no axon on the chain")
-        url = check_address(axon, allow_loopback=self._allow_loopback, own_ips=self._own_ips)
+    async def _ask(self, hotkey: Hotkey, url: URL, challenge: Challenge, vocab_size: int) -> TimedAnswer:
         request = InferenceRequest(
             prompt=list(challenge.prompt),
             gen_len=challenge.gen_len,
