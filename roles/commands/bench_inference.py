@@ -24,6 +24,7 @@ from roles.inference.model_path import check_model_path
 MODEL_TIMEOUT_S: Final = 300.0
 ENGINE_TIMEOUT_S: Final = 600.0
 LINE_LIMIT_BYTES: Final = 2**20
+NOT_IN_TABLE: Final = ("model", "machine", "margins", "launches")
 
 Parts = dict[str, Any]
 
@@ -148,13 +149,33 @@ def _print(parts: Parts, problems: list[str]) -> None:
     table = Table("part", "figure", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("value", justify="right")
     for name, part in parts.items():
-        if name in ("machine", "model", "launches") or not isinstance(part, dict):
+        if name in NOT_IN_TABLE:
             continue
         for figure, value in _flat(part):
-            table.add_row(name, figure, value)
+            table.add_row(name.replace("_", " "), figure, value)
     console.print(table)
+    _print_margins(console, parts.get("margins", {}))
     for problem in problems:
         console.print(problem, markup=False, highlight=False)
+
+
+def _print_margins(console: Console, margins: dict[str, Any]) -> None:
+    """How far each model's logits are from the reference, in units of what float16 does to it."""
+    table = Table("served", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("times rounding", "largest", "smallest", "max diff", "other tokens"):
+        table.add_column(heading, justify="right")
+    for name, found in margins.items():
+        if isinstance(found, dict):
+            table.add_row(
+                name,
+                f"{found['times_rounding_median']:.2f}",
+                f"{found['times_rounding_largest']:.2f}",
+                f"{found['times_rounding_smallest']:.2f}",
+                f"{found['max_abs_diff_largest']:.4f}",
+                f"{found['share_of_other_tokens']:.1%}",
+            )
+    if table.row_count:
+        console.print(table)
 
 
 def _flat(part: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

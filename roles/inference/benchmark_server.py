@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import random
@@ -64,7 +65,9 @@ class Target:
             self.validator, method="POST", path="/inference", body=body, receiver=self.miner
         )
         started = time.perf_counter()
-        async with self.session.post(self.url + "/inference", data=body, headers=headers) as response:
+        # A stream: aiohttp warns of large bodies that are not.
+        sent = io.BytesIO(body)
+        async with self.session.post(self.url + "/inference", data=sent, headers=headers) as response:
             answer = await response.read()
         return response.status, answer, time.perf_counter() - started
 

@@ -55,8 +55,12 @@ def verify_with(judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *
     monkeypatch.setattr(evaluation, "Referee", judge)
     loaded = load_settings({"node.data_dir": str(tmp_path)}, config_file=None, env={}, env_file=None)
     given = {
-        **{"repo_path": tmp_path, "replay": None, "inference": None},
-        **{"seq_len": None, "full": False, "json": False},
+        "repo_path": tmp_path,
+        "replay": None,
+        "inference": None,
+        "seq_len": None,
+        "full": False,
+        "json": False,
     }
     return verify.run(argparse.Namespace(**{**given, **options}), loaded)
 
