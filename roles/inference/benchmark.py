@@ -14,14 +14,14 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from protocol.logits import compare_logits, tokens_match
+from protocol.rules import MAX_ABS_DIFFERENCE
 from roles.inference.decoding import Decoder, Generation
 from roles.inference.engine import Engine
 from roles.inference.graph_decoding import StaticDecoder
-from roles.inference.impostors import HONEST, IMPOSTORS, bfloat16
+from roles.inference.margins import margins
 
 PROMPT_TOKENS: Final = 128
 GEN_LEN: Final = 256
@@ -35,8 +35,6 @@ ORDINARY: Final = 256
 """Prompts are drawn from the first token ids: those of the tiny tokenizer are ordinary."""
 
 Part = Callable[[], dict[str, Any]]
-Rows = npt.NDArray[np.float32]
-"""Logits [positions, V]."""
 
 
 class Benchmark:
@@ -171,6 +169,7 @@ class Benchmark:
         """Milliseconds of reading and judging one miner's answer."""
         prompt, tokens = _prompt(2), _prompt(3)[:EXACT_TOKENS]
         captured, rounded = self.single.read(prompt, tokens)[STEP - 1], self.single.in_float16()
+        best = self.single.read(prompt, tokens).argmax(axis=1).tolist()
         reads_ms, judged_ms = [], []
         for _ in range(FIRST_TOKEN_REPETITIONS):
             started = time.perf_counter()
@@ -178,7 +177,7 @@ class Benchmark:
             reads_ms.append((time.perf_counter() - started) * 1e3)
             compare_logits(rows[STEP - 1], captured)
             compare_logits(rows[STEP - 1], rounded.read(prompt, tokens[:STEP])[-1])
-            tokens_match(rows.argmax(axis=1).tolist(), rows, 0.1)
+            tokens_match(best, rows, MAX_ABS_DIFFERENCE)
             judged_ms.append((time.perf_counter() - started) * 1e3)
         return {
             "read_median_ms": statistics.median(reads_ms),
@@ -204,17 +203,7 @@ class Benchmark:
     def margins(self) -> dict[str, Any]:
         """How far honest servers and impostors are from the float32 reference, over many positions."""
         prompt = _prompt(6)
-        tokens = original_loop(self.single, prompt, EXACT_TOKENS)
-        reference = self.single.read(prompt, tokens)
-        rounded = self.single.in_float16().read(prompt, tokens)
-        found: dict[str, Any] = {
-            "logit_spread": float(reference.std(axis=1).mean()),
-            "float16": _distance(reference, rounded, rounded),
-        }
-        for name, make in {**HONEST, "bfloat16": bfloat16, **IMPOSTORS}.items():
-            rows = make(self.single).read(prompt, tokens)
-            found[name] = _distance(reference, rows, rounded)
-        return found
+        return margins(self.single, prompt, original_loop(self.single, prompt, EXACT_TOKENS))
 
 
 @torch.no_grad()
@@ -268,26 +257,6 @@ def _agreement(engine: Engine, prompt: list[int], plain: list[int], answer: Gene
         "logits_max_abs_diff": comparison.max_abs_diff,
         "logits_relative_error": comparison.relative_error,
         "different_tokens": len(set(answer.tokens)),
-    }
-
-
-def _distance(reference: Rows, rows: Rows, rounded: Rows) -> dict[str, float]:
-    """How far rows are from the reference, over all positions; `rounded` is the reference in float16."""
-    compared = [compare_logits(one, other) for one, other in zip(reference, rows, strict=True)]
-    rounding = [compare_logits(one, other) for one, other in zip(reference, rounded, strict=True)]
-    times = [one.relative_error / other.relative_error for one, other in zip(compared, rounding, strict=True)]
-    chosen = reference[np.arange(len(rows)), rows.argmax(axis=1)]
-    gaps = reference.max(axis=1) - chosen
-    return {
-        "times_rounding_smallest": min(times),
-        "times_rounding_median": statistics.median(times),
-        "times_rounding_largest": max(times),
-        "relative_error_median": statistics.median(one.relative_error for one in compared),
-        "max_abs_diff_smallest": min(one.max_abs_diff for one in compared),
-        "max_abs_diff_largest": max(one.max_abs_diff for one in compared),
-        "cosine_similarity_smallest": min(one.cosine_similarity for one in compared),
-        "share_of_other_tokens": float((gaps > 0).mean()),
-        "largest_gap": float(gaps.max()),
     }
 
 

@@ -162,8 +162,8 @@ class ServedModel:
             await self._generate(**PROBE, is_wanted=lambda: True)
         except ModelRefused as error:
             _log.error("model worker answers nothing any more", model=self.name, reason=str(error))
-            self._expect_replacement()
             await self._worker.kill()
+            self._expect_replacement()
         except ModelUnavailable:
             # It is being replaced already.
             return
@@ -191,7 +191,7 @@ class ServedModel:
 
     async def _load(self) -> bool:
         self._state = State.LOADING
-        self._reason = f"model {self.name!r} is being loaded"
+        self._reason = f"model {self.shown_name!r} is being loaded"
         started = self._clock.monotonic()
         try:
             info = await self._worker.call("info", {}, LOAD_TIMEOUT_S)
@@ -227,7 +227,7 @@ class ServedModel:
                 _log.info("model is warm", model=self.name, decoding=answer["decoding"])
                 return
             self._reason = (
-                f"model {self.name!r} is warming up: {answer['finished']} of {answer['total']} parts done, "
+                f"model {self.shown_name!r} is warming up: {answer['finished']} of {answer['total']} parts done, "
                 f"next the {answer['stage']}"
             )
             _log.info("warming up", progress=_bar(answer["finished"], answer["total"]), next=answer["stage"])
