@@ -100,24 +100,13 @@ def decode_logits(captured: list[float] | str, vocab_size: int) -> Float32Array:
     return values
 
 
-def tokens_match(
-    tokens: Sequence[int], reference_logits: npt.NDArray[np.floating], tolerance: float
-) -> int | None:
+def first_wrong(gaps: Sequence[float], tolerance: float) -> int | None:
     """Find the first generated token that the reference would not have taken; None when it took them all.
 
-    `reference_logits` is `[G, V]`: row i is the distribution from which token i was taken. A token is right
-    when its logit lies within `tolerance` of the row's largest, so a near-tie does not fail an honest
-    miner. Tokens outside the vocabulary are wrong; with too few or too many tokens the first unpaired index
-    is returned.
+    `gaps` `[G]`: by how much each token's logit lies below the largest of the distribution from which it was
+    taken. A token is right within `tolerance`, so a near-tie does not fail an honest miner; NaN is wrong.
     """
-    rows, vocab_size = reference_logits.shape
-    for index, token in enumerate(tokens[:rows]):
-        if not 0 <= token < vocab_size:
-            return index
-        row = reference_logits[index]
-        if not bool(row[token] >= row.max() - tolerance):
-            return index
-    return None if len(tokens) == rows else min(len(tokens), rows)
+    return next((index for index, gap in enumerate(gaps) if not gap <= tolerance), None)
 
 
 def _relative_error(

@@ -16,12 +16,13 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from protocol.logits import compare_logits, tokens_match
+from protocol.logits import compare_logits, encode_logits
 from protocol.rules import MAX_ABS_DIFFERENCE
 from roles.inference.decoding import Decoder, Generation
 from roles.inference.engine import Engine
 from roles.inference.graph_decoding import StaticDecoder
 from roles.inference.margins import margins
+from roles.validator.logit_worker import judge
 
 PROMPT_TOKENS: Final = 128
 GEN_LEN: Final = 256
@@ -144,7 +145,10 @@ class Benchmark:
         """Where the GPU's time for one further token goes: kernels by name, per token."""
         if self._device == "cpu":
             return {"skipped": "kernels are counted on a GPU"}
-        one, many = (_kernels(self.half, count) for count in (1, 1 + WARM_UP_TOKENS))
+        one, many = (
+            _kernels(lambda count=count: _answer(self.half, _prompt(1), count, None))
+            for count in (1, 1 + WARM_UP_TOKENS)
+        )
         kernels = []
         for name, (count, microseconds) in many.items():
             first_count, first_microseconds = one.get(name, (0, 0.0))
@@ -166,24 +170,27 @@ class Benchmark:
         return {"median_ms": statistics.median(times_ms), "largest_ms": max(times_ms)}
 
     def verification(self) -> dict[str, Any]:
-        """Milliseconds of reading and judging one miner's answer."""
+        """Milliseconds of judging one miner's answer, and how much of them the GPU works."""
         prompt, tokens = _prompt(2), _prompt(3)[:EXACT_TOKENS]
-        captured, rounded = self.single.read(prompt, tokens)[STEP - 1], self.single.in_float16()
-        best = self.single.read(prompt, tokens).argmax(axis=1).tolist()
-        reads_ms, judged_ms = [], []
+        reference, rounded = self.single, self.single.in_float16()
+        params = {
+            "prompt": prompt,
+            "tokens": tokens,
+            "captured_logits": encode_logits(reference.examine(prompt, tokens, STEP).logits),
+            "step": STEP,
+            "tolerance": MAX_ABS_DIFFERENCE,
+        }
+        judge(reference, rounded, params)
+        wall_ms = []
         for _ in range(FIRST_TOKEN_REPETITIONS):
             started = time.perf_counter()
-            rows = self.single.read(prompt, tokens)
-            reads_ms.append((time.perf_counter() - started) * 1e3)
-            compare_logits(rows[STEP - 1], captured)
-            compare_logits(rows[STEP - 1], rounded.read(prompt, tokens[:STEP])[-1])
-            tokens_match(best, rows, MAX_ABS_DIFFERENCE)
-            judged_ms.append((time.perf_counter() - started) * 1e3)
-        return {
-            "read_median_ms": statistics.median(reads_ms),
-            "judged_median_ms": statistics.median(judged_ms),
-            "judged_largest_ms": max(judged_ms),
-        }
+            judge(reference, rounded, params)
+            wall_ms.append((time.perf_counter() - started) * 1e3)
+        result = {"median_ms": statistics.median(wall_ms), "largest_ms": max(wall_ms)}
+        if self._device != "cpu":
+            kernels = _kernels(lambda: judge(reference, rounded, params))
+            result["gpu_ms"] = sum(us for _, us in kernels.values()) / 1e3
+        return result
 
     def exact(self) -> dict[str, Any]:
         """In float32 rounding decides nothing: the graphs give the plain loop's tokens, one for one."""
@@ -228,12 +235,12 @@ def _answer(decoder: Decoder | Engine, prompt: list[int], gen_len: int, step: in
     return answer
 
 
-def _kernels(engine: Engine, gen_len: int) -> dict[str, tuple[int, float]]:
-    """Launches and microseconds of each kernel in one answer."""
+def _kernels(work: Callable[[], object]) -> dict[str, tuple[int, float]]:
+    """Launches and microseconds of each kernel of some work."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        _answer(engine, _prompt(1), gen_len, None)
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiled:
+        work()
         torch.cuda.synchronize()
     return {event.key: (event.count, event.self_device_time_total) for event in profiled.key_averages()}
 

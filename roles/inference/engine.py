@@ -5,6 +5,7 @@ Shared by the miner's worker, which generates, and the validator's, which reads 
 
 import copy
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 import numpy as np
@@ -26,6 +27,16 @@ MAX_REASON_CHARS: Final = 300
 
 class OutOfDeviceMemory(QuasarError):
     """The request does not fit into the device's memory; the model is still there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What a model says of an answer of `G` tokens."""
+
+    logits: npt.NDArray[np.float32]
+    """`[V]` at the step asked for."""
+    gaps: list[float]
+    """`[G]`: by how much each token's logit lies below the largest; NaN where logits are."""
 
 
 class Engine:
@@ -132,7 +143,7 @@ class Engine:
         # Imports the library, whose name of a package must have been checked before.
         from roles.inference.warm_up import WarmUp
 
-        work = WarmUp(self._model, self._device, self._context_length, self.read)
+        work = WarmUp(self._model, self._device, self._context_length, self.examine)
         self._static, self.warning = yield from work.run()
 
     @property
@@ -165,13 +176,28 @@ class Engine:
         Row i is the distribution after the prompt and the first i tokens. Raises QuasarError,
         OutOfDeviceMemory.
         """
-        self._check_tokens(prompt + tokens, room_for=0)
-        given = torch.tensor([prompt + tokens[:-1]], dtype=torch.long, device=self._device)
         try:
-            logits = self._model(input_ids=given, use_cache=False, logits_to_keep=len(tokens)).logits
-            rows: npt.NDArray[np.float32] = logits[0].float().cpu().numpy()
+            rows: npt.NDArray[np.float32] = self._rows(prompt, tokens).cpu().numpy()
         except torch.cuda.OutOfMemoryError as error:
             raise self._out_of_memory() from error
+        return rows
+
+    @torch.inference_mode()
+    def examine(self, prompt: list[int], tokens: list[int], step: int) -> Examination:
+        """Read an answer as `read` does; only what a verdict needs leaves the device. Raises as `read`."""
+        try:
+            rows = self._rows(prompt, tokens)
+            chosen = rows.gather(1, torch.tensor(tokens, device=self._device)[:, None])[:, 0]
+            gaps = rows.amax(dim=1) - chosen
+            return Examination(rows[step - 1].cpu().numpy(), gaps.tolist())
+        except torch.cuda.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
+
+    def _rows(self, prompt: list[int], tokens: list[int]) -> torch.Tensor:
+        self._check_tokens(prompt + tokens, room_for=0)
+        given = torch.tensor([prompt + tokens[:-1]], dtype=torch.long, device=self._device)
+        logits = self._model(input_ids=given, use_cache=False, logits_to_keep=len(tokens)).logits
+        rows: torch.Tensor = logits[0].float()
         return rows
 
     def ordinary_tokens(self) -> list[int]:

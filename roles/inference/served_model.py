@@ -226,10 +226,8 @@ class ServedModel:
                     _log.warning(answer["warning"], model=self.name)
                 _log.info("model is warm", model=self.name, decoding=answer["decoding"])
                 return
-            self._reason = (
-                f"model {self.shown_name!r} is warming up: {answer['finished']} of {answer['total']} parts done, "
-                f"next the {answer['stage']}"
-            )
+            done = f"{answer['finished']} of {answer['total']} parts done, next the {answer['stage']}"
+            self._reason = f"model {self.shown_name!r} is warming up: {done}"
             _log.info("warming up", progress=_bar(answer["finished"], answer["total"]), next=answer["stage"])
 
     async def _wait_for_trouble(self) -> None:

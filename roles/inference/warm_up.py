@@ -5,12 +5,11 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from protocol.logits import compare_logits, logits_match, tokens_match
+from protocol.logits import compare_logits, first_wrong, logits_match
 from protocol.rules import MAX_ABS_DIFFERENCE
+from roles.inference.engine import Examination
 from roles.inference.graph_decoding import StaticDecoder
 
 CACHE_SHARE: Final = 1 / 8
@@ -20,7 +19,7 @@ PROBE_TOKENS: Final = 4
 SHORT_PROMPT: Final = 16
 MAX_REASON_CHARS: Final = 300
 
-Read = Callable[[list[int], list[int]], npt.NDArray[np.float32]]
+Examine = Callable[[list[int], list[int], int], Examination]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +36,13 @@ class Disagreement(RuntimeError):
 
 
 class WarmUp:
-    """Captures and compares; `read` gives the plain model's logits for a prompt and its answer."""
+    """Captures and compares; `examine` asks the plain model about a prompt and its answer."""
 
-    def __init__(self, model: Any, device: torch.device, context_length: int, read: Read) -> None:
+    def __init__(self, model: Any, device: torch.device, context_length: int, examine: Examine) -> None:
         self._model = model
         self._device = device
         self._context_length = context_length
-        self._read = read
+        self._examine = examine
         self._total = 1
 
     def run(self) -> Generator[Progress, None, tuple[StaticDecoder | None, str | None]]:
@@ -113,9 +112,9 @@ class WarmUp:
         decoder.least_window = 0
         assert answer is not None
         assert answer.captured_logits is not None
-        rows = self._read(prompt, answer.tokens)
-        comparison = compare_logits(rows[-1], answer.captured_logits.numpy())
-        wrong = tokens_match(answer.tokens, rows, MAX_ABS_DIFFERENCE)
+        plain = self._examine(prompt, answer.tokens, PROBE_TOKENS)
+        comparison = compare_logits(plain.logits, answer.captured_logits.numpy())
+        wrong = first_wrong(plain.gaps, MAX_ABS_DIFFERENCE)
         if wrong is not None or not logits_match(comparison):
             raise Disagreement(
                 f"{prompt_length} tokens in a window of {window}: cosine similarity "

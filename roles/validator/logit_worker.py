@@ -5,13 +5,15 @@ Methods: `info` (loads the model first) and `compare`, which reads a miner's ans
 reference itself is in float16.
 """
 
+import math
 import sys
 from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from node.worker_main import serve
-from protocol.logits import compare_logits, decode_logits, tokens_match
+from protocol.errors import QuasarError
+from protocol.logits import compare_logits, decode_logits, first_wrong
 from roles.inference.worker import engine_loader, parse_arguments
 
 if TYPE_CHECKING:
@@ -40,19 +42,22 @@ def main(argv: list[str] | None = None) -> int:
 def judge(reference: "Engine", rounded: "Engine", params: dict[str, Any]) -> dict[str, Any]:
     """How far an answer is from the reference, and the reference itself in float16 (`rounded`).
 
-    `params` has `prompt`, `tokens` `[G]`, `captured_logits`, `step` (1-indexed) and `tolerance`.
+    `params` has `prompt`, `tokens` `[G]`, `captured_logits`, `step` (1-indexed) and `tolerance`. Raises
+    QuasarError when the reference cannot judge, InvalidMessage for logits of another size.
     """
     prompt, tokens, step = params["prompt"], params["tokens"], params["step"]
-    rows = reference.read(prompt, tokens)
-    at_step = rows[step - 1]
-    comparison = compare_logits(at_step, decode_logits(params["captured_logits"], len(at_step)))
-    rounding = compare_logits(at_step, rounded.read(prompt, tokens[:step])[-1])
-    wrong = tokens_match(tokens, rows, params["tolerance"])
+    read = reference.examine(prompt, tokens, step)
+    captured = decode_logits(params["captured_logits"], len(read.logits))
+    # Only up to the step: what comes after does not change it.
+    rounding = compare_logits(read.logits, rounded.examine(prompt, tokens[:step], step).logits)
+    if not math.isfinite(rounding.relative_error):
+        raise QuasarError("the reference has no finite logits in float16: miners cannot be judged by it")
+    wrong = first_wrong(read.gaps, params["tolerance"])
     return {
-        "comparison": asdict(comparison),
+        "comparison": asdict(compare_logits(read.logits, captured)),
         "rounding": asdict(rounding),
         "wrong_index": wrong,
-        "wrong_gap": None if wrong is None else float(rows[wrong].max() - rows[wrong, tokens[wrong]]),
+        "wrong_gap": None if wrong is None else read.gaps[wrong],
     }
 
 

@@ -142,7 +142,7 @@ def run(work: WarmUp) -> tuple[list[Progress], Answered]:
 
 
 def warm_up(engine: Engine) -> WarmUp:
-    return WarmUp(engine.model, CPU, CONTEXT_LENGTH, engine.read)
+    return WarmUp(engine.model, CPU, CONTEXT_LENGTH, engine.examine)
 
 
 def test_warm_up_reports_every_part_and_ends_with_a_decoder(engine: Engine) -> None:
@@ -183,7 +183,7 @@ def test_compiler_that_fails_costs_only_the_fusion(engine: Engine, monkeypatch: 
 
 def test_graphs_that_answer_otherwise_are_not_used(engine: Engine, other_model: Path) -> None:
     other = Engine.load(str(other_model), "cpu")
-    _, (decoder, warning) = run(WarmUp(engine.model, CPU, CONTEXT_LENGTH, other.read))
+    _, (decoder, warning) = run(WarmUp(engine.model, CPU, CONTEXT_LENGTH, other.examine))
     assert decoder is None
     assert warning is not None
     assert warning.startswith(
