@@ -70,7 +70,6 @@ class Engine:
         *,
         trust_remote_code: bool = False,
         dtype: Literal["auto", "float32"] = "auto",
-        attention: str = "sdpa",
     ) -> Self:
         """Load a model by its name or from a folder.
 
@@ -88,7 +87,6 @@ class Engine:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 name,
                 dtype=torch.float16 if target.type == "cuda" and dtype == "auto" else torch.float32,
-                attn_implementation=attention,
                 trust_remote_code=trust_remote_code,
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -113,7 +111,7 @@ class Engine:
         try:
             rounded = copy.deepcopy(self._model).to(torch.float16)
         except torch.cuda.OutOfMemoryError as error:
-            raise self._out_of_memory() from error
+            raise OutOfDeviceMemory(f"{self._device} has no memory for the model in float16 too") from error
         return self.with_model(rounded)
 
     def with_model(self, model: Any) -> "Engine":

@@ -41,7 +41,6 @@ COMPARE_TIMEOUT_S: Final = 600.0
 BYTES_PER_LOGIT: Final = 32
 """Room for float text, should a server ignore the encoding asked for."""
 OTHER_ANSWER_BYTES: Final = 65_536
-TINY: Final = 1e-30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,17 +83,10 @@ class LogitVerifier:
     ) -> None:
         inference = settings.inference
         flags = ["--trust-remote-code"] if inference.trust_remote_code else []
-        device = resolve_device(settings.node.device)
+        device, model = resolve_device(settings.node.device), check_model_path(inference.reference_model)
         self._worker = WorkerProcess(
             "roles.validator.logit_worker",
-            args=[
-                check_model_path(inference.reference_model),
-                "--device",
-                device,
-                "--dtype",
-                "float32",
-                *flags,
-            ],
+            args=[model, "--device", device, "--dtype", "float32", *flags],
             name="logit-reference",
             clock=clock if clock is not None else SystemClock(),
         )
@@ -178,7 +170,7 @@ class LogitVerifier:
             step=challenge.step,
             cosine_similarity=_finite(comparison.cosine_similarity),
             max_abs_diff=_finite(comparison.max_abs_diff),
-            times_rounding=_finite(comparison.relative_error / max(rounding.relative_error, TINY)),
+            times_rounding=_ratio(comparison.relative_error, rounding.relative_error),
             tokens_per_sec=challenge.gen_len / timed.seconds,
         )
 
@@ -247,6 +239,10 @@ def _failed(challenge: Challenge, timed: TimedAnswer, reason: str) -> LogitResul
         step=challenge.step,
         tokens_per_sec=challenge.gen_len / timed.seconds,
     )
+
+
+def _ratio(error: float, rounding: float) -> float | None:
+    return _finite(error / rounding) if rounding > 0 else None
 
 
 def _finite(value: float) -> float | None:

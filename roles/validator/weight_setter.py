@@ -58,7 +58,8 @@ class WeightSetter:
         self._metrics = metrics
         self._confirm = confirm
         self._silent: set[Hotkey] = set()
-        """Miners that did not answer before the last weights: not paid until they pass again."""
+        """Miners that did not answer before the last weights: not paid until they do."""
+        self._late: set[asyncio.Future[set[Hotkey]]] = set()
         self._interval_blocks = interval_blocks
         self._is_local_chain = is_local_chain
         self._blocks = bus.subscribe(BlockAdvanced)
@@ -94,13 +95,28 @@ class WeightSetter:
     async def _confirm_paid(self, metagraph: Metagraph) -> None:
         """Challenge those who would be paid, and whoever moves up for one that fails or is silent."""
         confirmed: set[Hotkey] = set()
-        try:
-            async with asyncio.timeout(CONFIRM_PATIENCE_S):
-                while paid := set(reward_shares(self._ranked(metagraph))) - confirmed:
-                    self._silent |= await self._confirm(paid)
-                    confirmed |= paid
-        except TimeoutError:
-            _log.warning("not every miner was challenged before the weights", challenged=len(confirmed))
+        deadline_s = self._clock.monotonic() + CONFIRM_PATIENCE_S
+        while paid := set(reward_shares(self._ranked(metagraph))) - confirmed:
+            challenges = asyncio.ensure_future(self._confirm(paid))
+            try:
+                # Never cancelled for lateness: that would end the process that holds the reference.
+                await asyncio.wait({challenges}, timeout=deadline_s - self._clock.monotonic())
+            except asyncio.CancelledError:
+                challenges.cancel()
+                raise
+            if not challenges.done():
+                _log.warning("not every miner was challenged before the weights", challenged=len(confirmed))
+                self._late.add(challenges)
+                challenges.add_done_callback(self._end_late)
+                return
+            self._silent |= challenges.result()
+            confirmed |= paid
+
+    def _end_late(self, challenges: asyncio.Future[set[Hotkey]]) -> None:
+        """What challenges that came too late for the weights have found is in the store."""
+        self._late.discard(challenges)
+        if not challenges.cancelled() and (error := challenges.exception()) is not None:
+            _log.error("late challenges failed", reason=f"{type(error).__name__}: {error}")
 
     def _ranked(self, metagraph: Metagraph) -> list[Place]:
         return rank(entry for entry in self._entries() if entry.hotkey in metagraph.neurons)
