@@ -135,6 +135,8 @@ def find_problems(parts: Parts) -> list[str]:
         problems.append("decode: the same request was answered in two ways")
     if parts.get("exact_in_float32", {}).get("identical_tokens") is False:
         problems.append("exact_in_float32: other tokens than the plain loop's")
+    if parts.get("concurrency", {}).get("errors"):
+        problems.append(f"concurrency: {parts['concurrency']['errors']} requests were not answered")
     if parts.get("soak", {}).get("unexpected_statuses"):
         problems.append(f"soak: answered {parts['soak']['unexpected_statuses']}")
     if set(parts.get("challenges", {}).get("outcomes", ())) - {"passed"}:

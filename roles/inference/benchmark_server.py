@@ -188,7 +188,7 @@ async def overhead(target: Target) -> dict[str, Any]:
 async def concurrency(target: Target) -> dict[str, Any]:
     """Many clients at once: nobody is refused, and they are answered in the order of their coming."""
     seconds: list[float] = []
-    out_of_order = 0
+    errors = out_of_order = 0
     for _ in range(ROUNDS):
         finished: list[int] = []
 
@@ -198,12 +198,16 @@ async def concurrency(target: Target) -> dict[str, Any]:
             finished.append(number)
             return taken
 
-        seconds += await asyncio.gather(*(client(number) for number in range(CLIENTS)))
+        answered = await asyncio.gather(*map(client, range(CLIENTS)), return_exceptions=True)
+        errors += sum(isinstance(one, BaseException) for one in answered)
+        seconds += [one for one in answered if isinstance(one, float)]
         out_of_order += sum(one > other for one, other in pairwise(finished))
+    if not seconds:
+        raise QuasarError(f"none of {CLIENTS} clients at once was answered: {answered[0]!r}")
     return {
         "clients": CLIENTS,
-        "requests": len(seconds),
-        "errors": 0,
+        "requests": ROUNDS * CLIENTS,
+        "errors": errors,
         "answered_out_of_order": out_of_order,
         "median_s": statistics.median(seconds),
         "p99_s": sorted(seconds)[round(0.99 * (len(seconds) - 1))],

@@ -13,6 +13,7 @@ RIGHT: dict[str, Any] = {
     "model": "seeded",
     "decode": {"largest_gap_to_the_best": 0.0, "same_answer_twice": True},
     "exact_in_float32": {"identical_tokens": True},
+    "concurrency": {"errors": 0},
     "soak": {"unexpected_statuses": []},
     "challenges": {"outcomes": ["passed", "passed"], "reasons": ["agree"]},
 }
@@ -43,6 +44,7 @@ def test_every_part_is_measured(
         ("decode", {"largest_gap_to_the_best": 0.2}, "decode: a token is not the plain model's choice"),
         ("decode", {"same_answer_twice": False}, "decode: the same request was answered in two ways"),
         ("exact_in_float32", {"identical_tokens": False}, "exact_in_float32: other tokens than"),
+        ("concurrency", {"errors": 3}, "concurrency: 3 requests were not answered"),
         ("soak", {"unexpected_statuses": [500]}, "soak: answered [500]"),
         ("challenges", {"outcomes": ["passed", "pending"]}, "challenges: ['agree']"),
     ],
