@@ -18,7 +18,8 @@ from node.processes import module_argv, worker_environment
 from node.settings_model import Settings
 from protocol.errors import QuasarError, WorkerFailed
 from roles.commands.timing import device_for_timing
-from roles.inference.benchmark_server import Target, challenges, concurrency, overhead, serving, soak
+from roles.inference.benchmark_server import challenges, concurrency, overhead, soak
+from roles.inference.benchmark_target import Target, serving
 from roles.inference.model_path import check_model_path
 
 MODEL_TIMEOUT_S: Final = 300.0
