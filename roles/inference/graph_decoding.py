@@ -23,7 +23,6 @@ WARM_UP_RUNS: Final = 2
 """Before a capture: libraries allocate and choose kernels in their first call."""
 
 Step = Callable[[], None]
-Capture = Callable[[Step], Step]
 
 
 class StaticDecoder:
