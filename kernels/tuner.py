@@ -90,7 +90,7 @@ class Found:
 
 
 class Tuner:
-    """One study: a shape on a device. `on_trial` is told of every finished trial, `between` called before each.
+    """One study: a shape on a device; `between` is called before each trial, `on_trial` told of its outcome.
 
     start: the configuration that comes first is every known preset, or only the plain kernel, token by token
     ("baseline"); the two are studies of their own. Raises ConfigError when the file for the result cannot be

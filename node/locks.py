@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from node.devices import physical_gpu
 from protocol.errors import ConfigError, DeviceBusy
 
 POLL_S = 0.1
@@ -22,15 +23,18 @@ class FileLock:
     """A lock on a file, held from `acquire` (or `with`) until `release` or the process's end.
 
     `what` names the locked thing in messages; `timeout_s` is how long `acquire` waits (it blocks the thread).
-    Exclusive, or `is_shared` by all who ask for it so.
+    Exclusive, or `is_shared` by all who ask for it so. `note` is a line that others may read in the file.
     Raises DeviceBusy naming the holder's process, ConfigError when the file cannot be opened.
     """
 
-    def __init__(self, path: Path, what: str, *, timeout_s: float = 0.0, is_shared: bool = False) -> None:
+    def __init__(
+        self, path: Path, what: str, *, timeout_s: float = 0.0, is_shared: bool = False, note: str = ""
+    ) -> None:
         self._path = path
         self._what = what
         self._timeout_s = timeout_s
         self._is_shared = is_shared
+        self._note = note
         self._descriptor: int | None = None
 
     @property
@@ -51,14 +55,14 @@ class FileLock:
                 time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
             if not self._is_shared:
                 os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n{self._note}".encode(), 0)
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
 
     def _busy_sentence(self, descriptor: int) -> str:
-        text = os.pread(descriptor, 32, 0).decode("ascii", errors="replace").strip()
+        text = os.pread(descriptor, 32, 0).decode("ascii", errors="replace").partition("\n")[0].strip()
         holder = f"process {text}" if text.isdigit() else "another process"
         waited = f" (waited {self._timeout_s:g} s)" if self._timeout_s else ""
         return f"{self._what} is in use by {holder}{waited}: stop it first ({self._path})"
@@ -144,16 +148,8 @@ def device_lock(device: str, *, timeout_s: float, env: Mapping[str, str] = os.en
 
 def device_lock_path(device: str, env: Mapping[str, str] = os.environ) -> Path:
     """The file of a device's lock; what else belongs to the device is beside it."""
-    physical = _physical_device(device, env)
+    gpu = physical_gpu(device, env)
+    physical = device if gpu is None else f"cuda:{gpu}"
     readable = re.sub(r"[^A-Za-z0-9]+", "-", physical).strip("-")[:40]
     digest = hashlib.sha256(physical.encode()).hexdigest()[:8]
     return lock_folder(env) / f"{readable}-{digest}.lock"
-
-
-def _physical_device(device: str, env: Mapping[str, str]) -> str:
-    kind, _, index = device.partition(":")
-    if kind != "cuda":
-        return device
-    number = int(index) if index.isdigit() else 0
-    visible = [entry.strip() for entry in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
-    return f"cuda:{visible[number]}" if number < len(visible) else f"cuda:{number}"
