@@ -34,9 +34,20 @@ _CREDENTIAL_HELPER: Final = (
 )
 
 
+class GitFailed(SourceRejected):
+    """git ended with an error; `told` is all that it and the remote said."""
+
+    def __init__(self, sentence: str, told: str) -> None:
+        super().__init__(sentence)
+        self.told = told
+
+
 def git_environment(protocols: Sequence[str]) -> dict[str, str]:
     """Return the environment of a git process: no configuration, no prompt, only the given transports."""
-    return {
+    # The one variable by which Python, too, learns of a certificate authority of one's own.
+    authorities = os.environ.get("SSL_CERT_FILE")
+    trust = {} if authorities is None else {"GIT_SSL_CAINFO": authorities}
+    return trust | {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": "/nonexistent",
         "LC_ALL": "C",
@@ -76,7 +87,7 @@ def _run(
     """Run git; its process group is killed when the deadline passes or it writes too large a file.
 
     Raises:
-        SourceRejected: git failed or took too long.
+        GitFailed: git failed. SourceRejected: it took too long.
     """
     process = subprocess.Popen(
         ["git", *_SAFE, *arguments],
@@ -98,9 +109,16 @@ def _run(
         process.communicate()
         raise SourceRejected(f"git {arguments[0]} did not finish within {timeout_s:.0f} s") from None
     if process.returncode != 0:
-        tail = errors.decode(errors="replace").strip().splitlines()
-        raise SourceRejected(f"git {arguments[0]} failed: {tail[-1] if tail else process.returncode}")
+        told = errors.decode(errors="replace").strip()
+        last = told.splitlines()[-1] if told else process.returncode
+        raise GitFailed(f"git {_command(arguments)} failed: {last}", told)
     return output
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The git command among options of git itself (`-c name=value`)."""
+    before = ("", *arguments)
+    return next(one for one, option in zip(arguments, before, strict=False) if "-c" not in (one, option))
 
 
 def create_bare_repository(path: Path) -> None:
@@ -275,13 +293,14 @@ class GitWorkTree:
         self, remote_url: str, commit_hash: CommitHash, branch: str, *, token: SecretStr | None = None,
         timeout_s: float = FETCH_TIMEOUT_S,
     ) -> None:  # fmt: skip
-        """Push one commit to a branch; the token goes through a credential helper in memory.
+        """Push one commit to a branch, which must be new or lead to it; the token goes through a credential
+        helper in memory.
 
         Raises:
-            SourceRejected: the remote refused or did not answer.
+            SourceRejected: the remote refused (GitFailed) or did not answer.
         """
         self._remote(
-            ["push", "--quiet", "--force", "--no-verify",
+            ["push", "--quiet", "--no-verify",
              "--", remote_url, f"{commit_hash}:refs/heads/{branch}"],
             token=token, timeout_s=timeout_s,
         )  # fmt: skip

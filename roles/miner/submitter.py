@@ -54,11 +54,24 @@ class Submitter:
 
     async def run(self) -> None:
         """Look and decide until cancelled."""
+        await self._prepare_fork()
         target = await self._target.known()
         await self._repeat_offers(target)
         while True:
             await self._look(target)
             await self._clock.sleep(self._settings.poll_s)
+
+    async def _prepare_fork(self) -> None:
+        """Before the first candidate is ready: a token that is not accepted is better known early."""
+        backoff = Backoff(self._clock, longest_s=LONGEST_WAIT_S)
+        while True:
+            try:
+                await self._fork.prepare()
+            except SourceRejected as error:
+                await backoff.wait(error)
+            else:
+                _log.info("fork is ready", fork_url=self._fork.url)
+                return
 
     async def _repeat_offers(self, target: int) -> None:
         """Hand over again what a crash kept from becoming a submission, or what expired meanwhile."""

@@ -43,7 +43,7 @@ async def build(settings: Settings) -> Graph:
         await require_registered(base.chain, base.hotkey, netuid=settings.chain.netuid)
         clock, bus, api = base.clock, base.bus, base.api
         opened.enter_context(registered_node("miner", base.hotkey, device, data_dir))
-        fork, ledger = open_fork(settings), SubmissionLedger(base.journal)
+        fork, ledger = open_fork(settings, clock), SubmissionLedger(base.journal)
         history = History(data_dir / HISTORY_FILE, clock)
         opened.push_async_callback(history.close)
         referee = Referee(settings, data_dir)

@@ -178,7 +178,7 @@ class Miner:
         self.journal = Journal(self.settings.node.data_dir / "miner.sqlite", KEY)
         self.ledger = SubmissionLedger(self.journal)
         self.api = open_api(self.settings, self.key, self.clock)
-        self.fork = open_fork(self.settings)
+        self.fork = open_fork(self.settings, self.clock)
         self.recorder = Recorder(self.bus)
         self.coordinator = CommitRevealCoordinator(
             ledger=self.ledger,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from node.clock import SystemClock
 from node.git import Author, GitStore, create_bare_repository
 from node.settings_model import MinerSection, Settings
 from protocol.errors import ConfigError, SourceRejected
@@ -139,7 +140,7 @@ def settings(network: str = "test", **miner: object) -> Settings:
 )
 def test_github_settings_are_demanded_together(given: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
-        open_fork(settings(**given))
+        open_fork(settings(**given), SystemClock())
     assert "GITHUB_USERNAME" in str(caught.value)
     assert "GITHUB_TOKEN" in str(caught.value)
     assert "ghp_secret" not in str(caught.value)
