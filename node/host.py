@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from node.devices import physical_gpu
 from node.locks import FileLock, device_lock_path, lock_folder
 from protocol.errors import DeviceBusy
 
@@ -27,8 +28,9 @@ class NodeOnHost:
     role: str
     hotkey: str
     device: str
-    """As it calls it; `gpu` is the machine's name for it."""
-    gpu: str
+    """As it calls it."""
+    physical_gpu: str | None
+    """The machine's number or UUID for it; None on a CPU."""
     data_dir: str
     pid: int
 
@@ -41,16 +43,21 @@ def registered_node(
 
     Raises DeviceBusy, naming who is there and what to do; ConfigError when the lock folder is unusable.
     """
-    gpu = device_lock_path(device, env).stem
     node = NodeOnHost(
-        role=role, hotkey=hotkey, device=device, gpu=gpu, data_dir=str(data_dir.absolute()), pid=os.getpid()
+        role=role,
+        hotkey=hotkey,
+        device=device,
+        physical_gpu=physical_gpu(device, env),
+        data_dir=str(data_dir.absolute()),
+        pid=os.getpid(),
     )
     note = json.dumps(asdict(node))
     folder = lock_folder(env)
     with ExitStack() as held:
         _take(held, folder / f"{role}-{_plain(hotkey)}{NODE_SUFFIX}", f"hotkey {hotkey}", note, _HOTKEY_FIX)
-        if device != "cpu":
-            _take(held, folder / f"{gpu}-{role}.place", f"device {device}", note, _DEVICE_FIX)
+        if node.physical_gpu is not None:
+            place = device_lock_path(device, env).with_suffix(f".{role}")
+            _take(held, place, f"device {device}", note, _DEVICE_FIX)
         yield node
 
 
@@ -65,7 +72,7 @@ def nodes_on_host(*, env: Mapping[str, str] = os.environ) -> list[NodeOnHost]:
         node = _read(path)
         if node is not None and _is_held(path):
             found.append(node)
-    return sorted(found, key=lambda node: (node.gpu, node.role, node.hotkey))
+    return sorted(found, key=lambda node: (node.device, node.role, node.hotkey))
 
 
 def _take(held: ExitStack, path: Path, what: str, note: str, fix: str) -> None:

@@ -35,7 +35,7 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
         "history",
         parents=parents,
         help="show what this miner has tried",
-        description="List the candidates of this miner, or show one: diff, verdict, decision, best over time.",
+        description="List what this miner has tried, or show one: diff, verdict, decision, best over time.",
     )
     parser.add_argument("--limit", type=int, default=LIMIT, help=f"newest candidates (default: {LIMIT})")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -189,13 +189,17 @@ def _print(
 
 def draw(values: Sequence[float], *, width: int = PLOT_WIDTH, height: int = PLOT_HEIGHT) -> str:
     """Return a picture of rising values in characters: a column for each, scaled from 0."""
-    columns = [values[index * len(values) // min(width, len(values))] for index in range(min(width, len(values)))]
+    columns = [
+        values[index * len(values) // min(width, len(values))] for index in range(min(width, len(values)))
+    ]
     columns[-1] = values[-1]
     top = max(columns) or 1.0
     rows = []
     for level in range(height, 0, -1):
         label = f"{top * level / height:>14,.0f} |" if level in (height, height // 2, 1) else " " * 15 + "|"
-        rows.append(label + "".join("#" if value >= top * (level - 0.5) / height else " " for value in columns))
+        rows.append(
+            label + "".join("#" if value >= top * (level - 0.5) / height else " " for value in columns)
+        )
     return "\n".join(rows)
 
 
