@@ -24,7 +24,6 @@ _FENCE: Final = "```"
 _NAME = re.compile(r"[a-z_][a-z0-9_]{0,63}\.py")
 # Reasoning models think aloud first.
 _THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_CONTROL = re.compile(r"[^\n\t\x20-\x7e\u00a0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010fffd]")
 
 
 class AnswerRejected(InvalidMessage):
@@ -49,9 +48,9 @@ def read_answer(text: str) -> Change:
     if len(text) > MAX_ANSWER_CHARS:
         raise AnswerRejected(f"the answer has {len(text):,} characters, more than {MAX_ANSWER_CHARS:,}")
     text = _THOUGHTS.sub("", text).strip().replace("\r\n", "\n")
-    control = _CONTROL.search(text)
-    if control is not None:
-        raise AnswerRejected(f"the answer holds the character {control[0]!a}: plain text is expected")
+    odd = next((char for char in text if not char.isprintable() and char not in "\n\t"), None)
+    if odd is not None:
+        raise AnswerRejected(f"the answer holds the character {odd!a}: plain text is expected")
     lines = text.split("\n")
     summary = _after("SUMMARY:", lines[0])[:MAX_SUMMARY_CHARS]
     files: dict[str, str] = {}
