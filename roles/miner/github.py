@@ -81,7 +81,7 @@ class GitHub:
         Raises:
             SourceRejected: GitHub refuses (GitHubRefused), is away, or the fork is not ready in time.
         """
-        await self._check_user(username)
+        await self.check_user(username)
         fork = await self._get(f"/repos/{username}/{name}")
         if fork is None:
             await self._make(owner, name, username)
@@ -89,7 +89,8 @@ class GitHub:
         _check_is_fork(fork, owner, name, username)
         await self._wait_until_filled(username, name, str(fork.get("default_branch") or "main"))
 
-    async def _check_user(self, username: str) -> None:
+    async def check_user(self, username: str) -> None:
+        """See that the token is accepted and is that user's. Raises SourceRejected."""
         answer = await self._call("GET", "/user")
         if answer.status != 200:
             # Tokens of installations have no user; what they may do shows later.
