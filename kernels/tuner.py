@@ -230,8 +230,8 @@ class Tuner:
         if wrong:
             return None, wrong
         first_s = self._benchmark.time(operator, self._draws[1])
-        best = self._fastest_ms()
-        if best is not None and 1e3 * first_s > HOPELESS * best:
+        best = self._by_time()[:1]
+        if best and 1e3 * first_s > HOPELESS * (best[0].value or float("inf")):
             return None, f"slow: {1e3 * first_s:.3f} ms"
         count = max(LEAST_REPETITIONS, min(self._benchmark.repetitions, int(TRIAL_S / first_s)))
         seconds = [
@@ -255,15 +255,12 @@ class Tuner:
 
     def _fastest(self, count: int) -> list[Choice]:
         """The fastest right configurations, the best first."""
+        return list(dict.fromkeys(Choice.read(trial.params) for trial in self._by_time()))[:count]
+
+    def _by_time(self) -> list[optuna.trial.FrozenTrial]:
         states = (optuna.trial.TrialState.COMPLETE,)
         complete = self._study.get_trials(deepcopy=False, states=states)
-        complete.sort(key=lambda trial: trial.value or float("inf"))
-        return list(dict.fromkeys(Choice.read(trial.params) for trial in complete))[:count]
-
-    def _fastest_ms(self) -> float | None:
-        states = (optuna.trial.TrialState.COMPLETE,)
-        values = [trial.value for trial in self._study.get_trials(deepcopy=False, states=states)]
-        return min((value for value in values if value is not None), default=None)
+        return sorted(complete, key=lambda trial: trial.value or float("inf"))
 
     def _best_of_all(self) -> Found | None:
         """Time the finalists once more, and keep the winner and the best launch of the chunked kernel."""

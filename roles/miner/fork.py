@@ -12,7 +12,8 @@ from yarl import URL
 
 from kernels.fork_base import write_fla_base
 from node.clock import Clock
-from node.git import Author, GitFailed, GitWorkTree
+from node.git import GitFailed
+from node.git_work_tree import Author, GitWorkTree
 from node.logs import get_logger
 from node.settings_model import Settings
 from protocol.errors import ConfigError, InvalidForkUrl, SourceRejected

@@ -5,109 +5,23 @@ killed goes on with the next step and repeats none.
 """
 
 import asyncio
-import hashlib
 import json
 import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from node.clock import Clock
-from protocol.errors import ConfigError, JournalError
+from protocol.errors import JournalError
 from roles.miner.candidate import Candidate, Unusable
+from roles.miner.history_file import Entry, HistoryFile, Phase, digest_of
+
+__all__ = ["HISTORY_FILE", "Entry", "History", "Phase"]
 
 HISTORY_FILE: Final = "history.sqlite"
-SCHEMA_VERSION: Final = 1
-BUSY_TIMEOUT_S: Final = 10.0
-_SCHEMA: Final = """
-CREATE TABLE texts (digest TEXT PRIMARY KEY, text TEXT NOT NULL) STRICT;
-CREATE TABLE candidates (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    digest TEXT NOT NULL,
-    target_sequence_length INTEGER NOT NULL,
-    name TEXT NOT NULL,
-    proposer TEXT NOT NULL,
-    parent INTEGER REFERENCES candidates (number),
-    note TEXT NOT NULL,
-    files TEXT NOT NULL,
-    phase TEXT NOT NULL,
-    created_at TEXT NOT NULL,
-    status TEXT,
-    reason TEXT NOT NULL DEFAULT '',
-    tokens_per_sec REAL,
-    score REAL,
-    figures TEXT,
-    measured_at TEXT,
-    decision TEXT NOT NULL DEFAULT '',
-    offer TEXT,
-    UNIQUE (digest, target_sequence_length)
-) STRICT;
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-"""
-_COLUMNS: Final = (
-    "number, digest, target_sequence_length, name, proposer, parent, note, files, phase, created_at, status, "
-    "reason, tokens_per_sec, score, figures, measured_at, decision, offer"
-)
 
 T = TypeVar("T")
-
-
-class Phase(StrEnum):
-    """How far a candidate has come."""
-
-    PROPOSED = "proposed"
-    """On disk, to be measured."""
-    REFUSED = "refused"
-    """No candidate at all: what the proposer gave could not be used."""
-    FAILED = "failed"
-    """Measured, and the referee did not pass it."""
-    READY = "ready"
-    """Measured; submitted when it is worth it."""
-    OFFERED = "offered"
-    """Committed in the fork and handed over for submission."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """One candidate of the history."""
-
-    number: int
-    digest: str
-    target_sequence_length: int
-    name: str
-    proposer: str
-    parent: int | None
-    """The candidate that it was made from."""
-    note: str
-    """What its proposer says about it."""
-    phase: Phase
-    created_at: datetime
-    status: str | None
-    reason: str
-    tokens_per_sec: float | None
-    score: float | None
-    figures: dict[str, Any] | None
-    measured_at: datetime | None
-    decision: str
-    """Why it was submitted, or was not."""
-    offer: dict[str, Any] | None
-    file_digests: Mapping[str, str]
-
-    @classmethod
-    def read(cls, row: sqlite3.Row) -> Self:
-        """The entry of a row."""
-        values = dict(row)
-        values["phase"] = Phase(values["phase"])
-        values["file_digests"] = json.loads(values.pop("files"))
-        for name in ("figures", "offer"):
-            values[name] = None if values[name] is None else json.loads(values[name])
-        for name in ("created_at", "measured_at"):
-            values[name] = None if values[name] is None else datetime.fromisoformat(values[name])
-        return cls(**values)
 
 
 class History:
@@ -118,28 +32,27 @@ class History:
     """
 
     def __init__(self, path: Path, clock: Clock) -> None:
-        self._path = path
         self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="history")
-        self._database = _open(path)
+        self._file = HistoryFile(path)
 
     async def close(self) -> None:
         """Close the file; calls made before are finished first."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._file.database.close)
         self._thread.shutdown(wait=False)
 
     async def propose(self, candidate: Candidate, target_sequence_length: int) -> Entry:
         """Write a candidate down before it is measured; one that is known already is returned as it is."""
-        values = {"digest": candidate.digest, "phase": Phase.PROPOSED, "reason": ""}
-        return await self._run(
-            lambda: self._insert(candidate, target_sequence_length, candidate.files, **values)
+        return await self._insert(
+            candidate, target_sequence_length, candidate.files, candidate.digest, Phase.PROPOSED
         )
 
     async def refuse(self, proposal: Unusable, target_sequence_length: int) -> Entry:
         """Write down what could not be used, and why."""
         text = json.dumps([proposal.name, proposal.reason, proposal.note, self._clock.now().isoformat()])
-        values = {"digest": _digest(text), "phase": Phase.REFUSED, "reason": proposal.reason}
-        return await self._run(lambda: self._insert(proposal, target_sequence_length, {}, **values))
+        return await self._insert(
+            proposal, target_sequence_length, {}, digest_of(text), Phase.REFUSED, proposal.reason
+        )
 
     async def measured(
         self,
@@ -178,188 +91,65 @@ class History:
         self, *phases: Phase, target_sequence_length: int | None = None, limit: int | None = None
     ) -> list[Entry]:
         """The newest `limit` candidates in the given phases (in any without), oldest first."""
-        return await self._run(lambda: self._entries(phases, target_sequence_length, limit))
+        return await self._run(lambda: self._file.entries(phases, target_sequence_length, limit))
 
     async def entry(self, number: int) -> Entry | None:
         """One candidate."""
-        return await self._run(lambda: self._entry(number))
+        return await self._run(lambda: self._file.entry(number))
 
     async def files(self, number: int) -> dict[str, str]:
         """The files of a candidate by name; nothing when there is no such candidate."""
-        return await self._run(lambda: self._files(number))
+        return await self._run(lambda: self._file.files(number))
 
     async def best(self, target_sequence_length: int, *phases: Phase) -> Entry | None:
         """The candidate with the highest score for a target length, in the given phases (in any without)."""
-        return await self._run(lambda: self._best(target_sequence_length, phases))
+        return await self._run(lambda: self._file.best(target_sequence_length, phases))
 
     async def undecided(self, target_sequence_length: int) -> list[Entry]:
         """Candidates that are ready and of which nothing is said, or that they wait."""
-        return await self._run(lambda: self._undecided(target_sequence_length))
+        return await self._run(lambda: self._file.undecided(target_sequence_length))
 
     async def find(self, digest: str, target_sequence_length: int) -> Entry | None:
         """The candidate with these files for a target length."""
-        return await self._run(lambda: self._find(digest, target_sequence_length))
+        return await self._run(lambda: self._file.find(digest, target_sequence_length))
 
     async def latest(self, proposer: str, target_sequence_length: int) -> int | None:
         """Number of a proposer's latest candidate for a target length."""
-        return await self._run(lambda: self._latest(proposer, target_sequence_length))
+        return await self._run(lambda: self._file.latest(proposer, target_sequence_length))
 
     async def fact(self, name: str) -> Any:
         """Something remembered under a name; None without it."""
-        return await self._run(lambda: self._fact(name))
+        return await self._run(lambda: self._file.fact(name))
 
     async def remember(self, name: str, value: Any) -> None:
         """Keep something under a name."""
-        await self._run(lambda: self._remember(name, value))
+        await self._run(lambda: self._file.remember(name, value))
+
+    async def _insert(
+        self,
+        proposal: Candidate | Unusable,
+        target: int,
+        files: Mapping[str, str],
+        digest: str,
+        phase: Phase,
+        reason: str = "",
+    ) -> Entry:
+        now = self._clock.now().isoformat()
+        return await self._run(
+            lambda: self._file.insert(
+                proposal, target, files, digest=digest, phase=phase, reason=reason, now=now
+            )
+        )
+
+    async def _change(self, number: int, **values: Any) -> Entry:
+        return await self._run(lambda: self._file.change(number, **values))
 
     async def _run(self, work: Callable[[], T]) -> T:
         def guarded() -> T:
             try:
-                with self._database:
+                with self._file.database:
                     return work()
             except sqlite3.Error as error:
-                raise JournalError(f"history {self._path} cannot be used: {error}") from error
+                raise JournalError(f"history {self._file.path} cannot be used: {error}") from error
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, guarded)
-
-    async def _change(self, number: int, **values: Any) -> Entry:
-        def work() -> Entry:
-            assignments = ", ".join(f"{name} = :{name}" for name in values)
-            self._database.execute(
-                f"UPDATE candidates SET {assignments} WHERE number = :number",  # noqa: S608 - our own names
-                values | {"number": number},
-            )
-            entry = self._entry(number)
-            if entry is None:
-                raise JournalError(f"history {self._path} has no candidate {number} to change")
-            return entry
-
-        return await self._run(work)
-
-    def _insert(
-        self, proposal: Candidate | Unusable, target: int, files: Mapping[str, str], **values: str
-    ) -> Entry:
-        digests = {name: _digest(text) for name, text in files.items()}
-        self._database.executemany(
-            "INSERT OR IGNORE INTO texts VALUES (?, ?)",
-            [(digests[name], text) for name, text in files.items()],
-        )
-        self._database.execute(
-            "INSERT OR IGNORE INTO candidates (digest, target_sequence_length, name, proposer, parent, note, "
-            "files, phase, reason, created_at) "
-            "VALUES (:digest, :target, :name, :proposer, :parent, :note, :files, :phase, :reason, :now)",
-            values
-            | {
-                "target": target,
-                "name": proposal.name,
-                "proposer": proposal.proposer,
-                "parent": proposal.parent,
-                "note": proposal.note,
-                "files": json.dumps(digests, sort_keys=True),
-                "now": self._clock.now().isoformat(),
-            },
-        )
-        entry = self._find(values["digest"], target)
-        assert entry is not None
-        return entry
-
-    def _find(self, digest: str, target: int) -> Entry | None:
-        row = self._database.execute(
-            f"SELECT {_COLUMNS} FROM candidates "  # noqa: S608 - constant columns
-            "WHERE digest = ? AND target_sequence_length = ?",
-            (digest, target),
-        ).fetchone()
-        return None if row is None else Entry.read(row)
-
-    def _latest(self, proposer: str, target: int) -> int | None:
-        row = self._database.execute(
-            "SELECT max(number) FROM candidates "
-            "WHERE proposer = ? AND target_sequence_length = ? AND phase != ?",
-            (proposer, target, Phase.REFUSED),
-        ).fetchone()
-        return None if row[0] is None else int(row[0])
-
-    def _entries(self, phases: tuple[Phase, ...], target: int | None, limit: int | None) -> list[Entry]:
-        rows = self._database.execute(
-            f"SELECT {_COLUMNS} FROM candidates "  # noqa: S608 - constant columns
-            "WHERE (?1 IS NULL OR phase IN (SELECT value FROM json_each(?1))) "
-            "AND (?2 IS NULL OR target_sequence_length = ?2) ORDER BY number DESC LIMIT ?3",
-            (json.dumps(sorted(phases)) if phases else None, target, -1 if limit is None else limit),
-        ).fetchall()
-        return [Entry.read(row) for row in reversed(rows)]
-
-    def _entry(self, number: int) -> Entry | None:
-        row = self._database.execute(
-            f"SELECT {_COLUMNS} FROM candidates WHERE number = ?",  # noqa: S608 - constant columns
-            (number,),
-        ).fetchone()
-        return None if row is None else Entry.read(row)
-
-    def _files(self, number: int) -> dict[str, str]:
-        rows = self._database.execute(
-            "SELECT name.key, texts.text FROM candidates, json_each(candidates.files) AS name "
-            "JOIN texts ON texts.digest = name.value WHERE candidates.number = ?",
-            (number,),
-        ).fetchall()
-        return {str(name): str(text) for name, text in rows}
-
-    def _best(self, target: int, phases: tuple[Phase, ...]) -> Entry | None:
-        row = self._database.execute(
-            f"SELECT {_COLUMNS} FROM candidates WHERE target_sequence_length = ?1 "  # noqa: S608
-            "AND (?2 IS NULL OR phase IN (SELECT value FROM json_each(?2))) AND score IS NOT NULL "
-            "ORDER BY score DESC, number LIMIT 1",
-            (target, json.dumps(sorted(phases)) if phases else None),
-        ).fetchone()
-        return None if row is None else Entry.read(row)
-
-    def _undecided(self, target: int) -> list[Entry]:
-        rows = self._database.execute(
-            f"SELECT {_COLUMNS} FROM candidates "  # noqa: S608 - constant columns
-            "WHERE target_sequence_length = ? AND phase = ? AND (decision = '' OR decision LIKE 'waits:%') "
-            "ORDER BY number",
-            (target, Phase.READY),
-        ).fetchall()
-        return [Entry.read(row) for row in rows]
-
-    def _fact(self, name: str) -> Any:
-        row = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else json.loads(row[0])
-
-    def _remember(self, name: str, value: Any) -> None:
-        self._database.execute(
-            "INSERT INTO facts VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2",
-            (name, json.dumps(value, allow_nan=False)),
-        )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    database: sqlite3.Connection | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, check_same_thread=False)
-        path.chmod(0o600)
-        database.row_factory = sqlite3.Row
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = FULL")
-        database.execute("PRAGMA foreign_keys = ON")
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            database.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version > SCHEMA_VERSION:
-            raise ConfigError(
-                f"history {path} has version {version}, this program knows {SCHEMA_VERSION}: "
-                "install the newer quasar-node"
-            )
-    except (OSError, sqlite3.Error) as error:
-        if database is not None:
-            database.close()
-        raise ConfigError(f"history {path} cannot be used: {error}: move it away or restore it") from error
-    except ConfigError:
-        if database is not None:
-            database.close()
-        raise
-    return database

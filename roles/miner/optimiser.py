@@ -12,7 +12,7 @@ from protocol.verdicts import Status
 from roles.miner.candidate import Proposer, Unusable
 from roles.miner.history import Entry, History, Phase
 from roles.miner.measuring import Measuring, reason_of
-from roles.miner.target import Target, TargetChooser
+from roles.miner.target import FACT, Target, TargetChooser
 
 ROUNDS: Final = "rounds"
 IDLE_S: Final = 1.0

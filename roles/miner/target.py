@@ -18,6 +18,7 @@ from roles.miner.history import History
 from roles.miner.measuring import Measuring, reason_of
 
 FACT: Final = "leagues"
+"""What the history remembers the measurements under."""
 LENGTHS: Final = (100_000, *sorted(shortest for shortest, _ in LEAGUES if shortest > 1))
 """Where each league is measured: at its shortest length, the first at the usual one."""
 LONGEST_WAIT_S: Final = 300.0

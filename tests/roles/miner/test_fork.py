@@ -7,7 +7,8 @@ import pytest
 from pydantic import SecretStr
 
 from node.clock import SystemClock
-from node.git import Author, GitStore, create_bare_repository
+from node.git import GitStore, create_bare_repository
+from node.git_work_tree import Author
 from node.settings_model import MinerSection, Settings
 from protocol.errors import ConfigError, SourceRejected
 from protocol.forks import TARGET_DIR

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from node.git import Author
+from node.git_work_tree import Author
 from protocol.errors import ConfigError, SourceRejected
 from roles.miner.fork import Fork
 from roles.miner.github import ATTEMPTS, GitHub, GitHubRefused
