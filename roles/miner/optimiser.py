@@ -89,6 +89,8 @@ class Optimiser:
             "rounds": self._settings.agent_iterations,
             "target_sequence_length": target,
         }
+        if self._chooser is not None:
+            described["leagues"] = (await self._history.fact(FACT) or {}).get("leagues")
         if target is None:
             return described
         best = await self._history.best(target)

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from protocol.leagues import league_of
 from protocol.messages import CurrentRound, SubmissionDetail
-from protocol.rules import MAX_SCORED_PER_ROUND
-from protocol.verdicts import Status
+from protocol.rules import BAN_FAILURES, BAN_SECONDS, MAX_SCORED_PER_ROUND
+from protocol.verdicts import Fault, Status
 from roles.miner.ledger import Submission
 
 
@@ -57,6 +57,25 @@ def round_is_full(current: CurrentRound, own: Sequence[SubmissionDetail]) -> Dec
         False,
         f"waits: {len(scored)} submissions of round {current.round_number} are scored or may be, and no more "
         f"than {MAX_SCORED_PER_ROUND} count; the next round begins at {current.end_time:%Y-%m-%d %H:%M} UTC",
+    )
+
+
+def near_ban(own: Sequence[SubmissionDetail], now: datetime) -> Decision | None:
+    """Refuse when one more failure would ban this address: what failed there may well fail again."""
+    failed = [
+        one
+        for one in own
+        if any(
+            verdict.fault is Fault.MINER and verdict.created_at > now - timedelta(seconds=BAN_SECONDS)
+            for verdict in one.verdicts
+        )
+    ]
+    if len(failed) < BAN_FAILURES - 1:
+        return None
+    return Decision(
+        False,
+        f"waits: {len(failed)} submissions failed by this miner's fault within a day, and {BAN_FAILURES} "
+        "ban its address: look at their verdicts first",
     )
 
 

@@ -14,7 +14,7 @@ from roles.backoff import Backoff
 from roles.miner.fork import Fork
 from roles.miner.history import Entry, History, Phase
 from roles.miner.ledger import Stage, SubmissionLedger
-from roles.miner.policy import Decision, claim_of, decide, round_is_full
+from roles.miner.policy import Decision, claim_of, decide, near_ban, round_is_full
 from roles.miner.target import Target
 
 LONGEST_WAIT_S: Final = 300.0
@@ -113,9 +113,10 @@ class Submitter:
     async def _refused_by_limits(self) -> Decision | None:
         try:
             current = await self._api.current_round()
-            return round_is_full(current, await self._api.submissions_of(self._api.hotkey))
+            own = await self._api.submissions_of(self._api.hotkey)
         except (ApiRefused, ApiUnavailable) as error:
-            return Decision(False, f"waits: the API cannot say how many submissions the round has: {error}")
+            return Decision(False, f"waits: the API cannot say what it has of this miner: {error}")
+        return near_ban(own, self._clock.now()) or round_is_full(current, own)
 
     async def _note(self, entry: Entry, decision: Decision) -> None:
         _log.info("candidate not submitted", reason=decision.reason, **_about(entry))

@@ -4,6 +4,7 @@ What a CPU cannot do in a moment is made smaller: sequence lengths, searches, th
 """
 
 import asyncio
+import itertools
 import os
 import re
 import shlex
@@ -53,12 +54,12 @@ class Reader:
             if kind == "toml":
                 self.load(block)
                 continue
-            commands = block.splitlines()
-            if all("--role" in command for command in commands):
-                await self.start_roles(commands)
-                continue
-            for command in commands:
-                await self.type(command)
+            for is_role, commands in itertools.groupby(block.splitlines(), lambda line: "--role" in line):
+                if is_role:
+                    await self.start_roles(list(commands))
+                    continue
+                for command in commands:
+                    await self.type(command)
 
     def load(self, block: str) -> None:
         """Settings that a page shows are settings."""

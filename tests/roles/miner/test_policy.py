@@ -9,9 +9,9 @@ import pytest
 from protocol.claims import claim_holds
 from protocol.messages import CurrentRound, SubmissionDetail
 from protocol.types import CommitHash, SubmissionId
-from protocol.verdicts import LogitOutcome, Status
+from protocol.verdicts import Fault, LogitOutcome, Status
 from roles.miner.ledger import Stage, Submission
-from roles.miner.policy import claim_of, decide, round_is_full
+from roles.miner.policy import claim_of, decide, near_ban, round_is_full
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -136,6 +136,25 @@ def test_what_is_not_scored_takes_no_place_in_the_round(changes: dict[str, Any])
         failed = type("Verdict", (), {"status": Status.WRONG_OUTPUT})()
         changes = changes | {"verdicts": [failed]}
     assert round_is_full(ROUND, [*(detail(number) for number in range(1, 4)), detail(4, **changes)]) is None
+
+
+def failed(number: int, fault: Fault, age: timedelta) -> SubmissionDetail:
+    """A submission with one verdict that is not a pass."""
+    values = {"status": Status.WRONG_OUTPUT, "fault": fault, "created_at": START - age}
+    return detail(number, verdicts=[type("Verdict", (), values)()])
+
+
+def test_the_failure_that_would_ban_the_address_is_not_risked() -> None:
+    hour, days = timedelta(hours=1), timedelta(hours=25)
+    own = [failed(number, Fault.MINER, hour) for number in range(4)]
+    guard = near_ban(own, START)
+    assert guard is not None
+    assert guard.reason.startswith(
+        "waits: 4 submissions failed by this miner's fault within a day, and 5 ban"
+    )
+    assert near_ban(own[1:], START) is None
+    assert near_ban([*own[1:], failed(9, Fault.MINER, days)], START) is None
+    assert near_ban([*own[1:], failed(9, Fault.INFRASTRUCTURE, hour)], START) is None
 
 
 def figures(*trial_s: float) -> dict[str, Any]:
