@@ -1,10 +1,14 @@
 """The process that holds a language model for one answer: `python -m roles.miner.agent_worker`."""
 
 import sys
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Final
 
+from node.device_turns import BackgroundTurn
 from node.worker_main import serve
 from protocol.errors import ConfigError, QuasarError
+
+TURN_PATIENCE_S: Final = 1800.0
 
 
 def main() -> int:
@@ -41,7 +45,7 @@ def complete(params: dict[str, Any]) -> dict[str, Any]:
         )
     given = torch.tensor([tokens], device=params["device"])
     is_sampled = params["temperature"] > 0
-    with torch.inference_mode():
+    with _turn(params["device"]), torch.inference_mode():
         answer = model.generate(
             given,
             attention_mask=torch.ones_like(given),
@@ -53,6 +57,11 @@ def complete(params: dict[str, Any]) -> dict[str, Any]:
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
         )
     return {"text": tokenizer.decode(answer[0, len(tokens) :], skip_special_tokens=True)}
+
+
+def _turn(device: str) -> AbstractContextManager[object]:
+    """The turn on a GPU, so that nobody measures beside the model."""
+    return nullcontext() if device == "cpu" else BackgroundTurn(device, timeout_s=TURN_PATIENCE_S)
 
 
 def _tokens(tokenizer: Any, system: str, user: str) -> list[int]:

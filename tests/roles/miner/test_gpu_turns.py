@@ -8,9 +8,10 @@ import pytest
 
 from node.clock import SystemClock
 from node.device_turns import URGENT_PATIENCE_S, urgent_turn
+from node.devices import count_gpus
 from node.workers import WorkerProcess
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(count_gpus() == 0, reason="needs a CUDA device")]
 DEVICE = "cuda:0"
 LENGTH = 262_144
 
