@@ -71,7 +71,7 @@ class TunerProposer:
 
     async def _search(self, length: int) -> dict[str, Any]:
         """A process of its own for each search: its memory on the device is given back."""
-        worker = WorkerProcess("roles.miner.tuning_worker", clock=self._clock, on_stderr_line=_log.info)
+        worker = WorkerProcess("roles.miner.tuning_worker", clock=self._clock, on_stderr_line=lambda line: _log.info("search", trial=line))
         params = {
             "device": self._device,
             "length": length,
