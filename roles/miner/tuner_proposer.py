@@ -71,7 +71,7 @@ class TunerProposer:
 
     async def _search(self, length: int) -> dict[str, Any]:
         """A process of its own for each search: its memory on the device is given back."""
-        worker = WorkerProcess("roles.miner.tuning_worker", clock=self._clock, on_stderr_line=lambda line: _log.info("search", trial=line))
+        worker = WorkerProcess("roles.miner.tuning_worker", clock=self._clock, on_stderr_line=_tell)
         params = {
             "device": self._device,
             "length": length,
@@ -82,6 +82,10 @@ class TunerProposer:
             return await worker.call("tune", params, self._budget_s + TURN_PATIENCE_S + START_S)
         finally:
             await worker.close()
+
+
+def _tell(line: str) -> None:
+    _log.info("search", trial=line)
 
 
 def _name(schedule: str, parameters: dict[str, int]) -> str:
