@@ -3,11 +3,14 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kernels.export import export_files
 from kernels.presets import DEFAULT, PRESETS
 from node.clock import SystemClock
+from node.workers import WorkerProcess
 from protocol.errors import ConfigError
 from protocol.forks import TARGET_FILES
 from roles.miner.candidate import Candidate, Proposer
@@ -128,11 +131,34 @@ async def test_search_proposes_its_best_once_and_goes_on_where_it_was(tmp_path: 
     trials = int(first.note.split()[2])
     assert trials >= 1
     assert (tmp_path / DATABASE).is_file()
-    again = tuner(tmp_path, 0.001)
-    found = await again.propose()
-    assert found is not None
-    assert int(found.note.split()[2]) >= trials
-    assert await again.propose() is None or found.digest != first.digest
+    again = await tuner(tmp_path, 0.001).propose()
+    assert again is not None
+    assert int(again.note.split()[2]) == trials + 1
+
+
+async def test_best_that_stays_the_best_is_proposed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = {"chunk_size": 16, "block_v": 32, "num_warps": 4, "num_stages": 2, "programs": 4}
+    found = {"configuration": {"schedule": "chunk"} | launch, "milliseconds": 2.5, "trials": 7}
+
+    async def call(self: WorkerProcess, method: str, params: dict[str, Any], timeout_s: float) -> Any:
+        assert (method, params["length"]) == ("tune", 32)
+        return found
+
+    monkeypatch.setattr(WorkerProcess, "call", call)
+    proposer = tuner(tmp_path, 1.0)
+    candidate = await proposer.propose()
+    assert candidate is not None
+    assert candidate.name == "chunk chunk_size=16 block_v=32 num_warps=4 num_stages=2 programs=4"
+    assert "\nBLOCK_V = 32\n" in candidate.files["chunk.py"]
+    assert await proposer.propose() is None
+    found["configuration"] = {"schedule": "recurrent"}
+    plain = await proposer.propose()
+    assert plain is not None
+    assert plain.files == export_files("recurrent")
+    found["configuration"] = None
+    assert await proposer.propose() is None
 
 
 @pytest.mark.usefixtures("alone")
