@@ -40,7 +40,7 @@ TRIAL_S: Final = 2.0
 """What a slow trial may take: fewer repetitions then, but at least LEAST_REPETITIONS."""
 LEAST_REPETITIONS: Final = 3
 REPEATS: Final = 10
-"""Suggestions in a row that were tried before, after which any untried configuration is taken."""
+"""Suggestions in a row that were tried before, after which one that was not is asked for."""
 FINALISTS: Final = 5
 """The fastest that are timed once more, in turn: the best of many noisy figures flatters itself."""
 
@@ -174,12 +174,12 @@ class Tuner:
         tried = self._tried()
         if len(tried) % 2:
             self._enqueue_neighbour(tried)
-        for attempt in range(REPEATS + 1):
+        for repeats in itertools.count(1):
             trial = self._study.ask()
             if self._suggest(trial) not in tried:
                 return trial
             self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            if attempt == REPEATS - 1 and not self._enqueue_neighbour(tried):
+            if repeats % REPEATS == 0 and not self._enqueue_neighbour(tried):
                 break
         return None
 
