@@ -6,7 +6,8 @@ import pytest
 
 from kernels.export import export_files
 from node.sandbox import SandboxTier, detect_tier
-from node.settings_model import AgentSection, EvaluationSection, Settings
+from node.settings_model import AgentSection, EvaluationSection, Settings, ValidatorSection
+from protocol.errors import ConfigError
 from protocol.verdicts import Status
 from roles.evaluation import Referee
 from roles.miner.candidate import Candidate
@@ -116,6 +117,41 @@ async def test_tuner_and_files_go_the_same_way(real: Miner, tmp_path: Path) -> N
     real.change(proposer="files", kernel_dir=folder)
     _, own = await loop(real, real.settings, 2)
     assert (own.proposer, own.status) == ("files", "wrong_output")
+
+
+async def test_what_a_model_writes_is_not_run_without_a_sandbox(miner: Miner) -> None:
+    await miner.open()
+    settings = miner.settings.model_copy(
+        update={
+            "agent": AgentSection(base_url="http://127.0.0.1:1/v1", model="m"),
+            "miner": miner.settings.miner.model_copy(update={"proposer": "agent"}),
+            "validator": ValidatorSection(unsafe_no_sandbox=True),
+        }
+    )
+    with pytest.raises(ConfigError, match="runs in a sandbox only"):
+        open_proposer(
+            settings,
+            "cpu",
+            referee=Referee(settings, settings.node.data_dir),
+            history=miner.history,
+            target=Target(TARGET),
+            clock=miner.clock,
+        )
+
+
+@pytest.mark.parametrize(("proposer", "words"), [("agent", "agent.model"), ("files", "kernel_dir")])
+async def test_proposer_that_lacks_a_setting_names_it(miner: Miner, proposer: str, words: str) -> None:
+    await miner.open()
+    miner.change(proposer=proposer)
+    with pytest.raises(ConfigError, match=words):
+        open_proposer(
+            miner.settings,
+            "cpu",
+            referee=Referee(miner.settings, miner.settings.node.data_dir),
+            history=miner.history,
+            target=Target(TARGET),
+            clock=miner.clock,
+        )
 
 
 async def test_league_is_measured_once_and_where_the_score_is_highest(miner: Miner) -> None:
