@@ -130,15 +130,14 @@ class Fork:
             self._is_prepared = True
 
     def _commit(self, files: Mapping[str, str], message: str) -> CommitHash:
+        # Left by a git that was killed: the data directory's lock says nobody else is here.
+        (self._tree.path / ".git" / "index.lock").unlink(missing_ok=True)
         write_kernels(self._tree.path, files)
         return self._tree.commit_all(message, self._author)
 
     def _prepare(self) -> None:
         """Lay the base that the kernels stand on, once."""
         path = self._tree.path
-        if (path / ".git").exists():
-            # Left by a git that died with its miner: the data directory's lock says nobody else is here.
-            (path / ".git" / "index.lock").unlink(missing_ok=True)
         if self._has_base():
             return
         # A tree without a commit is the rest of an interrupted start; nothing of it was ever submitted.

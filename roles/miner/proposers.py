@@ -23,8 +23,8 @@ def open_proposer(
     if own.proposer == "agent":
         if settings.validator.unsafe_no_sandbox:
             raise ConfigError(
-                "miner.proposer is 'agent' and validator.unsafe_no_sandbox is set: what a language model writes "
-                "runs in a sandbox only, install bubblewrap"
+                "miner.proposer is 'agent' and validator.unsafe_no_sandbox is set: what a language model "
+                "writes runs in a sandbox only, install bubblewrap"
             )
         return AgentProposer(open_language_model(settings.agent, device, clock), history, target, clock)
     if own.proposer == "files":
