@@ -30,11 +30,12 @@ from tests.acceptance.test_miner_crashes import change, until_up
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.compile(r"^```(bash|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SMALLER = ((r"--seq-len \d+", "--seq-len 64"), (r"--time-limit \d+", "--time-limit 1"))
+PATIENCE_S = 240
 DOCTOR_CODES = (0, 78)
 """A machine of a test lacks this or that: the doctor says so, and that is what it is for."""
 
 pytestmark = [
-    pytest.mark.timeout(290),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox"),
 ]
 
@@ -86,7 +87,7 @@ class Reader:
             cwd=self.folder,
             env=self.env,
             capture_output=True,
-            timeout=120,
+            timeout=PATIENCE_S,
         )
         allowed = DOCTOR_CODES if "doctor" in words else (0,)
         assert done.returncode in allowed, f"{command}:\n{done.stdout.decode()}\n{done.stderr.decode()}"
@@ -116,17 +117,12 @@ class Reader:
                 )
             logs.append(log)
         for command, log in zip(commands, logs, strict=True):
-            word = "model loaded"
-            if "miner" in command:
-                word = "submission judged" if len(commands) == 1 and "files" not in command else "starting"
-            if "files" in command:
-                word = "submission revealed"
-            await self.wait_for(word, log)
+            await self.wait_for(what_it_is_for(command, len(commands)), log)
         if len(commands) > 1:
             await self.see_side_by_side(len(commands))
 
     async def wait_for(self, word: str, log: Path) -> None:
-        async with asyncio.timeout(150):
+        async with asyncio.timeout(PATIENCE_S):
             while word not in log.read_text(errors="replace"):
                 assert all(process.poll() is None for process in self.running), log.read_text(
                     errors="replace"
@@ -135,7 +131,7 @@ class Reader:
 
     async def see_side_by_side(self, count: int) -> None:
         """Each runs with its own places, and `status` shows all."""
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(PATIENCE_S):
             while len(list(self.folder.glob("data-*/status.json"))) < count:
                 assert all(process.poll() is None for process in self.running), self.logs()
                 await asyncio.sleep(0.1)
@@ -162,6 +158,15 @@ class Reader:
         for process in self.running:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def what_it_is_for(command: str, side_by_side: int) -> str:
+    """What the log of a node says when the page goes on."""
+    if "inference" in command:
+        return "model loaded"
+    if "proposer=files" in command:
+        return "submission revealed"
+    return "submission judged" if side_by_side == 1 else "starting"
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from tests.acceptance.test_crash import CountingProxy
 from tests.fakes.language_model import ScriptedModel, answer_with
 
 pytestmark = [
-    pytest.mark.timeout(290),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox"),
 ]
 
@@ -80,7 +80,7 @@ class World:
     async def until(self, condition: Callable[[], bool], what: str) -> None:
         """Wait for a condition; the miner's last words when it does not come."""
         try:
-            async with asyncio.timeout(100):
+            async with asyncio.timeout(200):
                 while not condition():
                     self.processes.check()
                     await asyncio.sleep(0.02)

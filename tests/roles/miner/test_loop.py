@@ -20,7 +20,7 @@ from tests.fakes.language_model import ScriptedModel, answer_with
 from tests.roles.miner.harness import TARGET, Miner, ScriptedReferee, files, report
 
 pytestmark = [
-    pytest.mark.timeout(280),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox"),
 ]
 
@@ -63,7 +63,7 @@ async def loop(miner: Miner, settings: Settings, count: int) -> list[Entry]:
         entries = await miner.history.entries(Phase.FAILED, Phase.READY, Phase.REFUSED)
         return entries if len(entries) >= count else None
 
-    return list(await miner.until(ended, timeout_s=240.0))
+    return list(await miner.until(ended, timeout_s=500.0))
 
 
 async def test_agent_that_writes_good_wrong_hostile_and_malformed_code(real: Miner, tmp_path: Path) -> None:
