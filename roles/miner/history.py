@@ -15,9 +15,9 @@ from typing import Any, Final, TypeVar
 from node.clock import Clock
 from protocol.errors import JournalError
 from roles.miner.candidate import Candidate, Unusable
-from roles.miner.history_file import Entry, HistoryFile, Phase, digest_of
+from roles.miner.history_file import ROUNDS, Entry, HistoryFile, Phase, digest_of
 
-__all__ = ["HISTORY_FILE", "Entry", "History", "Phase"]
+__all__ = ["HISTORY_FILE", "ROUNDS", "Entry", "History", "Phase"]
 
 HISTORY_FILE: Final = "history.sqlite"
 
@@ -41,17 +41,41 @@ class History:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._file.database.close)
         self._thread.shutdown(wait=False)
 
-    async def propose(self, candidate: Candidate, target_sequence_length: int) -> Entry:
-        """Write a candidate down before it is measured; one that is known already is returned as it is."""
-        return await self._insert(
-            candidate, target_sequence_length, candidate.files, candidate.digest, Phase.PROPOSED
+    async def propose(
+        self, candidate: Candidate, target_sequence_length: int, round_number: int | None = None
+    ) -> Entry:
+        """Write a candidate down before it is measured; one that is known already is returned as it is.
+
+        Of a new one the round is counted in the same transaction: no kill comes between the two.
+        """
+        return await self._run(
+            lambda: self._file.insert(
+                candidate,
+                target_sequence_length,
+                candidate.files,
+                digest=candidate.digest,
+                phase=Phase.PROPOSED,
+                now=self._clock.now().isoformat(),
+                round_number=round_number,
+            )
         )
 
-    async def refuse(self, proposal: Unusable, target_sequence_length: int) -> Entry:
+    async def refuse(
+        self, proposal: Unusable, target_sequence_length: int, round_number: int | None = None
+    ) -> Entry:
         """Write down what could not be used, and why."""
-        text = json.dumps([proposal.name, proposal.reason, proposal.note, self._clock.now().isoformat()])
-        return await self._insert(
-            proposal, target_sequence_length, {}, digest_of(text), Phase.REFUSED, proposal.reason
+        now = self._clock.now().isoformat()
+        return await self._run(
+            lambda: self._file.insert(
+                proposal,
+                target_sequence_length,
+                {},
+                digest=digest_of(json.dumps([proposal.name, proposal.reason, proposal.note, now])),
+                phase=Phase.REFUSED,
+                reason=proposal.reason,
+                now=now,
+                round_number=round_number,
+            )
         )
 
     async def measured(
@@ -124,22 +148,6 @@ class History:
     async def remember(self, name: str, value: Any) -> None:
         """Keep something under a name."""
         await self._run(lambda: self._file.remember(name, value))
-
-    async def _insert(
-        self,
-        proposal: Candidate | Unusable,
-        target: int,
-        files: Mapping[str, str],
-        digest: str,
-        phase: Phase,
-        reason: str = "",
-    ) -> Entry:
-        now = self._clock.now().isoformat()
-        return await self._run(
-            lambda: self._file.insert(
-                proposal, target, files, digest=digest, phase=phase, reason=reason, now=now
-            )
-        )
 
     async def _change(self, number: int, **values: Any) -> Entry:
         return await self._run(lambda: self._file.change(number, **values))

@@ -14,6 +14,8 @@ from protocol.errors import ConfigError, JournalError
 from roles.miner.candidate import Candidate, Unusable
 
 SCHEMA_VERSION: Final = 1
+ROUNDS: Final = "rounds"
+"""The fact that says how many rounds were begun."""
 BUSY_TIMEOUT_S: Final = 10.0
 _SCHEMA: Final = """
 CREATE TABLE texts (digest TEXT PRIMARY KEY, text TEXT NOT NULL) STRICT;
@@ -118,16 +120,17 @@ class HistoryFile:
         *,
         digest: str,
         phase: Phase,
-        reason: str,
         now: str,
+        reason: str = "",
+        round_number: int | None = None,
     ) -> Entry:
-        """Add a proposal, unless its digest is known for the target; the entry that is there."""
+        """Add a proposal, and count its round, unless its digest is known for the target; what is there."""
         digests = {name: digest_of(text) for name, text in files.items()}
         self.database.executemany(
             "INSERT OR IGNORE INTO texts VALUES (?, ?)",
             [(digests[name], text) for name, text in files.items()],
         )
-        self.database.execute(
+        added = self.database.execute(
             "INSERT OR IGNORE INTO candidates (digest, target_sequence_length, name, proposer, parent, note, "
             "files, phase, reason, created_at) "
             "VALUES (:digest, :target, :name, :proposer, :parent, :note, :files, :phase, :reason, :now)",
@@ -144,6 +147,8 @@ class HistoryFile:
                 "now": now,
             },
         )
+        if added.rowcount and round_number is not None:
+            self.remember(ROUNDS, round_number)
         entry = self.find(digest, target)
         assert entry is not None
         return entry

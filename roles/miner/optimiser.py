@@ -10,11 +10,10 @@ from node.settings_model import MinerSection
 from protocol.leagues import league_of, weighted_score
 from protocol.verdicts import Status
 from roles.miner.candidate import Proposer, Unusable
-from roles.miner.history import Entry, History, Phase
+from roles.miner.history import ROUNDS, Entry, History, Phase
 from roles.miner.measuring import Measuring, reason_of
 from roles.miner.target import FACT, Target, TargetChooser
 
-ROUNDS: Final = "rounds"
 IDLE_S: Final = 1.0
 """The least pause after a round in which there was nothing new."""
 
@@ -71,9 +70,7 @@ class Optimiser:
         while done < rounds:
             started_s = self._clock.monotonic()
             has_tried = await self._round(done + 1, target)
-            if has_tried:
-                done += 1
-                await self._history.remember(ROUNDS, done)
+            done += has_tried
             if done < rounds:
                 self._state = {"doing": "waiting for the next round", "round": done}
                 spent_s = self._clock.monotonic() - started_s
@@ -111,10 +108,10 @@ class Optimiser:
         if proposal.parent is None:
             proposal = replace(proposal, parent=await self._history.latest(proposal.proposer, target))
         if isinstance(proposal, Unusable):
-            entry = await self._history.refuse(proposal, target)
+            entry = await self._history.refuse(proposal, target, number)
             _log.info("proposal refused", round=number, candidate=entry.number, reason=proposal.reason)
             return True
-        entry = await self._history.propose(proposal, target)
+        entry = await self._history.propose(proposal, target, number)
         if entry.phase is not Phase.PROPOSED:
             _log.info("candidate was tried before", round=number, candidate=entry.number, was=entry.phase)
             return False
