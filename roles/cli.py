@@ -1,6 +1,7 @@
 """Entry point `quasar-node`: one binary, one role, and the commands around it."""
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -28,6 +29,7 @@ COMMANDS: Final = (
     "status",
     "doctor",
     "config",
+    "db",
 )
 """Each is a module of this package with `add_parser(subparsers, parents)` and `run(args, loaded) -> int`."""
 
@@ -85,4 +87,6 @@ def start_role(role: str, loaded: LoadedSettings) -> int:
         "starting", role=role, network=settings.chain.network, netuid=settings.chain.netuid, pid=os.getpid()
     )
     wiring = importlib.import_module(f"roles.{role}.wiring")
+    # What was imported stays for ever: looking for garbage among it would only stop the event loop.
+    gc.freeze()
     return run_role(lambda: wiring.build(settings), drain_s=settings.node.drain_s)

@@ -1,5 +1,6 @@
 """Every command that the documentation shows exists and parses; links lead somewhere."""
 
+import importlib
 import itertools
 import re
 import shlex
@@ -39,6 +40,9 @@ def test_documented_command_parses(page: str, command: str) -> None:
     elif program == "quasar-node":
         parsed = build_parser().parse_args(words[1:])
         assert parsed.role is not None or parsed.command is not None
+    elif program == "python":
+        assert words[1] == "-m"
+        importlib.import_module(words[2]).parse(words[3:])
     else:
         assert program in {"git", "cd", "cp", "curl", "mkdir", "chmod", "sed"}, (
             f"{page}: no test knows the command {command!r}"
