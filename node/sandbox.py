@@ -131,17 +131,20 @@ class SandboxedProcess:
 
 def _family(pid: int) -> set[int]:
     """A process and everything that descends from it; what lost its parent in a sandbox is its init's."""
-    family, unseen = {pid}, [pid]
-    while unseen:
-        parent = unseen.pop()
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
         try:
-            texts = [path.read_text() for path in Path(f"/proc/{parent}/task").glob("*/children")]
+            # The name, in parentheses, may hold anything.
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
         except (FileNotFoundError, ProcessLookupError):
             # It ended meanwhile.
             continue
-        children = {int(child) for text in texts for child in text.split()} - family
-        family |= children
-        unseen += children
+        children.setdefault(parent, []).append(int(path.parent.name))
+    family, unseen = {pid}, [pid]
+    while unseen:
+        found = children.get(unseen.pop(), [])
+        family.update(found)
+        unseen += found
     return family
 
 

@@ -114,6 +114,8 @@ class Session:
                 seconds = self._exchange(go, offer)
             outputs = offer.results()
             self._expect_quiet("the worker sent more than its acknowledgement")
+            # By then it has let go of the inputs: what it still holds is its own.
+            self._call_roll()
             return Trial(outputs, seconds)
         except OutputRefused as refused:
             raise CandidateFailed("tampered", str(refused)) from refused

@@ -186,6 +186,8 @@ def trial_with(peer: Peer, *, sets: int = 1, calls: int = 1) -> Trial:
     def serve() -> None:
         wire.send(theirs, {"present": wire.receive(theirs).message["roll_call"]})
         peer(theirs, wire.receive(theirs, max_descriptors=2))
+        with contextlib.suppress(wire.WireBroken, OSError):
+            wire.send(theirs, {"present": wire.receive(theirs, timeout_s=10.0).message["roll_call"]})
 
     thread = threading.Thread(target=serve)
     thread.start()

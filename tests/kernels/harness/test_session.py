@@ -39,6 +39,8 @@ def run_trial(peer: Peer, *, deadline_s: float = 5.0) -> Trial:
         received = wire.receive(theirs, timeout_s=10.0, max_descriptors=2)
         try:
             peer(theirs, received)
+            with contextlib.suppress(wire.WireBroken, OSError):
+                answer_roll_call(theirs)
         finally:
             for descriptor in received.descriptors:
                 os.close(descriptor)
