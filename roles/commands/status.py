@@ -33,6 +33,7 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
         ConfigError: no node has run in this data directory.
         ApiUnavailable: the API does not answer.
     """
+    from roles.commands.host_view import host_table, host_view
     from roles.status import STATUS_FILE
 
     settings = loaded.settings
@@ -42,14 +43,18 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
             f"{file}: no such file; no miner or validator has run with this data directory (--data-dir)"
         )
     status = json.loads(file.read_text())
+    status["host"] = host_view()
     status["round"] = asyncio.run(_current_round(settings)).model_dump(mode="json")
     if args.json:
         print(json.dumps(status, indent=2))
         return 0
     table = Table("what", "value")
+    host = status.pop("host")
     for key, value in status.items():
         table.add_row(key, json.dumps(value, indent=2) if isinstance(value, dict | list) else str(value))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(host_table(host))
     return 0
 
 

@@ -9,12 +9,12 @@ from node.bus import Bus
 from node.clock import Clock
 from node.logs import get_logger
 from protocol.commitments import bound_commitment_hash, new_salt
-from protocol.errors import ApiRefused, ApiUnavailable, SignatureInvalid, SourceRejected
+from protocol.errors import ApiRefused, ApiUnavailable, QuasarError, SignatureInvalid, SourceRejected
 from protocol.events import CandidateVerified, CommitmentRecorded, SubmissionRevealed
 from protocol.messages import CommitSubmissionAnswer
 from protocol.signing import verify_message
 from protocol.types import BlockHeight, SubmissionId
-from roles.api_client import SubnetApi, is_final_refusal
+from roles.api_client import SubnetApi, ban_s, is_final_refusal
 from roles.backoff import Backoff
 from roles.miner.fork import Fork
 from roles.miner.heights import Heights
@@ -25,6 +25,7 @@ TAKEN: Final = ("queued", "evaluating", "judged")
 TOO_EARLY: Final = 425
 EXPIRED: Final = 410
 CONFLICT: Final = 409
+LOOK_AT_BAN_S: Final = 3600.0
 
 _log = get_logger(__name__)
 
@@ -122,7 +123,7 @@ class CommitRevealCoordinator:
             except (ApiRefused, ApiUnavailable) as error:
                 if isinstance(error, ApiRefused) and is_final_refusal(error):
                     return await self._reject(submission, error)
-                await backoff.wait(error, **_about(submission))
+                await self._wait(backoff, error, submission)
                 continue
             submission = await self._ledger.advance(
                 submission,
@@ -207,9 +208,18 @@ class CommitRevealCoordinator:
             except ApiRefused as error:
                 if is_final_refusal(error) and not await self._must_wait_in_line(error):
                     return await self._reject(submission, error)
-                await backoff.wait(error, **_about(submission))
+                await self._wait(backoff, error, submission)
             except ApiUnavailable as error:
                 await backoff.wait(error, **_about(submission))
+
+    async def _wait(self, backoff: Backoff, error: QuasarError, submission: Submission) -> None:
+        """Wait before the next attempt; until a ban of this address ends, looking again every hour."""
+        left_s = ban_s(error) if isinstance(error, ApiRefused) else None
+        if left_s is None:
+            await backoff.wait(error, **_about(submission))
+            return
+        _log.error("this address is banned, the submission waits", reason=str(error), **_about(submission))
+        await self._clock.sleep(min(left_s, LOOK_AT_BAN_S))
 
     async def _must_wait_in_line(self, error: ApiRefused) -> bool:
         """True when a conflict is one with an own submission that waits for its verdict."""
