@@ -4,7 +4,6 @@ Each case has a fresh database and a fresh process. What is timed is checked: ev
 every submission that was acknowledged is in the database.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any, Final
 import aiohttp
 from sqlalchemy import func, select
 
-from benchmarks.api import subject
+from benchmarks.api import parse, subject
 from roles.api.database import Database, database_url
 from roles.api.tables import submissions
 from tests.roles.postgres import postgres_server
@@ -181,11 +180,7 @@ async def measure(names: list[str], minutes: float, make_url: Callable[[], str |
 
 def main() -> None:
     """Parse the command line, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=CASES, default=list(CASES))
-    parser.add_argument("--minutes", type=float, default=5.0, help="of the mixed load")
-    parser.add_argument("--postgresql", action="store_true", help="on a PostgreSQL started for this")
-    args = parser.parse_args()
+    args = parse()
     if args.postgresql:
         with postgres_server() as server:
             found = asyncio.run(
