@@ -54,7 +54,7 @@ async def open_base(settings: Settings, role: str, wallet_name: str, opened: Asy
     wallet = load_wallet(settings.wallet, wallet_name)
     signer = hotkey_signer(wallet)
     bus = Bus()
-    chain = open_chain(settings.chain, clock, observe=lambda _call, s: metrics.chain_rpc_duration.observe(s))
+    chain = open_chain(settings.chain, clock, metrics=metrics)
     opened.push_async_callback(chain.close)
     data_dir = settings.node.data_dir
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -64,7 +64,9 @@ async def open_base(settings: Settings, role: str, wallet_name: str, opened: Asy
     opened.push_async_callback(journal.close)
     api = open_api(settings, signer, clock)
     opened.push_async_callback(api.close)
-    watcher = BlockWatcher(chain, bus, clock, unreachable_after_s=settings.chain.unreachable_after_s)
+    watcher = BlockWatcher(
+        chain, bus, clock, unreachable_after_s=settings.chain.unreachable_after_s, metrics=metrics
+    )
 
     async def readiness() -> str | None:
         if watcher.height is None:

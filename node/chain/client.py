@@ -182,6 +182,10 @@ class BittensorChain:
             f"the chain reported axon {wanted} of {hotkey} as published but does not show it: try again"
         )
 
+    def reconnect(self) -> None:
+        """Give the connection up: the next call opens another, at the next endpoint."""
+        self._connection.discard()
+
     async def close(self) -> None:
         """Release the connection."""
         await self._connection.close()

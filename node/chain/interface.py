@@ -96,5 +96,11 @@ class Chain(Protocol):
     async def serve_axon(self, wallet: HotkeyHolder, ip: str, port: int) -> None:
         """Publish the wallet's address; nothing is sent when the chain already has it."""
 
+    def reconnect(self) -> None:
+        """Give the connection up: the next call opens another, at the next endpoint where there are several.
+
+        For an endpoint that answers and yet does not follow the chain any more.
+        """
+
     async def close(self) -> None:
         """Release the connection; the chain cannot be used afterwards."""

@@ -1,6 +1,7 @@
 """From settings to a chain."""
 
 import os
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,20 @@ from node.chain.local import LocalChain
 from node.chain.remote import ClosingRpcSubstrate
 from node.chain.substrate import LocalSubstrate
 from node.clock import Clock
+from node.metrics import Metrics
 from node.settings_model import ChainSection
 from protocol.errors import ConfigError
 
 
-def open_chain(
-    chain: ChainSection, clock: Clock, *, observe: Callable[[str, float], None] | None = None
-) -> BittensorChain:
+def open_chain(chain: ChainSection, clock: Clock, *, metrics: Metrics | None = None) -> BittensorChain:
     """The chain that the settings name; it connects at the first call.
 
-    `observe` is told the name and the seconds of every call. Raises ConfigError for an unknown network,
+    `metrics` counts its calls. Raises ConfigError for an unknown network,
     and for a local chain whose state is not named, missing, something else or of another subnet.
     """
     open_client = _local_client(chain, clock) if chain.network == "local" else _public_client(chain)
     connection = Connection(
-        open_client, where=repr(chain.network), call_timeout_s=chain.call_timeout_s, observe=observe
+        open_client, where=repr(chain.network), call_timeout_s=chain.call_timeout_s, metrics=metrics
     )
     return BittensorChain(connection, netuid=chain.netuid)
 
@@ -41,12 +41,16 @@ def _public_client(chain: ChainSection) -> Callable[[], Any]:
                 f"chain network {name!r} is unknown: use finney, test, local or a ws:// or wss:// address"
             ) from error
 
-    _, endpoint = bt.settings.resolve_endpoint(chain.network)
+    # The endpoints of the settings alone: by itself the SDK would add public ones.
+    names = (chain.network, *chain.fallback_endpoints)
+    endpoints = deque(dict.fromkeys(bt.settings.resolve_endpoint(name)[1] for name in names))
 
     def open_client() -> Any:
-        # The endpoints of the settings alone: by itself the SDK would add public ones.
-        substrate = ClosingRpcSubstrate(endpoint, fallback_endpoints=list(chain.fallback_endpoints))
-        return bt.Client(chain.network, substrate=substrate)
+        first, *others = endpoints
+        # A client is opened anew because the one before failed. Another endpoint comes first then: the SDK
+        # waits for a handshake longer than a call may take, and would never get past one that is mute.
+        endpoints.rotate(-1)
+        return bt.Client(chain.network, substrate=ClosingRpcSubstrate(first, fallback_endpoints=others))
 
     return open_client
 

@@ -39,7 +39,7 @@ async def build(settings: Settings) -> Graph:
         per_address=own.writes_per_minute_per_ip,
         trusted_proxies=own.trusted_proxies,
     )
-    chain = open_chain(settings.chain, clock, observe=lambda _call, s: metrics.chain_rpc_duration.observe(s))
+    chain = open_chain(settings.chain, clock, metrics=metrics)
     view = ChainView(
         chain,
         bus,
@@ -48,7 +48,9 @@ async def build(settings: Settings) -> Graph:
         netuid=settings.chain.netuid,
         metagraph_max_age_s=own.metagraph_max_age_s,
     )
-    watcher = BlockWatcher(chain, bus, clock, unreachable_after_s=settings.chain.unreachable_after_s)
+    watcher = BlockWatcher(
+        chain, bus, clock, unreachable_after_s=settings.chain.unreachable_after_s, metrics=metrics
+    )
     signer = load_identity(settings)
     database, unlock = await open_database(settings)
     standing = StandingKeeper(database, view, clock)

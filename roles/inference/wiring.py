@@ -28,9 +28,7 @@ async def build(settings: Settings) -> Graph:
     metagraph: MetagraphProvider | None = None
     closers: list[Callable[[], Awaitable[None]]] = []
     if requires_auth(settings):
-        chain = open_chain(
-            settings.chain, clock, observe=lambda _call, s: metrics.chain_rpc_duration.observe(s)
-        )
+        chain = open_chain(settings.chain, clock, metrics=metrics)
         metagraph = chain.metagraph
         closers.append(chain.close)
     server = InferenceServer(settings, signer, metagraph, metrics=metrics, clock=clock)

@@ -11,6 +11,7 @@ import pytest
 from node.chain import open_chain
 from node.chain.client import BittensorChain
 from node.clock import SystemClock
+from node.metrics import Metrics
 from node.settings_model import ChainSection
 from protocol.errors import ChainRejected, ChainUnavailable, ConfigError
 from tests.fakes.subnet import NETUID, Subnet
@@ -103,17 +104,18 @@ async def test_missing_state_is_named(subnet: Subnet, faults: Faults) -> None:
 
 
 async def test_open_chain_on_the_local_network(subnet: Subnet) -> None:
-    calls: list[tuple[str, float]] = []
-    chain = open_chain(section(subnet), SystemClock(), observe=lambda what, s: calls.append((what, s)))
+    metrics = Metrics()
+    chain = open_chain(section(subnet), SystemClock(), metrics=metrics)
     assert await chain.height() == 1
-    assert calls[0][0] == "tell its height"
-    assert calls[0][1] > 0
+    assert metrics.values()["quasar_chain_rpc_duration_seconds_count"] == 1
+    assert metrics.values()["quasar_chain_connections_total"] == 1
     subnet.path.rename(subnet.path.with_name("gone"))
     chain._connection.call_timeout_s = 0.2
     with pytest.raises(ChainUnavailable, match="cannot be used"):
         await chain.height()
     subnet.path.with_name("gone").rename(subnet.path)
     assert await chain.height() == 1
+    assert b'quasar_chain_failures_total{reason="ChainUnavailable"}' in metrics.render()
     await chain.close()
 
 
