@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,13 @@ def open_chain(chain: ChainSection, clock: Clock, *, metrics: Metrics | None = N
     `metrics` counts its calls. Raises ConfigError for an unknown network,
     and for a local chain whose state is not named, missing, something else or of another subnet.
     """
-    open_client = _local_client(chain, clock) if chain.network == "local" else _public_client(chain)
+    if chain.network != "local":
+        open_client = _public_client(chain)
+    elif chain.local_endpoint is not None:
+        _check_one_local_chain(chain)
+        open_client = _endpoint_client("local", [chain.local_endpoint])
+    else:
+        open_client = _embedded_client(chain, clock)
     connection = Connection(
         open_client, where=repr(chain.network), call_timeout_s=chain.call_timeout_s, metrics=metrics
     )
@@ -41,23 +47,37 @@ def _public_client(chain: ChainSection) -> Callable[[], Any]:
                 f"chain network {name!r} is unknown: use finney, test, local or a ws:// or wss:// address"
             ) from error
 
-    # The endpoints of the settings alone: by itself the SDK would add public ones.
     names = (chain.network, *chain.fallback_endpoints)
-    endpoints = deque(dict.fromkeys(bt.settings.resolve_endpoint(name)[1] for name in names))
+    return _endpoint_client(chain.network, [bt.settings.resolve_endpoint(name)[1] for name in names])
+
+
+def _check_one_local_chain(chain: ChainSection) -> None:
+    if chain.local_state is not None:
+        raise ConfigError(
+            f"chain.local_state {str(chain.local_state)!r} and chain.local_endpoint {chain.local_endpoint!r} "
+            "name two local chains: leave one out"
+        )
+
+
+def _endpoint_client(label: str, addresses: Sequence[str]) -> Callable[[], Any]:
+    # The endpoints of the settings alone: by itself the SDK would add public ones.
+    endpoints = deque(dict.fromkeys(addresses))
 
     def open_client() -> Any:
         first, *others = endpoints
         # A client is opened anew because the one before failed. Another endpoint comes first then: the SDK
         # waits for a handshake longer than a call may take, and would never get past one that is mute.
         endpoints.rotate(-1)
-        return bt.Client(chain.network, substrate=ClosingRpcSubstrate(first, fallback_endpoints=others))
+        return bt.Client(label, substrate=ClosingRpcSubstrate(first, fallback_endpoints=others))
 
     return open_client
 
 
-def _local_client(chain: ChainSection, clock: Clock) -> Callable[[], Any]:
+def _embedded_client(chain: ChainSection, clock: Clock) -> Callable[[], Any]:
     if chain.local_state is None:
-        raise ConfigError("chain.network is 'local' but chain.local_state names no file: set it")
+        raise ConfigError(
+            "chain.network is 'local' but neither chain.local_state nor chain.local_endpoint says where it is: set one"
+        )
     path = chain.local_state.expanduser()
     local = LocalChain.open(path, now=lambda: clock.now().timestamp())
     netuid = local.state().parameters.netuid

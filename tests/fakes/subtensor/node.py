@@ -18,6 +18,7 @@ from tests.fakes.subtensor.extrinsics import Nonces, PoolRefused, dispatch, outc
 from tests.fakes.subtensor.faults import Faults, Seen
 from tests.fakes.subtensor.runtime import Runtime, compact
 
+SET_FAULTS = "fake_faults"
 METHOD_NOT_FOUND = -32601
 INTERNAL_ERROR = -32603
 HEAD_POLL_S = 0.02
@@ -59,6 +60,7 @@ class SubtensorNode:
         self._connections: set[ServerConnection] = set()
         self._streams: dict[str, asyncio.Task[None]] = {}
         self._subscriptions = 0
+        self._closing: set[asyncio.Task[None]] = set()
         self._server: Server | None = None
 
     @property
@@ -142,6 +144,8 @@ class SubtensorNode:
 
     async def _answer(self, connection: ServerConnection, request: dict[str, Any]) -> dict[str, Any] | None:
         method, params = request["method"], request.get("params") or []
+        if method == SET_FAULTS:
+            return {"jsonrpc": "2.0", "id": request["id"], "result": self._set_faults(connection, *params)}
         self.seen.requests[method] += 1
         if self.faults.delay_s:
             await asyncio.sleep(self.faults.delay_s)
@@ -163,6 +167,20 @@ class SubtensorNode:
             return head | {"error": RpcError(error.code, "Invalid Transaction", str(error)).error}
         except ChainUnavailable as error:
             return head | {"error": RpcError(INTERNAL_ERROR, str(error)).error}
+
+    def _set_faults(self, asking: ServerConnection, values: dict[str, Any]) -> bool:
+        """Switch faults from another process, over a connection that they do not touch."""
+        others = [connection for connection in self._connections if connection is not asking]
+        if values.pop("drop", False):
+            for connection in others:
+                connection.transport.abort()
+        if values.pop("close", False):
+            for connection in others:
+                self._closing.add(task := asyncio.create_task(connection.close()))
+                task.add_done_callback(self._closing.discard)
+        for name, value in values.items():
+            setattr(self.faults, name, value)
+        return True
 
     def _subscribe(self, connection: ServerConnection, method: str, params: list[Any]) -> str:
         self._subscriptions += 1

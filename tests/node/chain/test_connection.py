@@ -122,8 +122,9 @@ async def test_open_chain_on_the_local_network(subnet: Subnet) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"local_state": None}, "chain.local_state names no file"),
+        ({"local_state": None}, "neither chain.local_state nor chain.local_endpoint"),
         ({"local_state": Path("/nonexistent/chain")}, "'/nonexistent/chain' does not exist"),
+        ({"local_endpoint": "ws://127.0.0.1:9944"}, "name two local chains"),
         ({"netuid": 25}, "chain.netuid is 25 but .* holds subnet 24"),
         ({"network": "fynney"}, "chain network 'fynney' is unknown"),
         ({"network": "test", "fallback_endpoints": ("http://x",)}, "chain network 'http://x' is unknown"),
