@@ -13,9 +13,6 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-LOOPBACK_URL = r"^ws://(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}$"
-
-
 class Section(BaseModel):
     """Base of every table: unknown keys are errors, values do not change after start."""
 
@@ -46,7 +43,7 @@ class ChainSection(Section):
     netuid: Annotated[int, Field(ge=0, le=65535)] = 24
     local_state: Path | None = None
     """SQLite file of the embedded local chain."""
-    local_endpoint: Annotated[str, Field(pattern=LOOPBACK_URL)] | None = None
+    local_endpoint: str | None = None
     """Node of a local chain on this machine, instead of the embedded one (`network` is `local`)."""
     call_timeout_s: Positive = 30.0
     unreachable_after_s: Positive = 300.0

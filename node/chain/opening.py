@@ -1,6 +1,7 @@
 """From settings to a chain."""
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from node.metrics import Metrics
 from node.settings_model import ChainSection
 from protocol.errors import ConfigError
 
+LOOPBACK_URL = re.compile(r"ws://(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+
 
 def open_chain(chain: ChainSection, clock: Clock, *, metrics: Metrics | None = None) -> BittensorChain:
     """The chain that the settings name; it connects at the first call.
@@ -28,7 +31,7 @@ def open_chain(chain: ChainSection, clock: Clock, *, metrics: Metrics | None = N
     if chain.network != "local":
         open_client = _public_client(chain)
     elif chain.local_endpoint is not None:
-        _check_one_local_chain(chain)
+        _check_local_endpoint(chain)
         open_client = _endpoint_client("local", [chain.local_endpoint])
     else:
         open_client = _embedded_client(chain, clock)
@@ -51,7 +54,14 @@ def _public_client(chain: ChainSection) -> Callable[[], Any]:
     return _endpoint_client(chain.network, [bt.settings.resolve_endpoint(name)[1] for name in names])
 
 
-def _check_one_local_chain(chain: ChainSection) -> None:
+def _check_local_endpoint(chain: ChainSection) -> None:
+    if not LOOPBACK_URL.fullmatch(chain.local_endpoint or ""):
+        # What is allowed on a local chain only (file:// remotes, unsandboxed verdicts) must not be had by
+        # calling a public network local.
+        raise ConfigError(
+            f"chain.local_endpoint {chain.local_endpoint!r} must be ws://127.0.0.1:<port>: a public network "
+            "is named by chain.network"
+        )
     if chain.local_state is not None:
         raise ConfigError(
             f"chain.local_state {str(chain.local_state)!r} and chain.local_endpoint {chain.local_endpoint!r} "
@@ -76,7 +86,8 @@ def _endpoint_client(label: str, addresses: Sequence[str]) -> Callable[[], Any]:
 def _embedded_client(chain: ChainSection, clock: Clock) -> Callable[[], Any]:
     if chain.local_state is None:
         raise ConfigError(
-            "chain.network is 'local' but neither chain.local_state nor chain.local_endpoint says where it is: set one"
+            "chain.network is 'local' but neither chain.local_state nor chain.local_endpoint says where it is: "
+            "set one"
         )
     path = chain.local_state.expanduser()
     local = LocalChain.open(path, now=lambda: clock.now().timestamp())

@@ -125,6 +125,7 @@ async def test_open_chain_on_the_local_network(subnet: Subnet) -> None:
         ({"local_state": None}, "neither chain.local_state nor chain.local_endpoint"),
         ({"local_state": Path("/nonexistent/chain")}, "'/nonexistent/chain' does not exist"),
         ({"local_endpoint": "ws://127.0.0.1:9944"}, "name two local chains"),
+        ({"local_endpoint": "ws://example.com:9944", "local_state": None}, "must be ws://127.0.0.1"),
         ({"netuid": 25}, "chain.netuid is 25 but .* holds subnet 24"),
         ({"network": "fynney"}, "chain network 'fynney' is unknown"),
         ({"network": "test", "fallback_endpoints": ("http://x",)}, "chain network 'http://x' is unknown"),
