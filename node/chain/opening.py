@@ -86,8 +86,8 @@ def _endpoint_client(label: str, addresses: Sequence[str]) -> Callable[[], Any]:
 def _embedded_client(chain: ChainSection, clock: Clock) -> Callable[[], Any]:
     if chain.local_state is None:
         raise ConfigError(
-            "chain.network is 'local' but neither chain.local_state nor chain.local_endpoint says where it is: "
-            "set one"
+            "chain.network is 'local' but neither chain.local_state nor chain.local_endpoint says where "
+            "it is: set one"
         )
     path = chain.local_state.expanduser()
     local = LocalChain.open(path, now=lambda: clock.now().timestamp())
