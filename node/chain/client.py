@@ -22,7 +22,7 @@ from protocol.types import BlockCount, BlockHeight, Coldkey, Hotkey, Uid
 
 RAO_PER_TAO = 10**9
 U16_MAX = 65_535
-SMALL_READ_S = 5.0
+SMALL_READ_S = 3.0
 """Limit of one attempt at a read of a few bytes; a healthy chain answers in well under a second."""
 
 
