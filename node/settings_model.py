@@ -30,6 +30,8 @@ class NodeSection(Section):
     metrics_port: Port = 9464
     drain_s: Positive = 10.0
     """How long running work may take to finish after SIGTERM."""
+    watchdog_s: Positive = 150.0
+    """Without progress of the event loop or the block watcher for so long, the process ends with code 70."""
     journal_key: SecretStr | None = None
     """Encrypts the journal's secrets: 64 hex digits. Default: the file `journal.key` in data_dir."""
 

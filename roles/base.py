@@ -15,6 +15,7 @@ from node.locks import FileLock
 from node.metrics import Metrics
 from node.settings_model import Settings
 from node.wallets import HotkeySigner, hotkey_signer, load_wallet
+from node.watchdog import Watchdog, open_watchdog
 from protocol.types import Hotkey
 from roles.api_client import SubnetApi, open_api
 
@@ -37,6 +38,7 @@ class Base:
     journal: Journal
     api: SubnetApi
     metrics_server: HttpServer
+    watchdog: Watchdog
 
     @property
     def hotkey(self) -> Hotkey:
@@ -93,4 +95,5 @@ async def open_base(settings: Settings, role: str, wallet_name: str, opened: Asy
         journal=journal,
         api=api,
         metrics_server=server,
+        watchdog=open_watchdog(settings, {watcher.name: lambda: watcher.idle_s}),
     )

@@ -10,6 +10,7 @@ from node.http_server import HttpServer
 from node.locks import FileLock
 from node.metrics import LoopLagMonitor, Metrics
 from node.settings_model import Settings
+from node.watchdog import open_watchdog
 from roles.api.authentication import Authentication
 from roles.api.chain_view import ChainView
 from roles.api.context import Api
@@ -69,8 +70,9 @@ async def build(settings: Settings) -> Graph:
         standing=standing,
     )
     server = HttpServer(build_app(api), own.host, own.port, name="api", drain_s=settings.node.drain_s)
+    watchdog = open_watchdog(settings, {watcher.name: lambda: watcher.idle_s})
     return Graph(
-        components=[server, watcher, view, rounds, LoopLagMonitor(metrics)],
+        components=[server, watcher, view, rounds, LoopLagMonitor(metrics), watchdog],
         closers=[unlock, database.close, chain.close, view.close],
     )
 

@@ -8,6 +8,7 @@ from node.logs import get_logger
 from node.metrics import LoopLagMonitor, Metrics
 from node.settings_model import Settings
 from node.wallets import HotkeySigner, hotkey_signer, load_wallet
+from node.watchdog import open_watchdog
 from protocol.errors import WalletError
 from roles.graph import Graph
 from roles.inference.callers import MetagraphProvider
@@ -32,7 +33,7 @@ async def build(settings: Settings) -> Graph:
         metagraph = chain.metagraph
         closers.append(chain.close)
     server = InferenceServer(settings, signer, metagraph, metrics=metrics, clock=clock)
-    return Graph(components=[server, LoopLagMonitor(metrics)], closers=closers)
+    return Graph(components=[server, LoopLagMonitor(metrics), open_watchdog(settings, {})], closers=closers)
 
 
 def load_signer(settings: Settings) -> HotkeySigner | None:

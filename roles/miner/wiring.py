@@ -71,8 +71,13 @@ async def build(settings: Settings) -> Graph:
             facts=(CommitmentRecorded, SubmissionRevealed),
             sections={"submissions": lambda: describe_submissions(ledger, base)},
         )
-        parts: list[Component] = [base.metrics_server, LoopLagMonitor(base.metrics), base.watcher, status]
-        parts += [optimiser, coordinator, follower, axon, *([] if server is None else [server])]
+        parts: list[Component] = [
+            base.metrics_server,
+            LoopLagMonitor(base.metrics),
+            base.watchdog,
+            base.watcher,
+        ]
+        parts += [status, optimiser, coordinator, follower, axon, *([] if server is None else [server])]
         return Graph(components=parts, closers=[opened.pop_all().aclose])
 
 

@@ -86,8 +86,13 @@ async def build(settings: Settings) -> Graph:
             facts=(KernelJudged, LogitsChecked, WeightsSet),
             sections={"verdicts": verdicts, "weights": setter.describe},
         )
-        parts: list[Component] = [base.metrics_server, LoopLagMonitor(base.metrics), base.watcher, status]
-        parts += [loop, challenger, setter]
+        parts: list[Component] = [
+            base.metrics_server,
+            LoopLagMonitor(base.metrics),
+            base.watchdog,
+            base.watcher,
+        ]
+        parts += [status, loop, challenger, setter]
         return Graph(components=parts, closers=[opened.pop_all().aclose])
 
 
