@@ -1,6 +1,14 @@
 """The chain: one interface over public Bittensor networks and the embedded local chain."""
 
-from node.chain.interface import AxonAddress, Chain, HotkeyHolder, Metagraph, Neuron, WeightRules
+from node.chain.interface import (
+    AxonAddress,
+    Chain,
+    HotkeyHolder,
+    Metagraph,
+    Neuron,
+    OnChainCommitment,
+    WeightRules,
+)
 from node.chain.local import LocalChain, Registration
 from node.chain.opening import open_chain
 
@@ -11,6 +19,7 @@ __all__ = [
     "LocalChain",
     "Metagraph",
     "Neuron",
+    "OnChainCommitment",
     "Registration",
     "WeightRules",
     "open_chain",

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from node.chain import AxonAddress
+from node.chain import AxonAddress, OnChainCommitment
 from node.chain.client import BittensorChain
 from protocol.errors import ChainRejected, ChainUnavailable, ConfigError, NotPermitted
 from protocol.types import BlockHeight, Hotkey
@@ -247,6 +247,26 @@ async def test_axon_is_published_only_when_it_changed(
         await chain.serve_axon(subnet.wallets[4], "10.0.0.1", 8091)
     with pytest.raises(ChainRejected, match="InvalidIpAddress"):
         await chain.serve_axon(subnet.wallets[1], "0.0.0.0", 8091)
+
+
+async def test_a_commitment_on_chain_shows_when_it_was_made(
+    subnet: Subnet, chain: BittensorChain, front: Front
+) -> None:
+    subnet.chain.advance(40)
+    assert await chain.commitment(subnet.hotkey(1)) is None
+    first = await chain.commit(subnet.wallets[1], bytes(range(32)))
+    assert first == OnChainCommitment(height=BlockHeight(41), data=bytes(range(32)))
+    subnet.chain.advance(5)
+    assert await chain.commit(subnet.wallets[1], bytes(range(32))) == first, "it is there already"
+    assert front.submitted == 1
+    second = await chain.commit(subnet.wallets[1], b"other")
+    assert await chain.commitment(subnet.hotkey(1)) == second
+    assert (second.height, second.data) == (46, b"other")
+    front.lose_answers(1)
+    assert (await chain.commit(subnet.wallets[1], b"lost")).data == b"lost"
+    with pytest.raises(NotPermitted, match="commit"):
+        await chain.commit(subnet.wallets[4], b"stranger")
+    assert await chain.commitment(subnet.hotkey(4)) is None
 
 
 async def test_a_subnet_that_does_not_exist(chain: BittensorChain) -> None:
