@@ -99,6 +99,8 @@ class MinerSection(Section):
     kernel_dir: Path | None = None
     """Folder with the five files, for the `files` proposer."""
     submission: Literal["commit-reveal", "direct"] = "commit-reveal"
+    anchor_commitment: bool = False
+    """Puts the commitment's hash on chain first, so that its block counts and nobody has to trust the API."""
     submit_margin: Fraction = 0.02
     """A candidate must beat the last submission by this fraction."""
     claim_fraction: Annotated[float, Field(gt=0, le=1)] = 0.95

@@ -1,6 +1,7 @@
 """The whole miner role on one screen."""
 
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from node.devices import resolve_device
@@ -50,7 +51,13 @@ async def build(settings: Settings) -> Graph:
             clock=clock,
         )
         coordinator = CommitRevealCoordinator(
-            ledger=ledger, api=api, fork=fork, bus=bus, clock=clock, is_direct=own.submission == "direct"
+            ledger=ledger,
+            api=api,
+            fork=fork,
+            bus=bus,
+            clock=clock,
+            is_direct=own.submission == "direct",
+            anchor=partial(base.chain.commit, base.wallet) if own.anchor_commitment else None,
         )
         follower = VerdictFollower(ledger=ledger, api=api, bus=bus, clock=clock, poll_s=own.poll_s)
         server = await open_inference(settings, base)

@@ -26,7 +26,7 @@ from protocol.rules import RULES_VERSION
 from protocol.types import BlockHeight
 from protocol.verdicts import Fault, Status
 from roles.api_client import SubnetApi, open_api
-from roles.miner.coordinator import CommitRevealCoordinator
+from roles.miner.coordinator import Anchor, CommitRevealCoordinator
 from roles.miner.fork import Fork, open_fork
 from roles.miner.ledger import CandidateLedger, SubmissionLedger
 from roles.miner.optimiser import Optimiser
@@ -151,6 +151,7 @@ class Miner:
         self.proposer: Proposer = ListProposer()
         self.referee = ScriptedReferee()
         self.tasks: list[asyncio.Task[None]] = []
+        self.anchor: Anchor | None = None
         self.journal: Journal
         self.ledger: SubmissionLedger
         self.api: SubnetApi
@@ -178,6 +179,7 @@ class Miner:
             bus=self.bus,
             clock=self.clock,
             is_direct=self.settings.miner.submission == "direct",
+            anchor=self.anchor,
         )
         self.optimiser = Optimiser(
             settings=self.settings.miner,
