@@ -37,7 +37,8 @@ MINERS = 4
 NEURONS = 256
 IN_FLIGHT = 16
 """Commitments of one hotkey that the API holds open at a time."""
-SETTLING_S = 60.0
+SETTLING_S = 150.0
+"""Above the minute after which a refused commitment is sent again."""
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

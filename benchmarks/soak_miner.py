@@ -76,6 +76,8 @@ class SoakMiner:
     is_offering: bool = True
     diaries: dict[int, Diary] = field(default_factory=dict)
     blocks: list[tuple[float, int]] = field(default_factory=list)
+    _offered: int = 0
+    _revealed: int = 0
     _not_due: list[Diary] = field(default_factory=list)
     first_block: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -111,10 +113,6 @@ class SoakMiner:
         await api.close()
         await chain.close()
 
-    async def unfinished(self) -> int:
-        """How many commitments still have a reveal before them."""
-        return len(await self._ledger.all(*UNFINISHED))
-
     async def revealed(self) -> int:
         """How many the journal has as revealed."""
         return len(await self._ledger.all(Stage.REVEALED))
@@ -127,7 +125,8 @@ class SoakMiner:
     async def _offer(self) -> None:
         await self.first_block.wait()
         while True:
-            if self.is_offering and await self.unfinished() < self.in_flight:
+            if self.is_offering and self._offered - self._revealed < self.in_flight:
+                self._offered += 1
                 await self._bus.publish(
                     CandidateVerified(
                         fork_url=URL,
@@ -147,6 +146,8 @@ class SoakMiner:
                 diary = Diary(event.reveal_block)
                 self.diaries[event.submission_id] = diary
                 self._not_due.append(diary)
+            elif isinstance(event, SubmissionRevealed):
+                self._revealed += 1
             elif isinstance(event, BlockAdvanced):
                 self.first_block.set()
                 self.blocks.append((now_s, event.height))
