@@ -24,6 +24,7 @@ from node.chain.weights import (
     check_rate_limit,
     submit_and_confirm,
     weights_by_uid,
+    with_enough_targets,
 )
 from protocol.errors import ChainRejected, ChainUnavailable, ConfigError, NotPermitted
 from protocol.types import BlockCount, BlockHeight, Coldkey, Hotkey, Uid
@@ -123,7 +124,7 @@ class BittensorChain:
         metagraph = await self.metagraph()
         neuron = check_permission(metagraph.neurons.get(hotkey), hotkey, rules, netuid=self.netuid)
         check_rate_limit(neuron, rules, metagraph.height, block_time_s=block_time_s)
-        uids = weights_by_uid(weights, metagraph)
+        uids = with_enough_targets(weights_by_uid(weights, metagraph), rules, metagraph)
         # The keypair itself, not the wallet: from a wallet the SDK would unlock an encrypted key anew.
         await submit_and_confirm(
             self._connection,

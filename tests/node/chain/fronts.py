@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import bittensor as bt
@@ -184,3 +185,14 @@ async def fronted(kind: str, subnet: Subnet) -> AsyncIterator[Front]:
         yield front
         for chain in front.chains:
             await chain.close()
+
+
+@asynccontextmanager
+async def chain_section(kind: str, path: Path, chain: LocalChain) -> AsyncIterator[ChainSection]:
+    """Settings that lead to a local chain through one of the fronts."""
+    common: dict[str, Any] = {"network": "local", "netuid": NETUID, "call_timeout_s": 5.0}
+    if kind == IN_PROCESS:
+        yield ChainSection(**common, local_state=path)
+        return
+    async with SubtensorNode(chain, required_fixture()) as node:
+        yield ChainSection(**common, local_endpoint=node.url)

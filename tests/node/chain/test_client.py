@@ -136,14 +136,33 @@ async def test_recycled_uid_is_not_paid(subnet: Subnet, chain: BittensorChain) -
     assert await chain.weights_of(subnet.hotkey(0)) == {subnet.hotkey(4): 1.0}
 
 
-async def test_too_few_weights_and_clipped_weights(make_subnet: MakeSubnet, put_front: PutFront) -> None:
-    subnet = make_subnet(min_allowed_weights=2, max_weight=0.75, weights_rate_limit=0)
+async def test_too_few_weights_are_filled_up_and_large_ones_clipped(
+    make_subnet: MakeSubnet, put_front: PutFront, wallets: list[Any]
+) -> None:
+    owner = Hotkey(wallets[2].hotkey.ss58_address)
+    subnet = make_subnet(min_allowed_weights=3, weights_rate_limit=0, owner_hotkey=owner)
     chain = (await put_front(subnet)).chain()
-    with pytest.raises(ChainRejected, match="at least 2 weights"):
-        await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+    await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+    found = await chain.weights_of(subnet.hotkey(0))
+    assert found.keys() == {subnet.hotkey(1), owner, subnet.hotkey(0)}, "the owner, then who has a permit"
+    assert found[subnet.hotkey(1)] > 0.9999
+
+
+async def test_large_weights_are_clipped(make_subnet: MakeSubnet, put_front: PutFront) -> None:
+    subnet = make_subnet(max_weight=0.75, weights_rate_limit=0)
+    chain = (await put_front(subnet)).chain()
     await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 0.9, subnet.hotkey(2): 0.1})
     found = await chain.weights_of(subnet.hotkey(0))
     assert found[subnet.hotkey(1)] == pytest.approx(0.75, abs=0.001)
+
+
+async def test_a_subnet_too_small_for_its_own_rule_says_so(
+    make_subnet: MakeSubnet, put_front: PutFront
+) -> None:
+    subnet = make_subnet(min_allowed_weights=5, weights_rate_limit=0)
+    chain = (await put_front(subnet)).chain()
+    with pytest.raises(ChainRejected, match="at least 5 weights"):
+        await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
 
 
 async def test_runtime_without_epoch_consensus(make_subnet: MakeSubnet, put_front: PutFront) -> None:
@@ -151,8 +170,6 @@ async def test_runtime_without_epoch_consensus(make_subnet: MakeSubnet, put_fron
     front = await put_front(subnet)
     front.lose_consensus()
     chain = front.chain()
-    with pytest.raises(ChainRejected, match="at least 2 weights"):
-        await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
     await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 0.9, subnet.hotkey(2): 0.1})
     found = await chain.weights_of(subnet.hotkey(0))
     assert found[subnet.hotkey(1)] == pytest.approx(0.75, abs=0.001)
