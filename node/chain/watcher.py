@@ -1,5 +1,7 @@
 """The head of the chain as events: heights that only grow, with honest gaps."""
 
+from typing import Any
+
 import structlog
 
 from node.bus import Bus
@@ -62,6 +64,10 @@ class BlockWatcher:
     def lag_s(self) -> float:
         """Seconds by which the next block is overdue; 0 while blocks come in time."""
         return max(0.0, self._since(self._last_rise_s) - (self._block_time_s or 0.0))
+
+    async def describe(self) -> dict[str, Any]:
+        """The head as last seen, how late the next block is and how long the chain has been silent."""
+        return {"height": self.height, "lag_s": round(self.lag_s), "silent_s": round(self.silent_s)}
 
     async def run(self) -> None:
         """Watch until cancelled; raises ChainUnavailable when the chain stays silent."""

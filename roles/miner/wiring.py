@@ -16,7 +16,7 @@ from roles.inference.server import InferenceServer
 from roles.miner.axon import AxonPublisher
 from roles.miner.coordinator import CommitRevealCoordinator
 from roles.miner.fork import WORK_FOLDER, open_fork
-from roles.miner.ledger import CandidateLedger, SubmissionLedger
+from roles.miner.ledger import UNFINISHED, CandidateLedger, Stage, SubmissionLedger
 from roles.miner.optimiser import Optimiser
 from roles.miner.proposer import open_proposer
 from roles.miner.verdicts import VerdictFollower
@@ -76,7 +76,11 @@ async def build(settings: Settings) -> Graph:
             clock=clock,
             metrics=base.metrics,
             facts=(CommitmentRecorded, SubmissionRevealed),
-            sections={"submissions": lambda: describe_submissions(ledger, base)},
+            sections={
+                "chain": base.watcher.describe,
+                "pending_reveals": lambda: describe_submissions(ledger, base, *UNFINISHED),
+                "submissions": lambda: describe_submissions(ledger, base),
+            },
         )
         parts: list[Component] = [
             base.metrics_server,
@@ -99,8 +103,8 @@ async def open_inference(settings: Settings, base: Base) -> InferenceServer | No
     return server
 
 
-async def describe_submissions(ledger: SubmissionLedger, base: Base) -> list[dict[str, Any]]:
-    """The newest submissions for the status file; salts stay in the journal."""
+async def describe_submissions(ledger: SubmissionLedger, base: Base, *stages: Stage) -> list[dict[str, Any]]:
+    """The newest submissions (at the stages, when some are named); salts stay in the journal."""
     height = base.watcher.height
     return [
         {
@@ -117,5 +121,5 @@ async def describe_submissions(ledger: SubmissionLedger, base: Base) -> list[dic
             "rank": one.rank,
             "reason": one.reason,
         }
-        for one in (await ledger.all())[-20:]
+        for one in (await ledger.all(*stages))[-20:]
     ]

@@ -84,7 +84,7 @@ async def build(settings: Settings) -> Graph:
             clock=clock,
             metrics=base.metrics,
             facts=(KernelJudged, LogitsChecked, WeightsSet),
-            sections={"verdicts": verdicts, "weights": setter.describe},
+            sections={"chain": base.watcher.describe, "verdicts": verdicts, "weights": setter.describe},
         )
         parts: list[Component] = [
             base.metrics_server,
