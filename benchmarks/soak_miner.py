@@ -9,7 +9,7 @@ from typing import Any
 
 from node.bus import Bus
 from node.chain.local import LocalChain
-from node.chain.opening import open_chain
+from node.chain.opening import SDK_FOLDER, open_chain
 from node.chain.watcher import BlockWatcher
 from node.clock import SystemClock
 from node.journal import Journal
@@ -85,7 +85,9 @@ class SoakMiner:
     async def running(self) -> AsyncIterator[None]:
         """Run the parts; a part that fails ends the soak."""
         clock, bus, metrics = SystemClock(), Bus(), Metrics()
-        chain = open_chain(self.settings.chain, clock, metrics=metrics)
+        chain = open_chain(
+            self.settings.chain, clock, metrics=metrics, caches=self.settings.node.data_dir / SDK_FOLDER
+        )
         api = open_api(self.settings, self.key, clock)
         api.__class__ = DiarisedApi
         api.miner = self  # type: ignore[attr-defined]

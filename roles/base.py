@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from node.bus import Bus
-from node.chain import Chain, open_chain
+from node.chain import SDK_FOLDER, Chain, open_chain
 from node.chain.watcher import BlockWatcher
 from node.clock import Clock, SystemClock
 from node.http_server import HttpServer, base_app
@@ -56,7 +56,7 @@ async def open_base(settings: Settings, role: str, wallet_name: str, opened: Asy
     wallet = load_wallet(settings.wallet, wallet_name)
     signer = hotkey_signer(wallet)
     bus = Bus()
-    chain = open_chain(settings.chain, clock, metrics=metrics)
+    chain = open_chain(settings.chain, clock, metrics=metrics, caches=settings.node.data_dir / SDK_FOLDER)
     opened.push_async_callback(chain.close)
     data_dir = settings.node.data_dir
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -10,9 +10,10 @@ from node.chain.interface import (
     WeightRules,
 )
 from node.chain.local import LocalChain, Registration
-from node.chain.opening import open_chain
+from node.chain.opening import SDK_FOLDER, open_chain
 
 __all__ = [
+    "SDK_FOLDER",
     "AxonAddress",
     "Chain",
     "HotkeyHolder",

@@ -19,19 +19,25 @@ from node.metrics import Metrics
 from node.settings_model import ChainSection
 from protocol.errors import ConfigError
 
+SDK_FOLDER = "sdk"
+"""In a node's data directory: what the SDK remembers of a local chain."""
 LOOPBACK_URL = re.compile(r"ws://(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
 
 
-def open_chain(chain: ChainSection, clock: Clock, *, metrics: Metrics | None = None) -> BittensorChain:
+def open_chain(
+    chain: ChainSection, clock: Clock, *, metrics: Metrics | None = None, caches: Path | None = None
+) -> BittensorChain:
     """The chain that the settings name; it connects at the first call.
 
-    `metrics` counts its calls. Raises ConfigError for an unknown network,
-    and for a local chain whose state is not named, missing, something else or of another subnet.
+    `metrics` counts its calls; `caches` is the folder for what the SDK remembers of a local chain's node.
+    Raises ConfigError for an unknown network, and for a local chain whose state is not named, missing, something else or of another subnet.
     """
     if chain.network != "local":
         open_client = _public_client(chain)
     elif chain.local_endpoint is not None:
         _check_local_endpoint(chain)
+        if caches is not None:
+            _keep_home_clean(caches)
         open_client = _endpoint_client("local", [chain.local_endpoint])
     else:
         open_client = _embedded_client(chain, clock)
@@ -96,7 +102,7 @@ def _embedded_client(chain: ChainSection, clock: Clock) -> Callable[[], Any]:
         raise ConfigError(
             f"chain.netuid is {chain.netuid} but local chain {str(path)!r} holds subnet {netuid}"
         )
-    _keep_home_clean(path)
+    _keep_home_clean(path.resolve().with_name(path.name + ".sdk"))
 
     def open_client() -> Any:
         # The label matters: without it the SDK takes this chain for finney.
@@ -105,9 +111,8 @@ def _embedded_client(chain: ChainSection, clock: Clock) -> Callable[[], Any]:
     return open_client
 
 
-def _keep_home_clean(path: Path) -> None:
-    """Send what the SDK caches about this chain to a private folder beside its state."""
-    folder = path.resolve().with_name(path.name + ".sdk")
-    folder.mkdir(mode=0o700, exist_ok=True)
+def _keep_home_clean(folder: Path) -> None:
+    """Send what the SDK caches about this chain to a private folder: it is no chain of the user's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ["BTCLI_TOKEN_SYMBOLS_CACHE"] = str(folder / "token_symbols.json")
     os.environ["BITTENSOR_RUNTIME_CACHE_DIR"] = str(folder / "runtime")

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from node.bus import Bus
-from node.chain import open_chain
+from node.chain import SDK_FOLDER, open_chain
 from node.chain.watcher import BlockWatcher
 from node.clock import SystemClock
 from node.http_server import HttpServer
@@ -40,7 +40,7 @@ async def build(settings: Settings) -> Graph:
         per_address=own.writes_per_minute_per_ip,
         trusted_proxies=own.trusted_proxies,
     )
-    chain = open_chain(settings.chain, clock, metrics=metrics)
+    chain = open_chain(settings.chain, clock, metrics=metrics, caches=settings.node.data_dir / SDK_FOLDER)
     view = ChainView(
         chain,
         bus,

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
-from node.chain import open_chain
+from node.chain import SDK_FOLDER, open_chain
 from node.clock import SystemClock
 from node.logs import get_logger
 from node.metrics import LoopLagMonitor, Metrics
@@ -29,7 +29,7 @@ async def build(settings: Settings) -> Graph:
     metagraph: MetagraphProvider | None = None
     closers: list[Callable[[], Awaitable[None]]] = []
     if requires_auth(settings):
-        chain = open_chain(settings.chain, clock, metrics=metrics)
+        chain = open_chain(settings.chain, clock, metrics=metrics, caches=settings.node.data_dir / SDK_FOLDER)
         metagraph = chain.metagraph
         closers.append(chain.close)
     server = InferenceServer(settings, signer, metagraph, metrics=metrics, clock=clock)

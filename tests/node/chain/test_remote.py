@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import bittensor as bt
 import pytest
@@ -231,3 +232,17 @@ async def test_a_restarted_node_remembers_nonces(make_subnet: MakeSubnet) -> Non
         chain = client_of(node)
         await chain.serve_axon(subnet.wallets[1], "10.0.0.1", 8092)
         await chain.close()
+
+
+async def test_a_node_of_a_local_chain_leaves_no_trace_in_the_users_home(
+    node: SubtensorNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    section = ChainSection(network="local", local_endpoint=node.url, netuid=NETUID)
+    chain = open_chain(section, SystemClock(), caches=tmp_path / "data" / "sdk")
+    assert await chain.height() == 1
+    await chain.close()
+    assert list(home.iterdir()) == []
+    assert list((tmp_path / "data" / "sdk" / "runtime").glob("*.bin"))
