@@ -30,7 +30,8 @@ def open_chain(
     """The chain that the settings name; it connects at the first call.
 
     `metrics` counts its calls; `caches` is the folder for what the SDK remembers of a local chain's node.
-    Raises ConfigError for an unknown network, and for a local chain whose state is not named, missing, something else or of another subnet.
+    Raises ConfigError for an unknown network, and for a local chain whose state is not named, missing,
+    something else or of another subnet.
     """
     if chain.network != "local":
         open_client = _public_client(chain)
