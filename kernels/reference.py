@@ -111,14 +111,27 @@ def _chunked_segment(
     )
     w, u = solved.chunk(2, dim=-1)
     attention = torch.tril(qc @ kc.transpose(-1, -2))
-    # The chain of states is all that is sequential.
-    from_state, written = [], []
-    for q_i, k_i, w_i, u_i in zip(qc, kc.transpose(-1, -2), w, u, strict=True):
-        written.append(u_i - w_i @ state)
-        from_state.append(q_i @ state)
-        state = state + k_i @ written[-1]
-    o = torch.stack(from_state) + attention @ torch.stack(written)
-    return o.transpose(1, 2).reshape(-1, *q.shape[1:])[:length], state
+    # A chunk takes the state S to P S + R; of these steps alone the order matters.
+    written_to = kc.transpose(-1, -2)
+    steps = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device) - written_to @ w
+    states = _states(steps, written_to @ u, state)
+    entering = states[:-1]
+    o = qc @ entering + attention @ (u - w @ entering)
+    return o.transpose(1, 2).reshape(-1, *q.shape[1:])[:length], states[-1]
+
+
+def _states(steps: torch.Tensor, added: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    """Return all states [C + 1, H, D, D] of S -> P S + R from `state` on; steps P and added R [C, H, D, D].
+
+    By doubling: after each pass an entry stands for twice as many chunks.
+    """
+    added = torch.cat((steps[:1] @ state + added[:1], added[1:]))
+    reach = 1
+    while reach < len(steps):
+        added = torch.cat((added[:reach], steps[reach:] @ added[:-reach] + added[reach:]))
+        steps = torch.cat((steps[:reach], steps[reach:] @ steps[:-reach]))
+        reach *= 2
+    return torch.cat((state[None], added))
 
 
 def _split(x: torch.Tensor, size: int) -> torch.Tensor:

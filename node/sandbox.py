@@ -103,6 +103,22 @@ class SandboxedProcess:
         except subprocess.TimeoutExpired:
             return None
 
+    def pause(self) -> None:
+        """Stop the process and all that it started, until `resume`."""
+        stopped: set[int] = set()
+        # A process that is being made while others stop is there the next time.
+        while found := _family(self._process.pid) - stopped:
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+            stopped |= found
+
+    def resume(self) -> None:
+        """Let it go on."""
+        for pid in _family(self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """End the process and, with its pid namespace, all that it started; safe to call again."""
         if self._process.poll() is None:
@@ -111,6 +127,22 @@ class SandboxedProcess:
         if self._stage is not None:
             self._stage.rmdir()
             self._stage = None
+
+
+def _family(pid: int) -> set[int]:
+    """A process and everything that descends from it; what lost its parent in a sandbox is its init's."""
+    family, unseen = {pid}, [pid]
+    while unseen:
+        parent = unseen.pop()
+        try:
+            texts = [path.read_text() for path in Path(f"/proc/{parent}/task").glob("*/children")]
+        except (FileNotFoundError, ProcessLookupError):
+            # It ended meanwhile.
+            continue
+        children = {int(child) for text in texts for child in text.split()} - family
+        family |= children
+        unseen += children
+    return family
 
 
 def start_sandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[bytes]) -> SandboxedProcess:

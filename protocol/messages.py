@@ -449,6 +449,8 @@ class EvaluationJob(Message):
     """Budget of the timed trials."""
     deadline_s: float = 600.0
     """Wall-clock limit of the whole evaluation."""
+    vram_limit_bytes: int | None = None
+    """What a submission may hold of the GPU; None: half of it."""
     work_dir: str
     """Private directory for git objects and Triton caches."""
     require_sandbox: bool = True

@@ -77,6 +77,7 @@ class Referee:
             trials_max=max(own.trials_min, own.trials_max),
             time_budget_s=own.time_budget_s,
             deadline_s=own.deadline_s,
+            vram_limit_bytes=None if own.vram_limit_mb is None else own.vram_limit_mb * 2**20,
             work_dir=str(self._work_dir.absolute()),
             require_sandbox=not self._may_go_unsandboxed(),
             known_fingerprints=dict(known_fingerprints or {}),

@@ -1,112 +1,204 @@
-"""The referee's inputs and output of one trial: in sealed files for a CPU, in shared memory of a GPU."""
+"""Where trials take place: inputs nobody has seen, and the output where the worker says it is.
+
+On a CPU both are the referee's files. On a GPU the inputs are the referee's memory, and the output is the
+worker's, which the referee maps: a copy would be part of the time of everyone who does not cheat.
+"""
 
 import os
-from typing import Protocol
+import random
+from collections import OrderedDict
+from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 
 from kernels.harness.device_memory import DeviceMemory
-from kernels.harness.inputs import Inputs, Shape
+from kernels.harness.inputs import Inputs, InputSets, Shape
 from kernels.harness.memory import POISON, OutputFile, input_file
 
-POISON_16: int = 0x7FA5
-"""The upper half of POISON: a NaN of bfloat16 with a payload that no arithmetic produces."""
+MAPPED_SEGMENTS: Final = 128
+"""Segments of the worker's memory that stay mapped: mapping one takes a tenth of a millisecond."""
+MAX_NEW_SEGMENTS: Final = 64
+SAMPLED_CALLS: Final = 4
+"""Outputs of a trial whose rows are gathered before the clock stops."""
 
 
-class Buffers(Protocol):
-    """Inputs that nobody has seen and an output full of poison."""
+class OutputRefused(Exception):
+    """An output is not where the worker says, is not all there, or changed after the worker was done."""
 
-    descriptors: tuple[int, int]
-    """Inputs and output, as the worker gets them."""
 
-    def gather(self, rows: np.ndarray) -> torch.Tensor:
-        """Copy some rows [R, D] of the output to this process: the raw bits, once they have arrived."""
+class Offer(Protocol):
+    """One trial's inputs, and its outputs afterwards."""
 
-    def whole(self) -> torch.Tensor:
-        """Copy all rows [B * T * H, D] of the output, raw bits."""
+    descriptors: tuple[int, ...]
+    """What the worker gets at the go."""
 
-    def poison(self) -> int:
-        """Return the bits that mark a number nobody wrote."""
+    def gather(self, answer: dict[str, Any], descriptors: list[int]) -> None:
+        """Take the chosen rows of the outputs; back when they have arrived. Raises OutputRefused."""
 
-    def values(self, bits: torch.Tensor) -> torch.Tensor:
-        """Return raw bits as float32 numbers [B, T, H, D]."""
+    def results(self) -> list[torch.Tensor]:
+        """Return the outputs [B, T, H, D] in the shape's dtype. Raises OutputRefused."""
 
     def close(self) -> None:
         """Let go of everything."""
 
 
-class HostBuffers:
-    """float32 in anonymous files; for an operator that runs on a CPU."""
+class Ground(Protocol):
+    """Where the trials of one worker take place."""
 
-    def __init__(self, inputs: Inputs, shape: Shape) -> None:
-        self._shape = shape
+    answer_fields: frozenset[str]
+    """What the worker says about its outputs."""
+    max_descriptors: int
+    """How many descriptors may come with that."""
+
+    def offer(self, sets: InputSets, calls: int, rows: np.ndarray) -> Offer:
+        """Lay out one trial; `rows` are those to be gathered of each output, of [B * T * H, D]."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class HostGround:
+    """One set of inputs in float32, in anonymous files; for an operator that runs on a CPU."""
+
+    answer_fields: frozenset[str] = frozenset()
+    max_descriptors = 0
+
+    def offer(self, sets: InputSets, calls: int, rows: np.ndarray) -> Offer:
+        """See Ground. Raises ValueError for more than one set."""
+        if (sets.count, calls) != (1, 1) or sets.draw is None:
+            raise ValueError(f"{calls} calls on {sets.count} sets: a trial on a CPU has one of each, drawn")
+        return _HostOffer(sets.draw(0), sets.shape, rows)
+
+    def close(self) -> None:
+        """See Ground."""
+
+
+class _HostOffer:
+    def __init__(self, inputs: Inputs, shape: Shape, rows: np.ndarray) -> None:
+        self._shape, self._chosen = shape, rows
         source = input_file(inputs.flat().numpy())
         self._output = OutputFile(shape.count)
-        self.descriptors = (source, self._output.descriptor)
+        self.descriptors: tuple[int, ...] = (source, self._output.descriptor)
         self._rows = self._output.bits.reshape(-1, shape.dim)
 
-    def gather(self, rows: np.ndarray) -> torch.Tensor:
-        """See Buffers."""
-        return torch.from_numpy(self._rows[rows].view(np.int32))
+    def gather(self, _answer: dict[str, Any], _descriptors: list[int]) -> None:
+        self._gathered = self._rows[self._chosen]
 
-    def whole(self) -> torch.Tensor:
-        """See Buffers."""
-        return torch.from_numpy(self._rows.copy().view(np.int32))
-
-    def poison(self) -> int:
-        """See Buffers."""
-        return POISON
-
-    def values(self, bits: torch.Tensor) -> torch.Tensor:
-        """See Buffers."""
-        return bits.view(torch.float32).view(self._shape.size)
-
-    def close(self) -> None:
-        """See Buffers."""
-        os.close(self.descriptors[0])
-        self._output.close()
-
-
-class DeviceBuffers:
-    """bfloat16 in allocations of the GPU that the worker has no handle to before the go."""
-
-    def __init__(self, inputs: Inputs, shape: Shape, device: torch.device) -> None:
-        self._shape, self._device = shape, device
-        flat = inputs.packed(shape.torch_dtype, device)
-        self._source = DeviceMemory.allocate(flat.numel(), device)
-        self._output = DeviceMemory.allocate(2 * shape.count, device)
-        self._source.bytes.copy_(flat)
-        self._rows = self._output.bytes.view(torch.int16).view(-1, shape.dim)
-        self._rows.fill_(POISON_16)
-        torch.cuda.synchronize(device)
-        self.descriptors = (self._source.export(), self._output.export())
-
-    def gather(self, rows: np.ndarray) -> torch.Tensor:
-        """See Buffers; waits for the copy, and so for what runs on the GPU before it."""
-        return self._rows[torch.from_numpy(rows).to(self._device)].cpu()
-
-    def whole(self) -> torch.Tensor:
-        """See Buffers; the copy stays on the GPU."""
-        return self._rows.clone()
-
-    def poison(self) -> int:
-        """See Buffers."""
-        return POISON_16
-
-    def values(self, bits: torch.Tensor) -> torch.Tensor:
-        """See Buffers."""
-        return bits.view(torch.bfloat16).float().view(self._shape.size)
+    def results(self) -> list[torch.Tensor]:
+        whole = self._rows.copy()
+        if not np.array_equal(whole[self._chosen], self._gathered):
+            raise OutputRefused("the output changed after the worker said that it was done")
+        unwritten = int((whole == POISON).sum())
+        if unwritten:
+            # The worker writes all of o before it says so: this one did not wait for it.
+            raise OutputRefused(
+                f"{unwritten:,} of {whole.size:,} numbers of o were not written when it said done"
+            )
+        return [torch.from_numpy(whole.view(np.float32)).view(self._shape.size)]
 
     def close(self) -> None:
-        """See Buffers."""
         for descriptor in self.descriptors:
             os.close(descriptor)
-        del self._rows
+
+
+class DeviceGround:
+    """bfloat16 in memory of the GPU; for an operator that runs there."""
+
+    answer_fields: frozenset[str] = frozenset({"segments", "outputs"})
+    max_descriptors = MAX_NEW_SEGMENTS
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._segments: OrderedDict[int, DeviceMemory] = OrderedDict()
+
+    def offer(self, sets: InputSets, calls: int, rows: np.ndarray) -> Offer:
+        """See Ground."""
+        return _DeviceOffer(self, sets, calls, torch.from_numpy(rows).to(self._device), self._device)
+
+    def close(self) -> None:
+        """See Ground."""
+        while self._segments:
+            self._segments.popitem()[1].close()
+
+    def map_segments(self, described: Any, descriptors: list[int]) -> None:
+        """Map new memory of the worker: [number, bytes] for each descriptor. Raises OutputRefused."""
+        pairs = _pairs(described, len(descriptors))
+        for (number, size), descriptor in zip(pairs, descriptors, strict=True):
+            if number in self._segments:
+                raise OutputRefused(f"the worker described its memory {number} twice")
+            try:
+                memory = DeviceMemory.receive(descriptor, size, self._device)
+            except (RuntimeError, OverflowError) as error:
+                # Whatever the descriptor is, it is no memory of this GPU of that size.
+                raise OutputRefused(f"the worker's memory cannot be mapped: {error}") from error
+            self._segments[number] = memory
+        while len(self._segments) > MAPPED_SEGMENTS:
+            self._segments.popitem(last=False)[1].close()
+
+    def rows(self, number: int, offset: int, shape: Shape) -> torch.Tensor:
+        """Return the raw bits [B * T * H, D] of the output at a place. Raises OutputRefused."""
+        memory = self._segments.get(number)
+        if memory is None:
+            raise OutputRefused(f"the worker named memory {number}, which it never described")
+        self._segments.move_to_end(number)
+        needed = shape.count * shape.torch_dtype.itemsize
+        if offset < 0 or offset % shape.torch_dtype.itemsize or offset + needed > memory.size:
+            raise OutputRefused(f"an output of {needed:,} bytes is not at {offset:,} of {memory.size:,}")
+        return memory.bytes[offset : offset + needed].view(torch.int16).view(-1, shape.dim)
+
+
+def _pairs(described: Any, count: int) -> list[tuple[int, int]]:
+    """Read a list of `count` pairs of whole numbers. Raises OutputRefused."""
+    is_list = isinstance(described, list) and len(described) == count
+    if not is_list or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(value) is int for value in pair)
+        for pair in described
+    ):
+        raise OutputRefused(f"the worker did not describe its outputs in {count} pairs of whole numbers")
+    return [(pair[0], pair[1]) for pair in described]
+
+
+class _DeviceOffer:
+    def __init__(
+        self, ground: DeviceGround, sets: InputSets, calls: int, rows: torch.Tensor, device: torch.device
+    ) -> None:
+        self._ground, self._sets, self._calls = ground, sets, calls
+        self._chosen, self._device = rows, device
+        shape = sets.shape
+        self._source = DeviceMemory.allocate(sets.count * shape.set_bytes, device)
+        if sets.draw is not None:
+            for number, target in enumerate(self._source.bytes.split(shape.set_bytes)):
+                sets.draw(number).pack(shape.torch_dtype, target)
+        # Of the last call and some others.
+        self._sampled = [calls - 1, *random.SystemRandom().choices(range(calls), k=SAMPLED_CALLS - 1)]
+        self._gathered = torch.empty(SAMPLED_CALLS, len(rows), shape.dim, dtype=torch.int16, device=device)
+        torch.cuda.synchronize(device)
+        self.descriptors: tuple[int, ...] = (self._source.export(),)
+
+    def gather(self, answer: dict[str, Any], descriptors: list[int]) -> None:
+        self._ground.map_segments(answer["segments"], descriptors)
+        self._outputs = [
+            self._ground.rows(number, offset, self._sets.shape)
+            for number, offset in _pairs(answer["outputs"], self._calls)
+        ]
+        for number, target in zip(self._sampled, self._gathered, strict=True):
+            torch.index_select(self._outputs[number], 0, self._chosen, out=target)
+        # Waits for what runs on the GPU before it, too.
+        torch.cuda.synchronize(self._device)
+
+    def results(self) -> list[torch.Tensor]:
+        whole = [rows.clone() for rows in self._outputs]
+        for number, gathered in zip(self._sampled, self._gathered, strict=True):
+            if not torch.equal(whole[number][self._chosen], gathered):
+                raise OutputRefused("an output changed after the worker said that it was done")
+        return [rows.view(torch.bfloat16).view(self._sets.shape.size) for rows in whole]
+
+    def close(self) -> None:
+        os.close(self.descriptors[0])
         self._source.close()
-        self._output.close()
 
 
-def make_buffers(inputs: Inputs, shape: Shape, device: torch.device) -> Buffers:
-    """Return the buffers of one trial on a device."""
-    return HostBuffers(inputs, shape) if device.type == "cpu" else DeviceBuffers(inputs, shape, device)
+def make_ground(device: torch.device) -> Ground:
+    """Return the ground for operators that run on `device`."""
+    return HostGround() if device.type == "cpu" else DeviceGround(device)

@@ -12,7 +12,7 @@ import torch
 
 
 class DeviceMemory:
-    """`size` bytes of GPU memory mapped into this process, as a uint8 tensor; `close` it at the end.
+    """`size` bytes of GPU memory mapped into this process at `address`; `close` it at the end.
 
     Raises RuntimeError with the driver's name of the error; torch.cuda.OutOfMemoryError when the GPU is full.
     """
@@ -20,15 +20,20 @@ class DeviceMemory:
     def __init__(self, handle: Any, size: int, device: torch.device) -> None:
         from cuda.bindings import driver
 
-        self._handle, self._device = handle, device
+        self._handle, self._device, self.size = handle, device, size
         self._padded = _padded(size, device)
         self._address = _call(driver.cuMemAddressReserve, self._padded, 0, 0, 0)
-        _call(driver.cuMemMap, self._address, self._padded, 0, handle, 0)
-        access = driver.CUmemAccessDesc()
-        access.location = _properties(device).location
-        access.flags = driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-        _call(driver.cuMemSetAccess, self._address, self._padded, [access], 1)
-        self.bytes = torch.as_tensor(_Exposed(int(self._address), size), device=device)
+        self._is_mapped = False
+        try:
+            _call(driver.cuMemMap, self._address, self._padded, 0, handle, 0)
+            self._is_mapped = True
+            access = driver.CUmemAccessDesc()
+            access.location = _properties(device).location
+            access.flags = driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+            _call(driver.cuMemSetAccess, self._address, self._padded, [access], 1)
+        except BaseException:
+            self._let_go()
+            raise
 
     @classmethod
     def allocate(cls, size: int, device: torch.device) -> "DeviceMemory":
@@ -47,6 +52,16 @@ class DeviceMemory:
         _enter_context(device)
         return cls(_call(driver.cuMemImportFromShareableHandle, descriptor, kind), size, device)
 
+    @property
+    def address(self) -> int:
+        """Where it is mapped in this process."""
+        return int(self._address)
+
+    @functools.cached_property
+    def bytes(self) -> torch.Tensor:
+        """The memory as a uint8 tensor [size]."""
+        return torch.as_tensor(_Exposed(self.address, self.size), device=self._device)
+
     def export(self) -> int:
         """Return a new descriptor of the memory, which the caller closes."""
         from cuda.bindings import driver
@@ -58,11 +73,15 @@ class DeviceMemory:
 
     def close(self) -> None:
         """Unmap; tensors over it must not be used any more. The memory goes with its last handle."""
+        torch.cuda.synchronize(self._device)
+        self.__dict__.pop("bytes", None)
+        self._let_go()
+
+    def _let_go(self) -> None:
         from cuda.bindings import driver
 
-        torch.cuda.synchronize(self._device)
-        del self.bytes
-        _call(driver.cuMemUnmap, self._address, self._padded)
+        if self._is_mapped:
+            _call(driver.cuMemUnmap, self._address, self._padded)
         _call(driver.cuMemAddressFree, self._address, self._padded)
         _call(driver.cuMemRelease, self._handle)
 

@@ -1,9 +1,14 @@
 """Random inputs on which a shortcut shows: every trial draws them alike."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
+
+SET_ALIGNMENT: Final = 512
+CHAIN: Final = 4.0
+"""How much an output weighs in the next call's beta."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +25,12 @@ class Shape:
     def count(self) -> int:
         """Numbers in one of the tensors."""
         return self.batch * self.length * self.heads * self.dim
+
+    @property
+    def set_bytes(self) -> int:
+        """Bytes of q, k, v in `dtype` and beta in float32, rounded up: sets lie one after another."""
+        used = 3 * self.count * self.torch_dtype.itemsize + 4 * self.heads
+        return -(-used // SET_ALIGNMENT) * SET_ALIGNMENT
 
     @property
     def size(self) -> tuple[int, int, int, int]:
@@ -55,12 +66,23 @@ class Inputs:
         """Return q, k, v and beta one after another."""
         return torch.cat([tensor.reshape(-1) for tensor in (self.q, self.k, self.v, self.beta)])
 
-    def packed(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """Return q, k and v in `dtype` and beta in float32, one after another, as bytes on `device`."""
-        parts = [tensor.to(device, dtype) for tensor in (self.q, self.k, self.v)]
-        return torch.cat(
-            [tensor.reshape(-1).view(torch.uint8) for tensor in (*parts, self.beta.to(device, torch.float32))]
-        )
+    def pack(self, dtype: torch.dtype, target: torch.Tensor) -> None:
+        """Write q, k and v in `dtype` and beta in float32, one after another, into bytes on their device."""
+        at = 0
+        for part in (*(x.to(dtype) for x in (self.q, self.k, self.v)), self.beta.to(torch.float32)):
+            flat = part.reshape(-1).view(torch.uint8)
+            target[at : at + flat.numel()].copy_(flat)
+            at += flat.numel()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSets:
+    """Draws of one shape for one trial, made anew whenever one is asked for: memory holds one at a time."""
+
+    shape: Shape
+    count: int
+    draw: Callable[[int], Inputs] | None
+    """Returns the set of this number, the same every time; None leaves undefined what is handed over."""
 
 
 def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
@@ -92,3 +114,13 @@ def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     beta = 0.5 + torch.rand(heads, generator=generator, device=generator.device)
     q, k, v = (tensor.contiguous().to(shape.torch_dtype).float() for tensor in (q, k, v))
     return Inputs(q=q, k=k, v=v, beta=beta)
+
+
+def chained_beta(beta: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
+    """Return beta [H] of the call after the one that gave o [B, T, H, D], from the beta drawn for it.
+
+    Calls of one trial hang together so that none can begin before the last token of the one before is
+    there: they cannot be run as a batch.
+    """
+    last = o[0, -1, :, 0]
+    return torch.addcmul(beta, last, last, value=CHAIN)

@@ -1,10 +1,12 @@
 """The referee's side of one worker: trials whose inputs, output and clock belong to the referee."""
 
+import gc
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +14,11 @@ import numpy as np
 import torch
 
 from kernels.harness import wire
-from kernels.harness.buffers import Buffers, make_buffers
-from kernels.harness.inputs import Inputs, Shape
+from kernels.harness.buffers import Offer, OutputRefused, make_ground
+from kernels.harness.inputs import InputSets
 
-GATHERED_ROWS = 4096
+GATHERED_ROWS = 1024
+"""Of each output that is sampled."""
 
 
 class CandidateFailed(Exception):
@@ -28,10 +31,23 @@ class CandidateFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One run of the operator: its output [B, T, H, D] in float32, and the seconds on the referee's clock."""
+    """Calls of the operator one after another: their outputs [B, T, H, D], and the seconds for all of them.
 
-    output: torch.Tensor
+    On the referee's clock, the hand-over included.
+    """
+
+    outputs: list[torch.Tensor]
     seconds: float
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python's garbage collector out of what is timed."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Session:
@@ -45,9 +61,13 @@ class Session:
         device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
     ) -> None:
         self._connection = connection
-        self._device = device
+        self._ground = make_ground(device)
         self._deadline_s = deadline_s
         """Seconds that are left of the evaluation."""
+
+    def close(self) -> None:
+        """Let go of the worker's memory; the connection is its owner's."""
+        self._ground.close()
 
     def wait_ready(self) -> None:
         """Wait until the submission is imported.
@@ -55,72 +75,63 @@ class Session:
         Raises:
             CandidateFailed: it failed to import, hung or ended.
         """
-        message = self._receive()
-        if message != {"ready": True}:
-            raise self._failure(message)
+        with self._received(0) as received:
+            if received.message != {"ready": True}:
+                raise self._failure(received.message)
 
     def run(
         self,
-        inputs: Inputs,
-        shape: Shape,
+        sets: InputSets,
         rows: np.random.Generator,
         *,
+        calls: int | None = None,
         operator: str = "chunk_quasar",
         cu_seqlens: list[int] | None = None,
     ) -> Trial:
         """Run one trial on inputs that the worker could not have seen before the clock starts.
 
+        The operator is called once for each of the sets, or for the first `calls` of them.
+
         Raises:
             CandidateFailed: see `kind`.
         """
         self._expect_quiet("the worker spoke before it was asked")
-        buffers = make_buffers(inputs, shape, self._device)
-        try:
-            return self._exchange(buffers, shape, rows, operator=operator, cu_seqlens=cu_seqlens)
-        finally:
-            buffers.close()
-
-    def _exchange(
-        self,
-        buffers: Buffers,
-        shape: Shape,
-        rows: np.random.Generator,
-        *,
-        operator: str,
-        cu_seqlens: list[int] | None,
-    ) -> Trial:
-        nonce = secrets.token_hex(16)
-        count = shape.count // shape.dim
+        calls = sets.count if calls is None else calls
+        count = sets.shape.count // sets.shape.dim
         chosen = rows.choice(count, size=min(GATHERED_ROWS, count), replace=False)
-        go: dict[str, Any] = {"operator": operator, "nonce": nonce, "shape": shape.as_message()}
-        if cu_seqlens is not None:
-            go["cu_seqlens"] = cu_seqlens
+        go: dict[str, Any] = {
+            "operator": operator,
+            "nonce": secrets.token_hex(16),
+            "shape": sets.shape.as_message(),
+            "sets": sets.count,
+            "calls": calls,
+            **({} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}),
+        }
+        offer = self._ground.offer(sets, calls, chosen)
+        try:
+            with _no_collection():
+                seconds = self._exchange(go, offer)
+            outputs = offer.results()
+            self._expect_quiet("the worker sent more than its acknowledgement")
+            return Trial(outputs, seconds)
+        except OutputRefused as refused:
+            raise CandidateFailed("tampered", str(refused)) from refused
+        finally:
+            offer.close()
+
+    def _exchange(self, go: dict[str, Any], offer: Offer) -> float:
+        """Hand over the inputs and take rows of the output; returns the seconds in between."""
         started = time.perf_counter()
         try:
-            wire.send(self._connection, go, buffers.descriptors)
+            wire.send(self._connection, go, offer.descriptors)
         except wire.WireBroken as error:
             raise CandidateFailed("crash", "the worker ended before the trial") from error
-        message = self._receive()
-        gathered = buffers.gather(chosen)
-        seconds = time.perf_counter() - started
-        if message.get("nonce") != nonce or set(message) != {"nonce"}:
-            raise self._failure(message)
-        return Trial(self._verified(buffers, chosen, gathered), seconds)
-
-    def _verified(self, buffers: Buffers, chosen: np.ndarray, gathered: torch.Tensor) -> torch.Tensor:
-        """Take the whole output and make sure that it did not change after the acknowledgement."""
-        whole = buffers.whole()
-        if not torch.equal(whole[torch.from_numpy(chosen).to(whole.device)].cpu(), gathered):
-            raise CandidateFailed("tampered", "the output changed after the worker said that it was done")
-        self._expect_quiet("the worker sent more than its acknowledgement")
-        unwritten = int((whole == buffers.poison()).sum())
-        if unwritten:
-            # The worker writes all of o before it says so: this one did not wait for it.
-            raise CandidateFailed(
-                "tampered",
-                f"{unwritten:,} of {whole.numel():,} numbers of o were not written when it said done",
-            )
-        return buffers.values(whole)
+        with self._received(self._ground.max_descriptors) as received:
+            message = received.message
+            if message.get("nonce") != go["nonce"] or set(message) != {"nonce", *self._ground.answer_fields}:
+                raise self._failure(message)
+            offer.gather(message, received.descriptors)
+            return time.perf_counter() - started
 
     def _expect_quiet(self, otherwise: str) -> None:
         if wire.is_quiet(self._connection):
@@ -129,18 +140,26 @@ class Session:
             raise CandidateFailed("crash", "the worker ended between two trials")
         raise CandidateFailed("tampered", otherwise)
 
-    def _receive(self) -> dict[str, Any]:
+    @contextmanager
+    def _received(self, max_descriptors: int) -> Iterator[wire.Received]:
+        """One message; the descriptors that came with it are closed afterwards."""
         try:
-            received = wire.receive(self._connection, timeout_s=max(0.001, self._deadline_s()))
+            received = wire.receive(
+                self._connection,
+                timeout_s=max(0.001, self._deadline_s()),
+                max_descriptors=max_descriptors,
+            )
         except wire.WireSilent as error:
             raise CandidateFailed("timeout", "the worker did not answer before the deadline") from error
         except wire.WireGarbled as error:
             raise CandidateFailed("tampered", f"the worker sent {error}") from error
         except wire.WireBroken as error:
             raise CandidateFailed("crash", f"the worker broke off: {error}") from error
-        for descriptor in received.descriptors:
-            os.close(descriptor)
-        return received.message
+        try:
+            yield received
+        finally:
+            for descriptor in received.descriptors:
+                os.close(descriptor)
 
     @staticmethod
     def _failure(message: dict[str, Any]) -> CandidateFailed:

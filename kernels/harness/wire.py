@@ -2,6 +2,7 @@
 
 import array
 import json
+import os
 import select
 import socket
 from dataclasses import dataclass
@@ -68,17 +69,26 @@ def receive(
     except ConnectionError as error:
         raise WireBroken(f"the peer is gone: {error}") from error
     descriptors = _descriptors(ancillary)
-    if not data:
-        raise WireBroken("the peer closed the connection")
-    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-        raise WireGarbled("a message was longer than allowed")
+    try:
+        if not data:
+            raise WireBroken("the peer closed the connection")
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise WireGarbled("a message was longer than allowed")
+        return Received(_parse(data), descriptors)
+    except WireBroken:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+
+
+def _parse(data: bytes) -> dict[str, Any]:
     try:
         message = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise WireGarbled(f"not a JSON message: {error}") from error
     if not isinstance(message, dict):
         raise WireGarbled(f"not a JSON object but {type(message).__name__}")
-    return Received(message, descriptors)
+    return message
 
 
 def has_left(connection: socket.socket) -> bool:

@@ -3,18 +3,20 @@
 Runs in the sandbox, as `main(socket descriptor, tree, device)`; the referee holds clock, inputs and answer.
 """
 
+import gc
 import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from kernels.harness.inputs import Shape
+    from kernels.harness.rooms import Output, Room
 
 Operator = Callable[..., Any]
 
@@ -25,6 +27,7 @@ def main(arguments: list[str]) -> None:
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
     from kernels.harness import wire
+    from kernels.harness.rooms import make_room
 
     connection = socket.socket(fileno=descriptor)
     try:
@@ -33,14 +36,18 @@ def main(arguments: list[str]) -> None:
         traceback.print_exc()
         wire.send(connection, {"failed": "build", "reason": _reason(error)})
         return
+    room = make_room(device)
+    # Between trials, not inside them.
+    gc.disable()
     wire.send(connection, {"ready": True})
     while True:
         try:
-            received = wire.receive(connection, max_descriptors=2)
+            received = wire.receive(connection, max_descriptors=room.max_descriptors)
         except wire.WireBroken:
             return
+        message = received.message
         try:
-            _run(operators[received.message["operator"]], received.message, received.descriptors, device)
+            output = run(operators[message["operator"]], message, received.descriptors, room)
         except MemoryError as error:
             wire.send(connection, {"failed": "memory", "reason": _reason(error)})
         except Exception as error:  # noqa: BLE001 - whatever the operator raises is its own
@@ -48,7 +55,9 @@ def main(arguments: list[str]) -> None:
             kind = "memory" if type(error).__name__ == "OutOfMemoryError" else "crash"
             wire.send(connection, {"failed": kind, "reason": _reason(error)})
         else:
-            wire.send(connection, {"nonce": received.message["nonce"]})
+            wire.send(connection, {"nonce": message["nonce"], **output.fields}, output.descriptors)
+        room.tidy()
+        gc.collect()
 
 
 def _reason(error: BaseException) -> str:
@@ -80,71 +89,36 @@ def _keep_first_configuration() -> None:
     triton.runtime.autotune = autotune
 
 
-def _run(operator: Operator, message: dict[str, Any], descriptors: list[int], device: str) -> None:
-    """Map inputs and output, run the operator, write its output."""
+def run(operator: Operator, message: dict[str, Any], descriptors: list[int], room: "Room") -> "Output":
+    """Run the operator on the inputs that came, and leave its outputs where the referee finds them."""
     import torch
 
-    from kernels.harness.inputs import Shape
+    from kernels.harness.inputs import Shape, chained_beta
 
     shape = Shape(**message["shape"])
-    mapping = _mapped_on_host if device == "cpu" else _mapped_on_device
-    options = (
-        {"cu_seqlens": torch.tensor(message["cu_seqlens"], device=device)} if "cu_seqlens" in message else {}
-    )
-    with mapping(shape, descriptors, device) as (q, k, v, beta, target):
-        result = operator(q, k, v, beta, **options)
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(f"the operator must return (o, final_state), not {type(result).__name__}")
-        o = result[0]
-        if type(o) is not torch.Tensor or tuple(o.shape) != shape.size or o.dtype != shape.torch_dtype:
-            raise TypeError(
-                f"o must be a torch.Tensor {list(shape.size)} of {shape.torch_dtype}, "
-                f"not {type(o).__name__} {list(getattr(o, 'shape', []))} of {getattr(o, 'dtype', None)}"
-            )
-        target.copy_(o)
-        if device != "cpu":
-            torch.cuda.synchronize()
+    outputs: list[torch.Tensor] = []
+    for q, k, v, beta in islice(room.enter(shape, message["sets"], descriptors), message["calls"]):
+        options = {}
+        if "cu_seqlens" in message:
+            options["cu_seqlens"] = torch.tensor(message["cu_seqlens"], device=q.device)
+        if outputs:
+            beta = chained_beta(beta, outputs[-1])
+        with room.allocations():
+            result = operator(q, k, v, beta, **options)
+        outputs.append(_output(result, shape))
+    return room.leave(outputs)
 
 
-@contextmanager
-def _mapped_on_host(shape: "Shape", descriptors: list[int], _device: str) -> "Iterator[tuple[Tensor, ...]]":
-    """Give q, k, v, beta and the output, in files."""
-    from kernels.harness.memory import map_inputs, map_output
-
-    inputs, output = descriptors
-    try:
-        flat = map_inputs(inputs, 3 * shape.count + shape.heads)
-        target = map_output(output, shape.count)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-    q, k, v = (part.view(shape.size).to(shape.torch_dtype) for part in flat[: -shape.heads].chunk(3))
-    yield q, k, v, flat[-shape.heads :], target.view(shape.size)
-
-
-@contextmanager
-def _mapped_on_device(shape: "Shape", descriptors: list[int], device: str) -> "Iterator[tuple[Tensor, ...]]":
-    """Give q, k, v, beta and the output, in memory of the GPU."""
+def _output(result: Any, shape: "Shape") -> "Tensor":
+    """Return o of what an operator returned. Raises TypeError when it is no such thing."""
     import torch
 
-    from kernels.harness.device_memory import DeviceMemory
-
-    place = torch.device(device)
-    tensor_bytes = shape.count * shape.torch_dtype.itemsize
-    inputs, output = descriptors
-    try:
-        source = DeviceMemory.receive(inputs, 3 * tensor_bytes + 4 * shape.heads, place)
-        target = DeviceMemory.receive(output, tensor_bytes, place)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
-    q, k, v = (
-        source.bytes[index * tensor_bytes :][:tensor_bytes].view(shape.torch_dtype).view(shape.size)
-        for index in range(3)
-    )
-    beta = source.bytes[3 * tensor_bytes :].view(torch.float32)
-    try:
-        yield q, k, v, beta, target.bytes.view(shape.torch_dtype).view(shape.size)
-    finally:
-        source.close()
-        target.close()
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise TypeError(f"the operator must return (o, final_state), not {type(result).__name__}")
+    o = result[0]
+    if type(o) is not torch.Tensor or tuple(o.shape) != shape.size or o.dtype != shape.torch_dtype:
+        raise TypeError(
+            f"o must be a torch.Tensor {list(shape.size)} of {shape.torch_dtype}, "
+            f"not {type(o).__name__} {list(getattr(o, 'shape', []))} of {getattr(o, 'dtype', None)}"
+        )
+    return o

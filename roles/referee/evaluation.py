@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,10 +18,13 @@ from protocol.judging import Measurements, fault_of, judge
 from protocol.messages import EvaluationJob, EvaluationReport, Figures
 from protocol.rules import RULES_VERSION
 from protocol.verdicts import Status
-from roles.referee.measuring import Measuring, Overhead, trial_shape
+from roles.referee.drawing import Drawing, timed_shape
+from roles.referee.gpu import MemoryWatch, roofline_tokens_per_sec, wait_until_cool
+from roles.referee.measuring import Measuring
 from roles.referee.sources import check_sources, take_sources
 from roles.referee.stages import Ended, Record, printable
-from roles.referee.worker import Worker, choose_tier, empty_caches, running_worker
+from roles.referee.worker import Worker, choose_tier, empty_caches, running_worker, running_yardstick
+from roles.referee.yardstick import Yardstick
 
 LOCK_TIMEOUT_S: Final = 1800.0
 _STATUS_OF: Final = {
@@ -29,10 +33,6 @@ _STATUS_OF: Final = {
     "memory": Status.OUT_OF_MEMORY,
     "timeout": Status.TIMED_OUT,
     "tampered": Status.TAMPERED,
-}
-_NO_OPERATOR: Final = {
-    "chunk.py": "def chunk_quasar(q, k, v, beta, **kwargs):\n    return v, None\n",
-    "fused_recurrent.py": "def fused_recurrent_quasar(q, k, v, beta, **kwargs):\n    return v, None\n",
 }
 
 Announce = Callable[[str], None]
@@ -43,7 +43,6 @@ def evaluate(job: EvaluationJob, announce: Announce) -> EvaluationReport:
     record = Record()
     tier = SandboxTier.NONE
     measurements: Measurements | None = None
-    vram_mb: float | None = None
     try:
         Path(job.work_dir).mkdir(parents=True, exist_ok=True)
         empty_caches(Path(job.work_dir))
@@ -54,7 +53,9 @@ def evaluate(job: EvaluationJob, announce: Announce) -> EvaluationReport:
         with record.stage("sandbox", announce):
             tier = choose_tier(job)
         measurements = _measure(job, sources, tier, record, announce)
-        status = judge(measurements, job.claimed_tokens_per_sec)
+        roofline = roofline_tokens_per_sec(timed_shape(job, job.sequence_length), torch.device(job.device))
+        record.evidence["roofline_tokens_per_sec"] = roofline
+        status = judge(measurements, job.claimed_tokens_per_sec, roofline_tokens_per_sec=roofline)
         reason = _reason(status, measurements, job)
     except Ended as end:
         status, reason = end.status, str(end)
@@ -63,7 +64,7 @@ def evaluate(job: EvaluationJob, announce: Announce) -> EvaluationReport:
     except (SandboxUnavailable, DeviceBusy) as error:
         status, reason = Status.INFRASTRUCTURE, str(error)
     return EvaluationReport(
-        figures=_figures(job, status, reason, measurements, vram_mb, record),
+        figures=_figures(job, status, reason, measurements, record),
         fingerprint=record.fingerprint,
         sandbox_tier=tier.value,
     )
@@ -77,40 +78,85 @@ def _measure(
         lock = device_lock(job.device, timeout_s=LOCK_TIMEOUT_S)
         lock.acquire()
     try:
-        deadline = time.monotonic() + job.deadline_s
-
-        def left_s() -> float:
-            return deadline - time.monotonic()
-
-        overhead = Overhead()
-        if job.profile == "gpu":
-            with record.stage("calibrate", announce), running_worker(_NO_OPERATOR, job, tier, left_s) as idle:
-                idle.session.wait_ready()
-                overhead = Measuring(job, idle.session).overhead()
-        record.evidence["overhead_s"] = overhead.seconds
-        record.evidence["overhead_spread_s"] = overhead.spread_s
-        with running_worker(sources, job, tier, left_s) as worker:
-            return _measure_worker(job, worker, overhead, record, announce)
+        return _measure_undisturbed(job, sources, tier, record, announce)
     finally:
         lock.release()
 
 
-def _measure_worker(
-    job: EvaluationJob, worker: Worker, overhead: Overhead, record: Record, announce: Announce
+def _measure_undisturbed(
+    job: EvaluationJob, sources: dict[str, str], tier: SandboxTier, record: Record, announce: Announce
 ) -> Measurements:
-    measuring = Measuring(job, worker.session)
+    deadline = time.monotonic() + job.deadline_s
+
+    def left_s() -> float:
+        return deadline - time.monotonic()
+
+    drawing = Drawing(job)
+    with ExitStack() as opened:
+        yardstick = None
+        if job.profile == "gpu":
+            with record.stage("yardstick", announce):
+                record.evidence["gpu_state"] = wait_until_cool(job.device)
+                yardstick = _settled_yardstick(job, drawing, opened, left_s)
+        try:
+            with running_worker(sources, job, tier, left_s) as worker:
+                measurements = _measure_worker(job, worker, drawing, yardstick, record, announce)
+        finally:
+            if yardstick is not None:
+                record.evidence["yardstick"] = yardstick.evidence()
+        if yardstick is not None:
+            yardstick.check_after()
+        return measurements
+
+
+def _settled_yardstick(
+    job: EvaluationJob, drawing: Drawing, opened: ExitStack, left_s: Callable[[], float]
+) -> Yardstick:
+    worker = opened.enter_context(running_yardstick(job, left_s))
+    shapes = [timed_shape(job, length) for length in drawing.lengths]
+    yardstick = Yardstick(worker.contestant, drawing, shapes)
+    try:
+        worker.contestant.wait_ready()
+        yardstick.settle()
+    except CandidateFailed as failure:
+        # It is our own kernel: whatever ails it, no submission answers for it.
+        raise Ended(Status.INFRASTRUCTURE, f"the yardstick failed: {failure}") from failure
+    return yardstick
+
+
+def _measure_worker(
+    job: EvaluationJob,
+    worker: Worker,
+    drawing: Drawing,
+    yardstick: Yardstick | None,
+    record: Record,
+    announce: Announce,
+) -> Measurements:
+    watch = None if job.device == "cpu" else MemoryWatch(torch.device(job.device), job.vram_limit_bytes)
+    measuring = Measuring(
+        job,
+        worker.contestant,
+        drawing,
+        yardstick,
+        after_trial=watch.look if watch is not None else lambda: None,
+    )
     try:
         with record.stage("build", announce):
-            worker.session.wait_ready()
+            worker.contestant.wait_ready()
         with record.stage("probe", announce):
             measuring.probe()
         with record.stage("time", announce):
-            return measuring.time(overhead)
+            return measuring.time()
+    except torch.cuda.OutOfMemoryError as error:
+        assert watch is not None
+        watch.look()
+        raise Ended(Status.INFRASTRUCTURE, f"no memory left for the referee: {error}") from error
     finally:
         findings = measuring.findings
-        record.evidence["trial_s"] = [round(seconds, 6) for seconds in findings.seconds]
-        record.evidence["seeds"] = findings.seeds
-        record.evidence["yardstick_relative_error"] = findings.yardstick_error
+        record.evidence["lengths"] = drawing.lengths
+        record.evidence["calls"] = measuring.calls
+        record.evidence["seeds"] = drawing.seeds
+        record.evidence["trial_s"] = [round(seconds, 7) for seconds in measuring.trial_s()]
         if findings.accuracy is not None:
             record.evidence["accuracy"] = {
                 "cosine_similarity": _finite(findings.accuracy.cosine_similarity),
@@ -118,11 +164,15 @@ def _measure_worker(
                 "relative_error": _finite(findings.accuracy.relative_error),
             }
         record.evidence["log_tail"] = worker.log_tail()
+        if watch is not None:
+            record.vram_mb = watch.peak_bytes / 2**20
 
 
 def _reason(status: Status, measurements: Measurements, job: EvaluationJob) -> str:
     if status is Status.BELOW_CLAIM:
         return f"measured {measurements.tokens_per_sec:,.1f} tok/s, claimed {job.claimed_tokens_per_sec:,.1f}"
+    if status is Status.IMPLAUSIBLE:
+        return f"{measurements.tokens_per_sec:,.1f} tok/s: the GPU cannot read q, k, v and write o that fast"
     if status is Status.INACCURATE:
         return (
             f"relative error {measurements.relative_error:.1e}, the yardstick's is "
@@ -139,10 +189,9 @@ def _figures(
     status: Status,
     reason: str,
     measurements: Measurements | None,
-    vram_mb: float | None,
     record: Record,
 ) -> Figures:
-    shape = trial_shape(job)
+    shape = timed_shape(job, job.sequence_length)
     evidence: dict[str, Any] = {
         "reason": printable(reason),
         "profile": job.profile,
@@ -160,7 +209,7 @@ def _figures(
         cosine_similarity=accuracy.get("cosine_similarity"),
         max_abs_diff=accuracy.get("max_abs_diff"),
         relative_error=accuracy.get("relative_error"),
-        vram_mb=vram_mb,
+        vram_mb=record.vram_mb,
         gpu="cpu" if job.device == "cpu" else torch.cuda.get_device_name(job.device),
         versions={
             "python": platform.python_version(),

@@ -1,165 +1,167 @@
-"""Probes and timed trials of one worker.
+"""Probes and timed trials of a submission.
 
-On a CPU the referee's clock covers the operator and little else. On a GPU it also covers mapping the inputs
-and copying the output inside the GPU: the same with an operator that does nothing is measured first and taken
-off. What is left must stand out of the noise of that, else there is no figure.
+On a CPU the referee's clock covers the operator and little else. On a GPU it also covers the hand-over: that
+of an operator that does nothing is taken off, and what is left must stand out of the noise of it.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-import numpy as np
-import torch
-
-from kernels.harness.accuracy import Accuracy, compare, reference_output, yardstick_error
-from kernels.harness.inputs import Shape, draw_inputs
-from kernels.harness.session import Session, Trial
+from kernels.harness.accuracy import Accuracy, compare, rounding_error
+from kernels.harness.inputs import Shape
+from kernels.harness.session import Trial
 from protocol.judging import Measurements
 from protocol.messages import EvaluationJob
 from protocol.rules import MAX_ABS_DIFFERENCE, MIN_COSINE_SIMILARITY
 from protocol.verdicts import Status
+from roles.referee.contestant import Contestant
+from roles.referee.drawing import Drawing, Drawn, timed_shape
 from roles.referee.stages import Ended
+from roles.referee.yardstick import Yardstick
 
 PROBE_LENGTH: Final = 50
 REPEAT_TOLERANCE: Final = 1e-3
 """Largest relative difference between two runs on the same inputs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Overhead:
-    """What a trial takes besides the operator: the median, and the interquartile range around it."""
-
-    seconds: float = 0.0
-    spread_s: float = 0.0
-
-
 @dataclass(slots=True)
 class Findings:
-    """What the trials gave so far."""
+    """What probes and trials gave so far."""
 
     accuracy: Accuracy | None = None
-    yardstick_error: float = 0.0
+    rounding_error: float = 0.0
+    """What rounding to bfloat16 alone makes; no submission is held to less than a multiple of it."""
+    lengths: list[int] = field(default_factory=list)
+    """Of the timed trials."""
     seconds: list[float] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=list)
-
-    def add(self, accuracy: Accuracy, yardstick: float) -> None:
-        """Keep the worst accuracy and the largest error of the yardstick."""
-        self.accuracy = accuracy if self.accuracy is None else self.accuracy.worse_of(accuracy)
-        self.yardstick_error = max(self.yardstick_error, yardstick)
-
-
-def trial_shape(job: EvaluationJob) -> Shape:
-    """Return the layer's shape in the job's profile."""
-    if job.profile == "cpu":
-        # float32: bfloat16 dots are wrong in the interpreter.
-        return Shape(batch=1, length=job.sequence_length, heads=2, dim=32, dtype="float32")
-    return Shape(batch=1, length=job.sequence_length, heads=8, dim=64, dtype="bfloat16")
+    """Of the timed trials, by the clock."""
 
 
 class Measuring:
-    """Runs a worker's operator on fresh inputs and compares every output with the reference."""
+    """Runs a submission's operator on fresh inputs and compares every output with the reference.
 
-    def __init__(self, job: EvaluationJob, session: Session) -> None:
+    `after_trial` is called after each: it may look at what the worker holds of the GPU.
+    """
+
+    def __init__(
+        self,
+        job: EvaluationJob,
+        contestant: Contestant,
+        drawing: Drawing,
+        yardstick: Yardstick | None = None,
+        *,
+        after_trial: Callable[[], None] = lambda: None,
+    ) -> None:
         self._job = job
-        self._session = session
-        self._device = torch.device(job.device)
-        self._rows = np.random.default_rng(int.from_bytes(os.urandom(8), "little"))
+        self._contestant = contestant
+        self._drawing = drawing
+        self._yardstick = yardstick
+        self._after_trial = after_trial
+        self.calls = 1
+        """Of the operator in each timed trial."""
         self.findings = Findings()
 
     def probe(self) -> None:
-        """Untimed: the real shape, it again, odd lengths, a batch, packed sequences, the other operator.
+        """Untimed: a timed shape and it again, another length, a batch, packed sequences, both operators.
 
         Raises:
             Ended: wrong_output, nan_or_inf, inconsistent. CandidateFailed: the worker failed.
         """
-        shape = trial_shape(self._job)
-        first = self._checked(shape, "the timed shape")
-        again, inputs = first
-        repeated = self._session.run(inputs, shape, self._rows).output
-        difference = float((repeated - again.output).norm() / again.output.norm())
+        shapes = [timed_shape(self._job, length) for length in self._drawing.lengths]
+        first = self._drawing.draw(shapes[0])
+        output = self._checked(first, "a timed shape").outputs[0].float()
+        again = self._contestant.run(first.sets(1))
+        difference = float((again.outputs[0].float() - output).norm() / output.norm())
         if not difference <= REPEAT_TOLERANCE:
             raise Ended(Status.INCONSISTENT, f"two runs on the same inputs differ by {difference:.1e}")
-        small = {"heads": shape.heads, "dim": shape.dim, "dtype": shape.dtype}
-        self._checked(Shape(batch=1, length=PROBE_LENGTH, **small), f"length {PROBE_LENGTH}")
-        self._checked(Shape(batch=2, length=PROBE_LENGTH, **small), "a batch of 2")
-        self._checked(
-            Shape(batch=1, length=PROBE_LENGTH, **small), "packed sequences", cu_seqlens=[0, 17, PROBE_LENGTH]
-        )
-        self._checked(
-            Shape(batch=1, length=PROBE_LENGTH, **small),
-            "fused_recurrent_quasar",
-            operator="fused_recurrent_quasar",
-        )
+        small = {"heads": shapes[0].heads, "dim": shapes[0].dim, "dtype": shapes[0].dtype}
+        one = Shape(batch=1, length=PROBE_LENGTH, **small)
+        self._checked(self._drawing.draw(one), f"length {PROBE_LENGTH}")
+        two = Shape(batch=2, length=PROBE_LENGTH, **small)
+        self._checked(self._drawing.draw(two), "a batch of 2")
+        self._checked(self._drawing.draw(one, [0, 17, PROBE_LENGTH]), "packed sequences")
+        self._checked(self._drawing.draw(one), "fused_recurrent_quasar", operator="fused_recurrent_quasar")
+        self.calls = self._drawing.sets_for(shapes[0], again.seconds - self._overhead_s())
+        # Each length as it will be timed: autotuners are keyed by it, and memory is taken once.
+        for shape in shapes:
+            self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")
 
-    def time(self, overhead: Overhead, *, clock: Callable[[], float] = time.monotonic) -> Measurements:
+    def time(self, *, clock: Callable[[], float] = time.monotonic) -> Measurements:
         """Run the timed trials within their budget; every output is checked.
 
         Raises:
-            CandidateFailed: the worker failed. Ended: infrastructure, the overhead drowns the operator.
+            CandidateFailed: the worker failed. Ended: infrastructure, the hand-over drowns the operator.
         """
-        shape = trial_shape(self._job)
         started = clock()
+        yardstick = self._yardstick
         while len(self.findings.seconds) < self._job.trials_max:
-            enough = len(self.findings.seconds) >= self._job.trials_min
-            if enough and clock() - started > self._job.time_budget_s:
+            done = len(self.findings.seconds)
+            if done >= self._job.trials_min and clock() - started > self._job.time_budget_s:
                 break
-            trial, _ = self._trial(shape)
-            self.findings.seconds.append(trial.seconds - overhead.seconds)
-        median = statistics.median(self.findings.seconds)
-        if not median > overhead.spread_s:
-            raise Ended(
-                Status.INFRASTRUCTURE,
-                f"the operator takes {median:.2e} s beside {overhead.seconds:.2e} s for mapping and copying, "
-                f"which vary by {overhead.spread_s:.2e} s: too short to be measured here",
-            )
-        return self._measurements(shape, median)
+            length = self._drawing.lengths[done % len(self._drawing.lengths)]
+            sets = max(self.calls, yardstick.sets if yardstick is not None else 1)
+            drawn = self._drawing.draw(timed_shape(self._job, length), count=sets)
+            # Yardstick and submission change places from round to round, so that a drift hits both alike.
+            if yardstick is not None:
+                yardstick.idle(drawn, self.calls)
+                if done % 2 == 0:
+                    yardstick.trial(drawn)
+            self._timed(drawn)
+            if yardstick is not None and done % 2 == 1:
+                yardstick.trial(drawn)
+        return self._measurements()
 
-    def overhead(self) -> Overhead:
-        """Measure trials of an operator that does nothing."""
-        shape = trial_shape(self._job)
-        inputs = draw_inputs(shape, self._generator())
-        # The first one also loads what the worker needs for any.
-        self._session.run(inputs, shape, self._rows)
-        seconds = [
-            self._session.run(inputs, shape, self._rows).seconds for _ in range(self._job.trials_min + 2)
+    def trial_s(self) -> list[float]:
+        """Seconds of one call in each timed trial, as if it had had the job's length."""
+        return [
+            (seconds - self._overhead_s()) / self.calls * self._job.sequence_length / length
+            for seconds, length in zip(self.findings.seconds, self.findings.lengths, strict=True)
         ]
-        low, median, high = statistics.quantiles(seconds, n=4)
-        return Overhead(median, high - low)
 
-    def _measurements(self, shape: Shape, median: float) -> Measurements:
-        accuracy = self.findings.accuracy
+    def _overhead_s(self) -> float:
+        return 0.0 if self._yardstick is None else self._yardstick.overhead_s(self.calls)
+
+    def _timed(self, drawn: Drawn) -> None:
+        trial = self._contestant.run(drawn.sets(self.calls))
+        self._after_trial()
+        self.findings.seconds.append(trial.seconds)
+        self.findings.lengths.append(drawn.shape.length)
+        self._compare(trial, drawn)
+
+    def _measurements(self) -> Measurements:
+        accuracy, seconds = self.findings.accuracy, self.trial_s()
         assert accuracy is not None
-        quartiles = (
-            statistics.quantiles(self.findings.seconds, n=4)
-            if len(self.findings.seconds) > 1
-            else [median] * 3
-        )
+        median = statistics.median(seconds)
+        error = self.findings.rounding_error
+        if self._yardstick is not None:
+            error = max(error, self._yardstick.relative_error)
+            noise_s = self._yardstick.overhead_spread_s / self.calls
+            if not median > noise_s:
+                raise Ended(
+                    Status.INFRASTRUCTURE,
+                    f"a call takes {median:.2e} s, and its share of the hand-over varies by {noise_s:.2e} s: "
+                    "too short to be measured here",
+                )
+        quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
         return Measurements(
             cosine_similarity=accuracy.cosine_similarity,
             max_abs_diff=accuracy.max_abs_diff,
             relative_error=accuracy.relative_error,
-            yardstick_relative_error=self.findings.yardstick_error,
-            tokens_per_sec=shape.batch * shape.length / median,
+            yardstick_relative_error=error,
+            tokens_per_sec=self._job.sequence_length / median,
             spread=(quartiles[2] - quartiles[0]) / median,
         )
 
-    def _trial(self, shape: Shape, *, operator: str = "chunk_quasar", cu_seqlens: list[int] | None = None):  # type: ignore[no-untyped-def]
-        inputs = draw_inputs(shape, self._generator())
-        trial: Trial = self._session.run(inputs, shape, self._rows, operator=operator, cu_seqlens=cu_seqlens)
-        reference = reference_output(inputs, self._device, cu_seqlens)
-        output = trial.output.to(self._device)
-        self.findings.add(compare(output, reference), yardstick_error(inputs, shape, reference, cu_seqlens))
-        return trial, inputs
-
-    def _checked(self, shape: Shape, what: str, **options: object):  # type: ignore[no-untyped-def]
-        """One untimed run that must meet the subnet's thresholds."""
-        result = self._trial(shape, **options)
-        accuracy = self.findings.accuracy
-        assert accuracy is not None
+    def _checked(self, drawn: Drawn, what: str, *, operator: str = "chunk_quasar") -> Trial:
+        """One untimed trial of all sets, which must meet the subnet's thresholds."""
+        trial = self._contestant.run(
+            drawn.sets(len(drawn.seeds)), operator=operator, cu_seqlens=drawn.cu_seqlens
+        )
+        self._after_trial()
+        accuracy = self._compare(trial, drawn)
         if accuracy.relative_error != accuracy.relative_error:
             raise Ended(Status.NAN_OR_INF, f"o holds NaN or infinity on {what}")
         if not (
@@ -171,11 +173,16 @@ class Measuring:
                 f"on {what}: cosine similarity {accuracy.cosine_similarity:.4f}, largest difference "
                 f"{accuracy.max_abs_diff:.3g} (allowed: {MIN_COSINE_SIMILARITY}, {MAX_ABS_DIFFERENCE})",
             )
-        return result
+        return trial
 
-    def _generator(self) -> torch.Generator:
-        used = len(self.findings.seeds)
-        given = self._job.seeds[used : used + 1]
-        seed = given[0] if given else int.from_bytes(os.urandom(7), "little")
-        self.findings.seeds.append(seed)
-        return torch.Generator(self._device).manual_seed(seed)
+    def _compare(self, trial: Trial, drawn: Drawn) -> Accuracy:
+        """Return the worst accuracy of the trial's outputs, and keep the worst of all."""
+        found, worst = self.findings, None
+        for number, output in enumerate(trial.outputs):
+            reference = drawn.reference(number, trial.outputs[number - 1] if number else None)
+            accuracy = compare(output.float(), reference)
+            worst = accuracy if worst is None else worst.worse_of(accuracy)
+            found.rounding_error = max(found.rounding_error, rounding_error(reference))
+        assert worst is not None
+        found.accuracy = worst if found.accuracy is None else found.accuracy.worse_of(worst)
+        return worst

@@ -29,6 +29,8 @@ class Record:
         self.stage_s: dict[str, float] = {}
         self.evidence: dict[str, Any] = {}
         self.fingerprint: str | None = None
+        self.vram_mb: float | None = None
+        """The most that the submission's worker held of the GPU."""
 
     @contextmanager
     def stage(self, name: str, announce: Callable[[str], None]) -> Iterator[None]:

@@ -20,6 +20,7 @@ from kernels.harness.wire import socket_pair
 from node.sandbox import (
     Limits,
     Mount,
+    SandboxedProcess,
     SandboxSpec,
     SandboxTier,
     detect_tier,
@@ -31,13 +32,27 @@ from node.sandbox import (
 from protocol.errors import SandboxUnavailable
 from protocol.forks import TARGET_DIR
 from protocol.messages import EvaluationJob
+from roles.referee.contestant import Contestant
 from roles.referee.stages import printable
+from roles.referee.yardstick import yardstick_files
 
 LOG_TAIL_BYTES: Final = 4000
 FOLDER_PREFIX: Final = "run-"
 _WORKER_FILES: Final = (
     "__init__.py",
-    *(f"harness/{name}.py" for name in ("__init__", "device_memory", "inputs", "memory", "wire", "worker")),
+    *(
+        f"harness/{name}.py"
+        for name in (
+            "__init__",
+            "device_memory",
+            "inputs",
+            "memory",
+            "rooms",
+            "shared_pool",
+            "wire",
+            "worker",
+        )
+    ),
 )
 _PROGRAM: Final = "from kernels.harness.worker import main; main(sys.argv[1:])"
 _GPU_CONTROL: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
@@ -47,7 +62,7 @@ _GPU_CONTROL: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 class Worker:
     """A started worker and what it printed."""
 
-    session: Session
+    contestant: Contestant
     log: IO[bytes]
 
     def log_tail(self) -> str:
@@ -73,20 +88,38 @@ def choose_tier(job: EvaluationJob) -> SandboxTier:
 
 @contextmanager
 def running_worker(
-    files: Mapping[str, str], job: EvaluationJob, tier: SandboxTier, deadline_s: Callable[[], float]
+    files: Mapping[str, str],
+    job: EvaluationJob,
+    tier: SandboxTier,
+    deadline_s: Callable[[], float],
+    *,
+    triton_cache: Path | None = None,
 ) -> Iterator[Worker]:
-    """Run a worker for the files of `fla/ops/quasar/`; everything of it is gone afterwards."""
+    """Run a worker for the files of `fla/ops/quasar/`; everything of it is gone afterwards.
+
+    `triton_cache`, of a worker without a sandbox alone, is a folder that stays.
+    """
     with _own_folder(Path(job.work_dir)) as folder, tempfile.TemporaryFile() as log:
         tree = folder / "tree"
         _lay_out(tree, files)
         ours, theirs = socket_pair()
         with ours:
             with theirs:
-                process = _start(tree, job, tier, theirs, log)
+                process = _start(tree, job, tier, theirs, log, triton_cache or folder / "triton")
+            session = Session(ours, deadline_s=deadline_s, device=torch.device(job.device))
             try:
-                yield Worker(Session(ours, deadline_s=deadline_s, device=torch.device(job.device)), log)
+                yield Worker(Contestant(session, pause=process.pause, resume=process.resume), log)
             finally:
                 process.kill()
+                session.close()
+
+
+@contextmanager
+def running_yardstick(job: EvaluationJob, deadline_s: Callable[[], float]) -> Iterator[Worker]:
+    """Run the yardstick's worker: our own code, which needs no sandbox and keeps what it has compiled."""
+    cache = Path(job.work_dir) / "yardstick"
+    with running_worker(yardstick_files(), job, SandboxTier.NONE, deadline_s, triton_cache=cache) as worker:
+        yield worker
 
 
 @contextmanager
@@ -147,7 +180,9 @@ def _lay_out(tree: Path, files: Mapping[str, str]) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _start(tree: Path, job: EvaluationJob, tier: SandboxTier, end: socket.socket, log: IO[bytes]):  # type: ignore[no-untyped-def]
+def _start(
+    tree: Path, job: EvaluationJob, tier: SandboxTier, end: socket.socket, log: IO[bytes], triton_cache: Path
+) -> SandboxedProcess:
     package = Path(kernels.__file__).parent
     is_gpu = job.device != "cpu"
     environment = {
@@ -167,7 +202,7 @@ def _start(tree: Path, job: EvaluationJob, tier: SandboxTier, end: socket.socket
         environment |= {
             "PATH": os.defpath,
             "HOME": str(tree.parent),
-            "TRITON_CACHE_DIR": str(tree.parent / "triton"),
+            "TRITON_CACHE_DIR": str(triton_cache),
         }
         spec = SandboxSpec(
             argv=python_argv(_PROGRAM, paths, descriptor, str(tree), job.device), environment=environment

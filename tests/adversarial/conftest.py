@@ -1,7 +1,9 @@
 """Submissions as fixtures: our own kernel with something done to it, judged by the real referee."""
 
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -34,11 +36,13 @@ def judge_submission(tmp_path: Path) -> Judge:
         claimed: float | None = None,
         deadline_s: float = 60.0,
         known_fingerprints: dict[str, int] | None = None,
+        profile: Literal["cpu", "gpu"] = "cpu",
+        length: int = 128,
     ) -> EvaluationReport:
         files: dict[str, str | None] = {**export_files(variant), **(replace or {})}
         if suffix:
             files["chunk.py"] = f"{files['chunk.py']}\n\n{suffix}"
-        tree = tmp_path / "fork"
+        tree = Path(tempfile.mkdtemp(dir=tmp_path))
         (tree / TARGET_DIR).mkdir(parents=True)
         for name, text in files.items():
             if text is not None:
@@ -46,12 +50,12 @@ def judge_submission(tmp_path: Path) -> Judge:
         job = EvaluationJob(
             source=DirectorySource(path=str(tree)),
             target_sequence_length=100_000,
-            sequence_length=128,
+            sequence_length=length,
             claimed_tokens_per_sec=claimed,
-            profile="cpu",
-            device="cpu",
-            trials_min=3,
-            trials_max=3,
+            profile=profile,
+            device="cpu" if profile == "cpu" else "cuda:0",
+            trials_min=3 if profile == "cpu" else 6,
+            trials_max=3 if profile == "cpu" else 6,
             deadline_s=deadline_s,
             work_dir=str(tmp_path / "work"),
             known_fingerprints=known_fingerprints or {},

@@ -1,5 +1,6 @@
 """What only a GPU can show: long sequences, equal results from equal calls, every preset."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -17,7 +18,8 @@ from kernels import chunk
 from kernels.fused_recurrent import fused_recurrent_quasar
 from kernels.harness import wire, worker
 from kernels.harness.device_memory import DeviceMemory
-from kernels.harness.inputs import Inputs, Shape, draw_inputs
+from kernels.harness.inputs import Inputs, InputSets, Shape, chained_beta, draw_inputs
+from kernels.harness.rooms import make_room
 from kernels.harness.session import CandidateFailed, Session, Trial
 from kernels.presets import PRESETS, Preset
 from kernels.reference import chunked
@@ -167,7 +169,17 @@ def test_memory_is_shared_by_descriptor(device: torch.device) -> None:
     ours.close()
 
 
-def trial_with(peer: Callable[[socket.socket, wire.Received], None], shape: Shape, inputs: Inputs) -> Trial:
+SHAPE = Shape(batch=1, length=1000, heads=8, dim=64, dtype="bfloat16")
+
+
+Peer = Callable[[socket.socket, wire.Received], None]
+
+
+def drawn(number: int) -> Inputs:
+    return draw_inputs(SHAPE, torch.Generator("cuda:0").manual_seed(number))
+
+
+def trial_with(peer: Peer, *, sets: int = 1, calls: int = 1) -> Trial:
     """Run one trial on the GPU against a peer in a thread."""
     ours, theirs = wire.socket_pair()
 
@@ -178,35 +190,132 @@ def trial_with(peer: Callable[[socket.socket, wire.Received], None], shape: Shap
     thread.start()
     try:
         session = Session(ours, deadline_s=lambda: 60.0, device=torch.device("cuda:0"))
-        return session.run(inputs, shape, np.random.default_rng(0))
+        with contextlib.closing(session):
+            return session.run(
+                InputSets(shape=SHAPE, count=sets, draw=drawn), np.random.default_rng(0), calls=calls
+            )
     finally:
         thread.join()
         ours.close()
         theirs.close()
 
 
-SHAPE = Shape(batch=1, length=1000, heads=8, dim=64, dtype="bfloat16")
+def run_honestly(operator: Callable[..., Any]) -> Peer:
+    """A peer that does what the sandboxed worker does."""
+
+    def peer(connection: socket.socket, received: wire.Received) -> None:
+        room = make_room("cuda:0")
+        output = worker.run(operator, received.message, received.descriptors, room)
+        wire.send(connection, {"nonce": received.message["nonce"], **output.fields}, output.descriptors)
+        room.tidy()
+
+    return peer
 
 
-def test_trial_reads_and_writes_the_referees_memory() -> None:
-    def honest(connection: socket.socket, received: wire.Received) -> None:
-        worker._run(chunk.chunk_quasar, received.message, received.descriptors, "cuda:0")
-        wire.send(connection, {"nonce": received.message["nonce"]})
-
-    inputs = draw_inputs(SHAPE, torch.Generator("cuda:0").manual_seed(1))
-    trial = trial_with(honest, SHAPE, inputs)
+def test_trial_reads_the_workers_memory() -> None:
+    trial = trial_with(run_honestly(chunk.chunk_quasar))
+    inputs = drawn(0)
     exact, _ = chunked(inputs.q, inputs.k, inputs.v, inputs.beta, dtype=torch.float64)
-    assert relative_error(trial.output, exact) <= RELATIVE_ERROR[torch.bfloat16]
+    assert relative_error(trial.outputs[0], exact) <= RELATIVE_ERROR[torch.bfloat16]
     assert trial.seconds > 0
 
 
-def test_output_that_nobody_wrote_is_noticed() -> None:
+def test_calls_of_one_trial_hang_together() -> None:
+    trial = trial_with(run_honestly(chunk.chunk_quasar), sets=4, calls=3)
+    assert len(trial.outputs) == 3
+    for number, output in enumerate(trial.outputs):
+        inputs = drawn(number)
+        beta = chained_beta(inputs.beta, trial.outputs[number - 1]) if number else inputs.beta
+        exact, _ = chunked(inputs.q, inputs.k, inputs.v, beta, dtype=torch.float64)
+        assert relative_error(output, exact) <= RELATIVE_ERROR[torch.bfloat16]
+        if number:
+            # Without what the call before gave, the result is another.
+            apart, _ = chunked(inputs.q, inputs.k, inputs.v, inputs.beta, dtype=torch.float64)
+            assert relative_error(output, apart) > 0.05
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        lambda q, k, v, beta: (v, None),
+        lambda q, k, v, beta: (v.transpose(0, 1).contiguous().transpose(0, 1), None),
+        lambda q, k, v, beta: (torch.cat([v, v], dim=2)[:, :, v.shape[2] :], None),
+        lambda q, k, v, beta: (torch.cat([v, v], dim=1)[:, v.shape[1] :], None),
+    ],
+    ids=["an input", "strided", "a part", "an offset"],
+)
+def test_outputs_of_any_layout_arrive(operator: Callable[..., Any]) -> None:
+    trial = trial_with(run_honestly(operator))
+    assert torch.equal(trial.outputs[0].float(), drawn(0).v)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"segments": [], "outputs": [[0, 0]]}, "never described"),
+        ({"segments": [[0, 2**21]], "outputs": [[0, 0]]}, "in 0 pairs"),
+        ({"segments": [], "outputs": []}, "in 1 pairs"),
+        ({"segments": [], "outputs": [[0, 0], [0, 0]]}, "in 1 pairs"),
+        ({"segments": [], "outputs": [[0, 0.0]]}, "in 1 pairs"),
+        ({"segments": [], "outputs": [[True, 0]]}, "in 1 pairs"),
+        ({"segments": None, "outputs": None}, "in 0 pairs"),
+        ({"segments": []}, "not part of the protocol"),
+    ],
+)
+def test_an_output_that_is_nowhere(fields: dict[str, Any], message: str) -> None:
     def idle(connection: socket.socket, received: wire.Received) -> None:
         for descriptor in received.descriptors:
             os.close(descriptor)
-        wire.send(connection, {"nonce": received.message["nonce"]})
+        wire.send(connection, {"nonce": received.message["nonce"], **fields})
 
-    inputs = draw_inputs(SHAPE, torch.Generator("cuda:0").manual_seed(1))
-    with pytest.raises(CandidateFailed, match="512,000 of 512,000 numbers") as caught:
-        trial_with(idle, SHAPE, inputs)
+    with pytest.raises(CandidateFailed, match=message) as caught:
+        trial_with(idle)
+    assert caught.value.kind == "tampered"
+
+
+@pytest.mark.parametrize("offset", [-2, 1, 2**20])
+def test_an_output_that_is_not_inside_its_memory(offset: int) -> None:
+    def misplace(connection: socket.socket, received: wire.Received) -> None:
+        for descriptor in received.descriptors:
+            os.close(descriptor)
+        memory = DeviceMemory.allocate(2**20, torch.device("cuda:0"))
+        descriptor = memory.export()
+        fields = {"segments": [[7, 2**20]], "outputs": [[7, offset]]}
+        wire.send(connection, {"nonce": received.message["nonce"], **fields}, (descriptor,))
+        os.close(descriptor)
+        memory.close()
+
+    with pytest.raises(CandidateFailed, match="is not at") as caught:
+        trial_with(misplace)
+    assert caught.value.kind == "tampered"
+
+
+def test_a_descriptor_that_is_no_memory_of_the_gpu() -> None:
+    def lie(connection: socket.socket, received: wire.Received) -> None:
+        for descriptor in received.descriptors:
+            os.close(descriptor)
+        memory = os.memfd_create("no memory of a GPU")
+        os.ftruncate(memory, 2**21)
+        fields = {"segments": [[0, 2**21]], "outputs": [[0, 0]]}
+        wire.send(connection, {"nonce": received.message["nonce"], **fields}, (memory,))
+        os.close(memory)
+
+    with pytest.raises(CandidateFailed, match="cannot be mapped") as caught:
+        trial_with(lie)
+    assert caught.value.kind == "tampered"
+
+
+def test_an_output_smaller_than_it_is_said_to_be() -> None:
+    def shrink(connection: socket.socket, received: wire.Received) -> None:
+        for descriptor in received.descriptors:
+            os.close(descriptor)
+        memory = DeviceMemory.allocate(2**21, torch.device("cuda:0"))
+        descriptor = memory.export()
+        fields = {"segments": [[0, 2**23]], "outputs": [[0, 2**21]]}
+        wire.send(connection, {"nonce": received.message["nonce"], **fields}, (descriptor,))
+        os.close(descriptor)
+        memory.close()
+
+    with pytest.raises(CandidateFailed, match="cannot be mapped") as caught:
+        trial_with(shrink)
     assert caught.value.kind == "tampered"

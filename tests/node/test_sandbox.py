@@ -230,3 +230,33 @@ def test_missing_bubblewrap_is_said_plainly(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "bwrap" else real(name))
     with pytest.raises(SandboxUnavailable, match=r"bwrap is missing.*apt-get install bubblewrap"):
         shell("true")
+
+
+def test_a_paused_sandbox_stands_still_with_all_that_it_started() -> None:
+    tick = "while :; do echo tick; sleep 0.02; done"
+    with tempfile.TemporaryFile() as output:
+        spec = SandboxSpec(argv=["/bin/sh", "-c", f"({tick}) & (setsid sh -c '{tick}' &) ; {tick}"])
+        process = start_sandboxed(spec, pass_fds=(), output=output)
+
+        def size() -> int:
+            return os.fstat(output.fileno()).st_size
+
+        def wait_for_growth(since: int) -> None:
+            deadline = time.monotonic() + 20.0
+            while size() < since + 100:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+        try:
+            wait_for_growth(0)
+            for _ in range(3):
+                process.pause()
+                stopped = size()
+                time.sleep(0.3)
+                assert size() == stopped
+                process.resume()
+                wait_for_growth(stopped)
+            process.pause()
+        finally:
+            process.kill()
+        assert process.poll() is not None

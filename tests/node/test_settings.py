@@ -101,6 +101,15 @@ def test_every_seed_name_sets_its_key(name: str) -> None:
     assert loaded.origins[SEED_NAMES[name]] == f"environment {name}"
 
 
+NUMBERS_UNSET = {
+    "require_auth": "true",
+    "external_port": "1",
+    "max_sequence_length": "64",
+    "vram_limit_mb": "4096",
+}
+"""Values for keys that have no default and take no text."""
+
+
 @pytest.mark.parametrize("key", list(keys()))
 def test_every_key_has_its_own_variable(key: str) -> None:
     section, _, name = key.partition(".")
@@ -108,7 +117,7 @@ def test_every_key_has_its_own_variable(key: str) -> None:
     if isinstance(default, tuple):
         text = ",".join(default)
     elif default is None:
-        text = {"require_auth": "true", "external_port": "1", "max_sequence_length": "64"}.get(name, "x")
+        text = NUMBERS_UNSET.get(name, "x")
     else:
         text = str(default)
     loaded = load(env={env_name(key): text})

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 from kernels.harness import wire
-from kernels.harness.inputs import Inputs, Shape, draw_inputs
+from kernels.harness.inputs import Inputs, InputSets, Shape, draw_inputs
 from kernels.harness.memory import map_inputs, map_output
 from kernels.harness.session import CandidateFailed, Session, Trial
 
 SHAPE = Shape(batch=1, length=24, heads=2, dim=8, dtype="float32")
 INPUTS = draw_inputs(SHAPE, torch.Generator().manual_seed(3))
+SETS = InputSets(shape=SHAPE, count=1, draw=lambda number: INPUTS)
 
 Peer = Callable[[socket.socket, wire.Received], None]
 
@@ -40,7 +41,7 @@ def run_trial(peer: Peer, *, deadline_s: float = 5.0) -> Trial:
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        return Session(ours, deadline_s=lambda: deadline_s).run(INPUTS, SHAPE, np.random.default_rng(0))
+        return Session(ours, deadline_s=lambda: deadline_s).run(SETS, np.random.default_rng(0))
     finally:
         thread.join()
         ours.close()
@@ -73,7 +74,7 @@ def test_an_honest_trial() -> None:
         acknowledge(connection, received)
 
     trial = run_trial(honest)
-    assert torch.equal(trial.output, INPUTS.v)
+    assert torch.equal(trial.outputs[0], INPUTS.v)
     assert trial.seconds >= 0.05
 
 
@@ -117,7 +118,7 @@ def test_a_second_message() -> None:
     with ours, theirs:
         theirs.send(b'{"nonce": "x"}')
         with pytest.raises(CandidateFailed, match="spoke before it was asked") as caught:
-            Session(ours, deadline_s=lambda: 1.0).run(INPUTS, SHAPE, np.random.default_rng(0))
+            Session(ours, deadline_s=lambda: 1.0).run(SETS, np.random.default_rng(0))
     assert caught.value.kind == "tampered"
 
 
@@ -154,7 +155,7 @@ def test_the_end_of_the_worker_is_a_crash() -> None:
     with ours:
         theirs.close()
         with pytest.raises(CandidateFailed, match="ended between two trials") as caught:
-            Session(ours, deadline_s=lambda: 1.0).run(INPUTS, SHAPE, np.random.default_rng(0))
+            Session(ours, deadline_s=lambda: 1.0).run(SETS, np.random.default_rng(0))
     assert caught.value.kind == "crash"
 
 
@@ -202,3 +203,11 @@ def test_inputs_are_fresh_files_that_the_worker_cannot_change() -> None:
         run_trial(vandal)
     assert len(seen) == 3
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(("count", "calls"), [(2, 1), (2, 2), (1, 2)])
+def test_a_trial_on_a_cpu_is_one_call(count: int, calls: int) -> None:
+    ours, theirs = wire.socket_pair()
+    sets = InputSets(shape=SHAPE, count=count, draw=lambda number: INPUTS)
+    with ours, theirs, pytest.raises(ValueError, match="a trial on a CPU has one of each"):
+        Session(ours, deadline_s=lambda: 1.0).run(sets, np.random.default_rng(0), calls=calls)

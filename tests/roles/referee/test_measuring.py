@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from kernels.harness import wire
+from kernels.harness.rooms import HostRoom
 from kernels.harness.session import Session
-from kernels.harness.worker import _run
+from kernels.harness.worker import run
 from kernels.reference import chunked
 from protocol.messages import DirectorySource, EvaluationJob
 from protocol.verdicts import Status
-from roles.referee.measuring import Measuring, Overhead
+from roles.referee.contestant import Contestant
+from roles.referee.drawing import Drawing, timed_shape
+from roles.referee.measuring import Measuring
 from roles.referee.stages import Ended
 
 Operator = Callable[..., Any]
@@ -48,13 +51,13 @@ def measuring(operator: Operator, tmp_path: Path, *, trials: int = 3) -> Iterato
                 received = wire.receive(theirs, max_descriptors=2)
             except wire.WireBroken:
                 return
-            _run(operator, received.message, received.descriptors, "cpu")
+            run(operator, received.message, received.descriptors, HostRoom())
             wire.send(theirs, {"nonce": received.message["nonce"]})
 
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        yield Measuring(job, Session(ours, deadline_s=lambda: 10.0))
+        yield Measuring(job, Contestant(Session(ours, deadline_s=lambda: 10.0)), Drawing(job))
     finally:
         ours.close()
         thread.join()
@@ -62,39 +65,48 @@ def measuring(operator: Operator, tmp_path: Path, *, trials: int = 3) -> Iterato
 
 
 def test_an_exact_operator_is_exact(tmp_path: Path) -> None:
-    with measuring(honest, tmp_path) as run:
-        run.probe()
-        figures = run.time(Overhead())
+    with measuring(honest, tmp_path) as trials:
+        trials.probe()
+        figures = trials.time()
+        seeds = trials._drawing.seeds
     assert figures.relative_error < 1e-6
     assert figures.cosine_similarity > 0.99999
     assert figures.yardstick_relative_error > 1e-3
-    assert len(run.findings.seconds) == 3
-    assert len(set(run.findings.seeds)) == len(run.findings.seeds)
+    assert len(trials.findings.seconds) == 3
+    assert len(set(seeds)) == len(seeds)
 
 
-def test_throughput_is_of_the_median_without_the_overhead(tmp_path: Path) -> None:
-    def slow(*tensors: torch.Tensor, **options: Any) -> Any:
-        time.sleep(0.1)
-        return honest(*tensors, **options)
-
-    with measuring(slow, tmp_path) as run:
-        figures = run.time(Overhead(seconds=0.05, spread_s=0.001))
-    assert 96 / figures.tokens_per_sec >= 0.05
-    assert min(run.findings.seconds) >= 0.05
+def test_lengths_vary_from_trial_to_trial_and_never_lie_below_the_target(tmp_path: Path) -> None:
+    with measuring(honest, tmp_path, trials=4) as trials:
+        trials.time()
+        lengths = trials._drawing.lengths
+    assert len(set(lengths)) == len(lengths) == 2
+    assert all(length >= 96 and (length - 96) % 64 == 0 for length in lengths)
+    assert trials.findings.lengths == [*lengths, *lengths]
 
 
-@pytest.mark.parametrize("overhead", [Overhead(seconds=5.0), Overhead(seconds=0.0, spread_s=5.0)])
-def test_a_figure_that_drowns_in_the_overhead_is_no_figure(overhead: Overhead, tmp_path: Path) -> None:
-    with measuring(honest, tmp_path) as run, pytest.raises(Ended, match="too short to be measured") as caught:
-        run.time(overhead)
-    assert caught.value.status is Status.INFRASTRUCTURE
+def test_throughput_is_per_token_of_the_length_that_ran(tmp_path: Path) -> None:
+    def slow(q: torch.Tensor, *tensors: torch.Tensor, **options: Any) -> Any:
+        time.sleep(q.shape[1] * 1e-3)
+        return honest(q, *tensors, **options)
+
+    with measuring(slow, tmp_path, trials=4) as trials:
+        figures = trials.time()
+    assert figures.tokens_per_sec <= 1000
+    assert all(seconds >= 0.096 for seconds in trials.trial_s())
+    assert 96 / figures.tokens_per_sec == pytest.approx(sorted(trials.trial_s())[1], rel=0.5)
 
 
-def test_overhead_is_a_time(tmp_path: Path) -> None:
-    with measuring(lambda q, k, v, beta, **options: (v, None), tmp_path) as run:
-        overhead = run.overhead()
-    assert 0 < overhead.seconds < 1
-    assert 0 <= overhead.spread_s < 1
+def test_recorded_seeds_give_the_same_lengths_and_inputs(tmp_path: Path) -> None:
+    with measuring(honest, tmp_path) as trials:
+        trials.time()
+        first = trials._drawing
+    job = trials._job.model_copy(update={"seeds": first.seeds})
+    again = Drawing(job)
+    assert again.lengths == first.lengths
+    shape = timed_shape(job, again.lengths[0])
+    other = Drawing(job)
+    assert torch.equal(again.draw(shape).inputs(0).q, other.draw(shape).inputs(0).q)
 
 
 @pytest.mark.parametrize(
@@ -117,23 +129,23 @@ def test_overhead_is_a_time(tmp_path: Path) -> None:
     ids=["identity", "nan", "noise", "packed sequences run together"],
 )
 def test_probes_end_what_is_wrong(operator: Operator, status: Status, tmp_path: Path) -> None:
-    with measuring(operator, tmp_path) as run, pytest.raises(Ended) as caught:
-        run.probe()
+    with measuring(operator, tmp_path) as trials, pytest.raises(Ended) as caught:
+        trials.probe()
     assert caught.value.status is status
 
 
 @pytest.mark.parametrize("length", [1, 2, 63, 65])
 def test_any_length_can_be_measured(length: int, tmp_path: Path) -> None:
-    with measuring(honest, tmp_path) as run:
-        run._job = run._job.model_copy(update={"sequence_length": length})
-        run.probe()
-        assert run.time(Overhead()).relative_error < 1e-6
+    with measuring(honest, tmp_path) as trials:
+        trials._job = trials._job.model_copy(update={"sequence_length": length})
+        trials.probe()
+        assert trials.time().relative_error < 1e-6
 
 
 def test_measuring_leaves_no_descriptor_open(tmp_path: Path) -> None:
     # What earlier tests left in reference cycles is closed now, not in between.
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    with measuring(honest, tmp_path) as run:
-        run.time(Overhead())
+    with measuring(honest, tmp_path) as trials:
+        trials.time()
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208

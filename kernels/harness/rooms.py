@@ -1,0 +1,157 @@
+"""The worker's side of a trial: takes the inputs out of descriptors and leaves the outputs to be found."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from kernels.harness.device_memory import DeviceMemory
+from kernels.harness.inputs import Shape
+from kernels.harness.memory import map_inputs, map_output
+from kernels.harness.shared_pool import Located, SharedPool
+
+InputSet = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""q, k, v [B, T, H, D] and beta [H]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the referee is told about the outputs."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    descriptors: tuple[int, ...] = ()
+
+
+class Room(Protocol):
+    """Where an operator finds its inputs and leaves its outputs."""
+
+    max_descriptors: int
+    """How many descriptors come with the go."""
+
+    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
+        """Map the inputs, and give one set after the other."""
+
+    def allocations(self) -> AbstractContextManager[None]:
+        """Around the operator: where its memory comes from."""
+
+    def leave(self, outputs: list[torch.Tensor]) -> Output:
+        """Wait for the outputs and say where they are."""
+
+    def tidy(self) -> None:
+        """Let go of what one trial needed, after the referee has the answer."""
+
+
+class HostRoom:
+    """One set of inputs and its output, in files."""
+
+    max_descriptors = 2
+
+    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
+        """See Room."""
+        inputs, output = descriptors
+        try:
+            flat = map_inputs(inputs, sets * (3 * shape.count + shape.heads))
+            self._target = map_output(output, shape.count).view(shape.size)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        q, k, v = (part.view(shape.size).to(shape.torch_dtype) for part in flat[: -shape.heads].chunk(3))
+        yield q, k, v, flat[-shape.heads :]
+
+    def allocations(self) -> AbstractContextManager[None]:
+        """See Room."""
+        return nullcontext()
+
+    def leave(self, outputs: list[torch.Tensor]) -> Output:
+        """See Room."""
+        self._target.copy_(outputs[0])
+        return Output()
+
+    def tidy(self) -> None:
+        """See Room."""
+        self._target = torch.empty(0)
+
+
+class DeviceRoom:
+    """Inputs in the referee's memory of the GPU, outputs in memory that the referee can map."""
+
+    max_descriptors = 1
+
+    def __init__(self, device: torch.device) -> None:
+        torch.cuda.set_device(device)
+        # The context is there before the first allocation asks for it.
+        torch.empty(1, device=device)
+        self._device = device
+        self._pool = SharedPool(device)
+        self._told: set[int] = set()
+        self._inputs: DeviceMemory | None = None
+        self._outputs: list[torch.Tensor] = []
+        self._sent: list[int] = []
+
+    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
+        """See Room."""
+        self._outputs = []
+        tensor_bytes = shape.count * shape.torch_dtype.itemsize
+        set_bytes = shape.set_bytes
+        try:
+            self._inputs = DeviceMemory.receive(descriptors[0], sets * set_bytes, self._device)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        # While the GPU runs a call, the next one's inputs are laid out.
+        for flat in self._inputs.bytes.split(set_bytes):
+            q, k, v = (
+                flat[index * tensor_bytes :][:tensor_bytes].view(shape.torch_dtype).view(shape.size)
+                for index in range(3)
+            )
+            yield q, k, v, flat[3 * tensor_bytes :][: 4 * shape.heads].view(torch.float32)
+
+    @contextmanager
+    def allocations(self) -> Iterator[None]:
+        """See Room."""
+        with self._pool.use():
+            yield
+
+    def leave(self, outputs: list[torch.Tensor]) -> Output:
+        """See Room."""
+        places = [self._placed(o) for o in outputs]
+        torch.cuda.synchronize(self._device)
+        new = {place.segment: place.size for place in places if place.segment not in self._told}
+        for segment in new:
+            self._sent.append(self._pool.export(segment))
+        self._told |= new.keys()
+        return Output(
+            {
+                "segments": [[segment, size] for segment, size in new.items()],
+                "outputs": [[place.segment, place.offset] for place in places],
+            },
+            tuple(self._sent),
+        )
+
+    def tidy(self) -> None:
+        """See Room."""
+        while self._sent:
+            os.close(self._sent.pop())
+        if self._inputs is not None:
+            self._inputs.close()
+            self._inputs = None
+
+    def _placed(self, o: torch.Tensor) -> Located:
+        """Say where an output is, which is kept until the next trial: the referee reads it."""
+        place = self._pool.locate(o)
+        if place is None:
+            # A view of something else, or made in another thread: honest, and the copy is its own cost.
+            with self._pool.use():
+                o = o.clone(memory_format=torch.contiguous_format)
+            place = self._pool.locate(o)
+            assert place is not None
+        self._outputs.append(o)
+        return place
+
+
+def make_room(device: str) -> Room:
+    """Return the room of a worker on `device`."""
+    return HostRoom() if device == "cpu" else DeviceRoom(torch.device(device))

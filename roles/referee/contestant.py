@@ -1,0 +1,51 @@
+"""A worker as the measurement sees it: awake for its own trials, stopped otherwise."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from kernels.harness.inputs import InputSets
+from kernels.harness.session import Session, Trial
+
+WAKING_S: Final = 0.002
+"""A worker that was stopped needs a moment to get back to where it waits."""
+
+
+def _nothing() -> None:
+    return None
+
+
+class Contestant:
+    """Runs trials of one worker, which is stopped in between: it cannot disturb what is measured then."""
+
+    def __init__(
+        self, session: Session, *, pause: Callable[[], None] = _nothing, resume: Callable[[], None] = _nothing
+    ) -> None:
+        self._session = session
+        self._pause = pause
+        self._resume = resume
+        self._rows = np.random.default_rng(int.from_bytes(os.urandom(8), "little"))
+
+    def wait_ready(self) -> None:
+        """Wait until the submission is imported. Raises CandidateFailed."""
+        self._session.wait_ready()
+        self._pause()
+
+    def run(
+        self,
+        sets: InputSets,
+        *,
+        calls: int | None = None,
+        operator: str = "chunk_quasar",
+        cu_seqlens: list[int] | None = None,
+    ) -> Trial:
+        """Run one trial, of all sets or the first `calls` of them. Raises CandidateFailed."""
+        self._resume()
+        time.sleep(WAKING_S)
+        try:
+            return self._session.run(sets, self._rows, calls=calls, operator=operator, cu_seqlens=cu_seqlens)
+        finally:
+            self._pause()

@@ -1,0 +1,105 @@
+"""What a submission is measured on: jittered lengths, recorded seeds, inputs with their exact results."""
+
+import math
+import os
+import random
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from kernels.harness.accuracy import reference_output
+from kernels.harness.inputs import Inputs, InputSets, Shape, chained_beta, draw_inputs
+from protocol.messages import EvaluationJob
+
+JITTER_STEP: Final = 64
+JITTER_STEPS: Final = {"gpu": 16, "cpu": 2}
+"""Lengths lie above the target by fewer steps than this; the interpreter's time grows with the length."""
+LENGTHS: Final = {"gpu": 3, "cpu": 2}
+TRIAL_S: Final = 0.012
+"""Calls follow one another in a trial until they take about this long: ten times the hand-over."""
+MAX_SETS: Final = 16
+MEMORY_SHARE: Final = 4
+"""All sets of a trial and their outputs fit this many times into the GPU's memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """Seeds of the inputs of one trial, a set each."""
+
+    shape: Shape
+    seeds: tuple[int, ...]
+    device: torch.device
+    cu_seqlens: list[int] | None = None
+
+    def sets(self, count: int) -> InputSets:
+        """Return the first `count` sets."""
+        return InputSets(shape=self.shape, count=count, draw=self.inputs)
+
+    def blank_sets(self, count: int) -> InputSets:
+        """Return sets for an operator that does not read them; on a CPU, where they are small, drawn ones."""
+        draw = self.inputs if self.device.type == "cpu" else None
+        return InputSets(shape=self.shape, count=count, draw=draw)
+
+    def inputs(self, number: int) -> Inputs:
+        """Draw one set; the same every time."""
+        return draw_inputs(self.shape, torch.Generator(self.device).manual_seed(self.seeds[number]))
+
+    def reference(self, number: int, previous: torch.Tensor | None = None) -> torch.Tensor:
+        """Work out the float32 reference o [B, T, H, D] of a set, after the output of the call before it."""
+        inputs = self.inputs(number)
+        beta = inputs.beta if previous is None else chained_beta(inputs.beta, previous)
+        return reference_output(
+            Inputs(q=inputs.q, k=inputs.k, v=inputs.v, beta=beta), self.device, self.cu_seqlens
+        )
+
+
+def timed_shape(job: EvaluationJob, length: int) -> Shape:
+    """Return the layer's shape in the job's profile."""
+    if job.profile == "cpu":
+        # float32: bfloat16 dots are wrong in the interpreter.
+        return Shape(batch=1, length=length, heads=2, dim=32, dtype="float32")
+    return Shape(batch=1, length=length, heads=8, dim=64, dtype="bfloat16")
+
+
+class Drawing:
+    """Draws for one evaluation; the job's seeds first, to repeat an earlier one."""
+
+    def __init__(self, job: EvaluationJob) -> None:
+        self._job = job
+        self._device = torch.device(job.device)
+        self.seeds: list[int] = []
+        """Every seed used so far: of the lengths, then of each set."""
+        steps = random.Random(self._next_seed()).sample(
+            range(JITTER_STEPS[job.profile]), LENGTHS[job.profile]
+        )
+        self.lengths = [job.sequence_length + JITTER_STEP * step for step in steps]
+        """Of the timed trials, in turn: nothing can be prepared for the target alone."""
+
+    def draw(self, shape: Shape, cu_seqlens: list[int] | None = None, *, count: int = 1) -> Drawn:
+        """Draw the sets of one trial."""
+        seeds = tuple(self._next_seed() for _ in range(count))
+        return Drawn(shape=shape, seeds=seeds, device=self._device, cu_seqlens=cu_seqlens)
+
+    def draw_unrecorded(self, shape: Shape, *, count: int) -> Drawn:
+        """Draw sets that no submission gets to see, for measuring the measurement."""
+        seeds = tuple(_random_seed() for _ in range(count))
+        return Drawn(shape=shape, seeds=seeds, device=self._device)
+
+    def sets_for(self, shape: Shape, call_s: float) -> int:
+        """Return how many calls make a trial long enough, when one takes `call_s` seconds."""
+        if self._device.type == "cpu":
+            return 1
+        wanted = math.ceil(TRIAL_S / max(call_s, TRIAL_S / MAX_SETS))
+        room = torch.cuda.get_device_properties(self._device).total_memory // MEMORY_SHARE
+        return max(1, min(wanted, MAX_SETS, room // (shape.set_bytes * 4 // 3)))
+
+    def _next_seed(self) -> int:
+        used = len(self.seeds)
+        given = self._job.seeds[used : used + 1]
+        self.seeds.append(given[0] if given else _random_seed())
+        return self.seeds[-1]
+
+
+def _random_seed() -> int:
+    return int.from_bytes(os.urandom(7), "little")

@@ -1,0 +1,188 @@
+"""Attacks that only a GPU allows, each with the verdict that it must get, through the real sandbox."""
+
+import pytest
+
+from kernels.export import export_files
+from protocol.messages import EvaluationReport
+from protocol.verdicts import Fault, Status
+from tests.adversarial.conftest import Judge
+from tests.adversarial.test_attacks import wrapped
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
+
+LENGTH = 100_000
+
+# What a submission's worker waits with: an attack that takes it away ends its turn with kernels in flight.
+NO_WAITING = """
+_wait = torch.cuda.synchronize
+torch.cuda.synchronize = lambda *arguments, **options: None
+"""
+STREAM = """
+_stream = torch.cuda.Stream()
+"""
+
+
+@pytest.fixture(scope="module")
+def honest_tokens_per_sec() -> dict[str, float]:
+    """Filled by the first honest verdict; what the attacks are compared with."""
+    return {}
+
+
+@pytest.fixture
+def honest(judge_submission: Judge, honest_tokens_per_sec: dict[str, float]) -> float:
+    """What the same kernel gets without an attack, in tokens per second."""
+    if not honest_tokens_per_sec:
+        figures = judge_submission(profile="gpu", length=LENGTH).figures
+        assert figures.status is Status.PASSED, figures.evidence
+        assert figures.measured_tokens_per_sec is not None
+        honest_tokens_per_sec["chunk"] = figures.measured_tokens_per_sec
+    return honest_tokens_per_sec["chunk"]
+
+
+def assert_no_faster(report: EvaluationReport, honest: float) -> None:
+    figures = report.figures
+    assert figures.status is Status.PASSED, figures.evidence
+    assert figures.measured_tokens_per_sec is not None
+    assert figures.measured_tokens_per_sec <= 1.15 * honest, figures.evidence
+
+
+def test_an_honest_kernel_and_what_its_verdict_shows(judge_submission: Judge) -> None:
+    figures = judge_submission(profile="gpu", length=LENGTH).figures
+    assert figures.status is Status.PASSED, figures.evidence
+    assert figures.measured_tokens_per_sec is not None
+    assert figures.measured_tokens_per_sec < figures.evidence["roofline_tokens_per_sec"]
+    assert figures.vram_mb is not None
+    assert 200 < figures.vram_mb < 8192
+    assert len(figures.evidence["yardstick"]["beside_ns_per_token"]) == len(figures.evidence["trial_s"])
+
+
+def test_a_side_stream_is_waited_for(judge_submission: Judge, honest: float) -> None:
+    side = "with torch.cuda.stream(_stream): o = _plain_chunk_quasar(q, k, v, beta, **kwargs)[0]"
+    assert_no_faster(judge_submission(STREAM + wrapped(side), profile="gpu", length=LENGTH), honest)
+
+
+def test_done_with_kernels_in_flight(judge_submission: Judge) -> None:
+    late = (
+        "with torch.cuda.stream(_stream):",
+        "    torch.cuda._sleep(400_000_000)",
+        "    o = _plain_chunk_quasar(q, k, v, beta, **kwargs)[0]",
+    )
+    figures = judge_submission(STREAM + NO_WAITING + wrapped(*late), profile="gpu", length=LENGTH).figures
+    assert figures.status in (Status.TAMPERED, Status.WRONG_OUTPUT, Status.NAN_OR_INF), figures.evidence
+    assert figures.measured_tokens_per_sec is None
+
+
+def test_a_little_early_pays_for_what_is_in_flight(judge_submission: Judge, honest: float) -> None:
+    report = judge_submission(NO_WAITING, profile="gpu", length=LENGTH)
+    if report.figures.status is Status.PASSED:
+        assert_no_faster(report, honest)
+    else:
+        # Its own inputs may be unmapped under it.
+        allowed = (Status.TAMPERED, Status.WRONG_OUTPUT, Status.CRASHED)
+        assert report.figures.status in allowed, report.figures.evidence
+
+
+def test_a_graph_that_is_replayed_on_old_inputs(judge_submission: Judge) -> None:
+    replay = """
+_graphs = {}
+
+def _replayed(q, k, v, beta, kwargs):
+    key = tuple(q.shape), tuple(kwargs)
+    if key not in _graphs:
+        kept = [x.clone() for x in (q, k, v, beta)]
+        _plain_chunk_quasar(*kept, **kwargs)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            o = _plain_chunk_quasar(*kept, **kwargs)[0]
+        _graphs[key] = graph, o, kept
+    graph, o, _ = _graphs[key]
+    graph.replay()
+    return o
+"""
+    figures = judge_submission(
+        replay + wrapped("o = _replayed(q, k, v, beta, kwargs)"), profile="gpu", length=LENGTH
+    ).figures
+    assert figures.status in (Status.WRONG_OUTPUT, Status.CRASHED), figures.evidence
+    assert figures.fault is Fault.MINER
+
+
+def test_a_hog_of_the_gpus_memory(judge_submission: Judge) -> None:
+    hog = "_hog = torch.empty(torch.cuda.mem_get_info()[1] * 6 // 10, dtype=torch.uint8, device='cuda')"
+    figures = judge_submission(
+        "_kept = []\n" + wrapped(f"if not _kept: {hog}; _kept.append(_hog)"), profile="gpu", length=LENGTH
+    ).figures
+    assert figures.status is Status.OUT_OF_MEMORY, figures.evidence
+
+
+def test_patched_clocks_and_events(judge_submission: Judge, honest: float) -> None:
+    patch = (
+        "import time\n"
+        "time.perf_counter = time.monotonic = time.time = lambda: 0.0\n"
+        "torch.cuda.Event.elapsed_time = lambda *arguments: 1e-6\n"
+    )
+    assert_no_faster(judge_submission(patch, profile="gpu", length=LENGTH), honest)
+
+
+def test_an_l2_cache_set_aside(judge_submission: Judge, honest: float) -> None:
+    aside = """
+from cuda.bindings import driver as _driver
+torch.empty(1, device="cuda")
+print("set aside:", _driver.cuCtxSetLimit(_driver.CUlimit.CU_LIMIT_PERSISTING_L2_CACHE_SIZE, 32 * 2**20))
+"""
+    report = judge_submission(aside, profile="gpu", length=LENGTH)
+    assert "set aside" in report.figures.evidence["log_tail"]
+    assert_no_faster(report, honest)
+
+
+def test_a_batch_in_place_of_one_call_after_the_other(judge_submission: Judge) -> None:
+    # Leaves the outputs open until the last call, and computes them all with the beta that was drawn.
+    batch = """
+_open = []
+
+def _later(q, k, v, beta, kwargs):
+    _open.append((q, k, v, beta, torch.empty_like(v)))
+    return _open[-1][-1]
+
+_synchronize = torch.cuda.synchronize
+
+def _fill(*arguments, **options):
+    while _open:
+        q, k, v, beta, o = _open.pop()
+        o.copy_(_plain_chunk_quasar(q, k, v, beta)[0])
+    _synchronize(*arguments, **options)
+
+torch.cuda.synchronize = _fill
+"""
+    figures = judge_submission(
+        batch + wrapped("o = o if kwargs or q.shape[1] < 1000 else _later(q, k, v, beta, kwargs)"),
+        profile="gpu",
+        length=LENGTH,
+    ).figures
+    assert figures.status is Status.WRONG_OUTPUT, figures.evidence
+    assert figures.evidence["calls"] > 1
+
+
+def test_a_gpu_kept_busy_while_others_are_measured(judge_submission: Judge) -> None:
+    busy = """
+torch.cuda.synchronize = lambda *arguments, **options: torch.cuda.current_stream().synchronize()
+_left = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+
+def _keep_busy():
+    torch.cuda.current_stream().synchronize()
+    with torch.cuda.stream(_stream):
+        for _ in range(400):
+            _left @ _left
+"""
+    figures = judge_submission(
+        STREAM + busy + wrapped("_keep_busy() if q.shape[1] > 1000 else None"),
+        profile="gpu",
+        length=LENGTH,
+        deadline_s=200.0,
+    ).figures
+    assert figures.status is Status.TAMPERED, figures.evidence
+    assert "busy outside" in figures.evidence["reason"]
+
+
+def test_a_slow_kernel_is_honest_too(judge_submission: Judge) -> None:
+    figures = judge_submission(profile="gpu", length=4096, replace=export_files("recurrent")).figures
+    assert figures.status is Status.PASSED, figures.evidence

@@ -1,0 +1,77 @@
+"""The worker's side: calls that hang together, and outputs that are none."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.harness.inputs import Shape, chained_beta, draw_inputs
+from kernels.harness.rooms import InputSet, Output
+from kernels.harness.worker import run
+from kernels.reference import chunked
+
+SHAPE = Shape(batch=1, length=40, heads=2, dim=8, dtype="float32")
+DRAWN = [draw_inputs(SHAPE, torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+
+class Memory:
+    """A room that hands out tensors and keeps the outputs."""
+
+    max_descriptors = 0
+
+    def __init__(self) -> None:
+        self.outputs: list[torch.Tensor] = []
+
+    def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
+        assert (shape, descriptors) == (SHAPE, [])
+        yield from ((one.q, one.k, one.v, one.beta) for one in DRAWN[:sets])
+
+    def allocations(self) -> Any:
+        return nullcontext()
+
+    def leave(self, outputs: list[torch.Tensor]) -> Output:
+        self.outputs = outputs
+        return Output({"left": len(outputs)})
+
+    def tidy(self) -> None:
+        pass
+
+
+def message(**changes: int) -> dict[str, Any]:
+    return {"shape": SHAPE.as_message(), "sets": 3, "calls": 3, **changes}
+
+
+def test_each_call_depends_on_the_last_token_of_the_one_before() -> None:
+    room = Memory()
+    assert run(chunked, message(), [], room).fields == {"left": 3}
+    for number, (one, output) in enumerate(zip(DRAWN, room.outputs, strict=True)):
+        beta = chained_beta(one.beta, room.outputs[number - 1]) if number else one.beta
+        assert bool((beta >= one.beta).all())
+        assert torch.equal(output, chunked(one.q, one.k, one.v, beta)[0])
+    apart = chunked(DRAWN[1].q, DRAWN[1].k, DRAWN[1].v, DRAWN[1].beta)[0]
+    assert float((room.outputs[1] - apart).norm() / apart.norm()) > 0.05
+
+
+def test_fewer_calls_than_sets() -> None:
+    room = Memory()
+    run(chunked, message(calls=1), [], room)
+    assert len(room.outputs) == 1
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (torch.zeros(SHAPE.size), "must return (o, final_state), not Tensor"),
+        ((torch.zeros(1, 40, 2, 7), None), "[1, 40, 2, 7]"),
+        ((torch.zeros(SHAPE.size, dtype=torch.float64), None), "torch.float64"),
+        ((torch.nn.Parameter(torch.zeros(SHAPE.size)), None), "not Parameter"),
+        ((None, None), "not NoneType"),
+    ],
+    ids=["no pair", "shape", "dtype", "subclass", "nothing"],
+)
+def test_what_is_no_output(result: Any, said: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        run(lambda *tensors: result, message(), [], Memory())
+    assert said in str(caught.value)

@@ -1,0 +1,157 @@
+"""The yardstick beside a submission, with a clock and trials that are made up."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.harness.accuracy import reference_output
+from kernels.harness.inputs import InputSets
+from kernels.harness.session import Trial
+from protocol.messages import DirectorySource, EvaluationJob
+from protocol.verdicts import Status
+from roles.referee.drawing import Drawing, timed_shape
+from roles.referee.measuring import Measuring
+from roles.referee.stages import Ended
+from roles.referee.yardstick import IDLE_OPERATOR, IDLE_TRIALS, ROUNDS, Yardstick
+
+HAND_OVER_S = 0.001
+NS_PER_TOKEN = 1e-6
+"""What the yardstick takes in these tests, in seconds."""
+
+WARM_UPS = [1.0] * 7
+"""Trials of the yardstick before the first that counts: each length, three to count calls, each length."""
+
+Speed = Callable[[], float]
+
+
+class MadeUp:
+    """A contestant whose trials take as long as told."""
+
+    def __init__(self, speed: Speed = lambda: 1.0, *, error: float = 0.0, idle: Speed = lambda: 1.0) -> None:
+        self._speed = speed
+        self._error = error
+        self._idle = idle
+
+    def run(self, sets: InputSets, *, operator: str = "chunk_quasar", **_: Any) -> Trial:
+        output = reference_output(sets.draw(0), torch.device("cpu")) * (1 + self._error)
+        if operator == IDLE_OPERATOR:
+            return Trial([output], HAND_OVER_S * self._idle())
+        return Trial([output], HAND_OVER_S + self._speed() * NS_PER_TOKEN * sets.shape.length)
+
+
+class Clock:
+    """Time that passes when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> EvaluationJob:
+    return EvaluationJob(
+        source=DirectorySource(path=str(tmp_path)),
+        target_sequence_length=100_000,
+        sequence_length=100,
+        profile="cpu",
+        device="cpu",
+        trials_min=6,
+        trials_max=6,
+        work_dir=str(tmp_path),
+    )
+
+
+def beside(job: EvaluationJob, speed: Speed, *, idle: Speed = lambda: 1.0, error: float = 0.0) -> Any:
+    """Time a made-up submission beside the yardstick; returns the measurement and the yardstick."""
+    drawing, clock = Drawing(job), Clock()
+    shapes = [timed_shape(job, length) for length in drawing.lengths]
+    yardstick = Yardstick(
+        MadeUp(speed, error=error, idle=idle), drawing, shapes, clock=clock, sleep=clock.sleep
+    )  # type: ignore[arg-type]
+    yardstick.settle()
+    measuring = Measuring(job, MadeUp(lambda: 0.5), drawing, yardstick)  # type: ignore[arg-type]
+    return measuring.time(), yardstick
+
+
+def test_the_hand_over_is_taken_off(job: EvaluationJob) -> None:
+    figures, yardstick = beside(job, lambda: 1.0)
+    assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * NS_PER_TOKEN))
+    assert figures.spread == pytest.approx(0.0, abs=1e-6)
+    assert yardstick.overhead_s(1) == pytest.approx(HAND_OVER_S)
+    assert yardstick.evidence()["before_ns_per_token"] == pytest.approx([1000.0] * 5)
+    assert yardstick.evidence()["beside_ns_per_token"] == pytest.approx([1000.0] * 6)
+    yardstick.check_after()
+
+
+def test_accuracy_is_held_against_the_yardsticks_on_the_same_inputs(job: EvaluationJob) -> None:
+    figures, _ = beside(job, lambda: 1.0, error=0.02)
+    assert figures.yardstick_relative_error == pytest.approx(0.02, rel=1e-3)
+
+
+def test_a_busy_gpu_is_waited_for_and_then_nobodys_fault(job: EvaluationJob) -> None:
+    calls = iter(range(1000))
+    with pytest.raises(Ended, match="the GPU is not free") as caught:
+        beside(job, lambda: 1.0 + next(calls) % 2)
+    assert caught.value.status is Status.INFRASTRUCTURE
+    # Warm-ups and one restless measurement; free from then on.
+    speeds = iter([*WARM_UPS, 1, 2, 1, 2, 1])
+    figures, _ = beside(job, lambda: next(speeds, 1.0))
+    assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * NS_PER_TOKEN))
+
+
+def slow_beside(how_slow: float, afterwards: float) -> Speed:
+    """Full speed by itself, then six trials beside the submission, then `afterwards`."""
+    speeds = iter([*WARM_UPS, *[1.0] * ROUNDS, *[how_slow] * 6])
+    return lambda: next(speeds, afterwards)
+
+
+@pytest.mark.parametrize(
+    ("how_slow", "afterwards", "status"),
+    [
+        (2.0, 1.0, Status.TAMPERED),
+        (1.3, 1.02, Status.TAMPERED),
+        (2.0, 2.0, Status.INFRASTRUCTURE),
+        (1.3, 1.1, Status.INFRASTRUCTURE),
+        (1.15, 1.0, Status.INFRASTRUCTURE),
+    ],
+)
+def test_a_yardstick_that_was_slow_beside_the_submission(
+    how_slow: float, afterwards: float, status: Status, job: EvaluationJob
+) -> None:
+    _, yardstick = beside(job, slow_beside(how_slow, afterwards))
+    with pytest.raises(Ended, match=f"{how_slow - 1:.0%} slower beside") as caught:
+        yardstick.check_after()
+    assert caught.value.status is status
+
+
+def test_a_little_slower_is_nothing(job: EvaluationJob) -> None:
+    _, yardstick = beside(job, slow_beside(1.08, 1.0))
+    yardstick.check_after()
+
+
+def test_a_slower_hand_over_beside_the_submission_is_not_credited_to_it(job: EvaluationJob) -> None:
+    hand_overs = iter([1.0] * IDLE_TRIALS * (len(WARM_UPS) + ROUNDS))
+    figures, yardstick = beside(job, lambda: 1.0, idle=lambda: next(hand_overs, 1.4))
+    assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * NS_PER_TOKEN))
+    assert yardstick.overhead_s(1) == pytest.approx(HAND_OVER_S)
+    # A faster one counts: less is taken off.
+    hand_overs = iter([1.0] * IDLE_TRIALS * (len(WARM_UPS) + ROUNDS))
+    _, yardstick = beside(job, lambda: 1.0, idle=lambda: next(hand_overs, 0.9))
+    assert yardstick.overhead_s(1) == pytest.approx(0.9 * HAND_OVER_S)
+
+
+def test_an_operator_that_drowns_in_the_hand_over_has_no_figure(
+    job: EvaluationJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Yardstick, "overhead_spread_s", property(lambda self: 1.0))
+    with pytest.raises(Ended, match="too short to be measured") as caught:
+        beside(job, lambda: 1.0)
+    assert caught.value.status is Status.INFRASTRUCTURE
