@@ -77,10 +77,11 @@ def with_enough_targets(
 ) -> dict[int, float]:
     """Weights for at least as many UIDs as the subnet demands; those added get the smallest weight there is.
 
-    Without them the chain would refuse everything that fewer have earned, and old weights would stay. The
-    owner comes first, then validators by stake: none of them earns by a miner's weight what a miner would.
+    It demands a number, and, by the largest share that one may have, implies another. Without enough the
+    chain would refuse everything that fewer have earned, and old weights would stay. The owner comes first,
+    then validators by stake: none of them earns by a miner's weight what a miner would.
     """
-    lacking = rules.min_allowed - len(uids)
+    lacking = max(rules.min_allowed, math.ceil(1 / rules.max_weight) if rules.max_weight else 0) - len(uids)
     if lacking <= 0:
         return dict(uids)
     others = sorted(

@@ -155,7 +155,7 @@ class CommitRevealCoordinator:
                 expires_block=answer.expires_block,
                 receipt=answer.receipt.model_dump(mode="json"),
             )
-            fault = receipt_fault(answer.receipt, submission.key)
+            fault = receipt_fault(answer, submission.key)
             if fault is not None:
                 _log.warning("the API's receipt would convince nobody", reason=fault, **_about(submission))
             _log.info("commitment recorded", reveal_block=answer.reveal_block, **_about(submission))

@@ -154,6 +154,9 @@ async def test_large_weights_are_clipped(make_subnet: MakeSubnet, put_front: Put
     await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 0.9, subnet.hotkey(2): 0.1})
     found = await chain.weights_of(subnet.hotkey(0))
     assert found[subnet.hotkey(1)] == pytest.approx(0.75, abs=0.001)
+    await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+    found = await chain.weights_of(subnet.hotkey(0))
+    assert found == pytest.approx({subnet.hotkey(1): 0.75, subnet.hotkey(0): 0.25}, abs=0.005)
 
 
 async def test_a_subnet_too_small_for_its_own_rule_says_so(
