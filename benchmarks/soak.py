@@ -1,7 +1,7 @@
 """Miners on a fast chain that fails at random: are reveals on time, once, and is nothing growing?
 
 `python -m benchmarks.soak --blocks 10000` prints JSON. The chain is a subtensor node in a process of its own,
-so is the API; four miners (their watchers, coordinators and journals, 16 commitments in flight each) run in
+so is the API; the miners (their watchers, coordinators and journals, 16 commitments in flight each) run in
 this one. Only git is left out: code counts as pushed at once.
 """
 
@@ -33,7 +33,8 @@ from roles.devnet.processes import Processes, log_tail
 from tests.fakes.subtensor.process import NodeProcess, free_port
 
 NETUID = 24
-MINERS = 4
+WAITING_MINERS = 4
+"""Together they have 64 commitments in flight."""
 NEURONS = 256
 IN_FLIGHT = 16
 """Commitments of one hotkey that the API holds open at a time."""
@@ -52,7 +53,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--waiting", action="store_true", help="measure commitments that wait, with no reveal due"
     )
+    parser.add_argument("--miners", type=int, help="1, with --waiting 4")
     options = parser.parse_args(argv)
+    options.miners = options.miners or (WAITING_MINERS if options.waiting else 1)
     if options.waiting:
         options.blocks_until_reveal = 10 * options.blocks + 1_000_000
     return options
@@ -60,7 +63,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 async def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run the chain, the API and the miners, and judge what happened."""
-    keys = [create_wallet(folder / "wallets", name).hotkey for name in ("api", *miner_names())]
+    keys = [create_wallet(folder / "wallets", name).hotkey for name in ("api", *miner_names(options.miners))]
     chain = found_chain(folder / "chain.sqlite", keys[1:], options.block_time)
     node = NodeProcess(chain.path)
     await node.start()
@@ -68,7 +71,7 @@ async def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         opened.push_async_callback(node.kill)
         api = await opened.enter_async_context(running_api(folder, node, options))
         miners = []
-        for name, key in zip(miner_names(), keys[1:], strict=True):
+        for name, key in zip(miner_names(options.miners), keys[1:], strict=True):
             settings = miner_settings(folder / name, api.url, node.url)
             miners.append(SoakMiner(settings, key, chain, in_flight=IN_FLIGHT))
             await opened.enter_async_context(miners[-1].running())
@@ -121,9 +124,9 @@ async def settle(miners: list[SoakMiner]) -> None:
         await asyncio.gather(*(miner.until_unfinished(0) for miner in miners))
 
 
-def miner_names() -> list[str]:
+def miner_names(count: int) -> list[str]:
     """Wallets of the miners."""
-    return [f"miner{number}" for number in range(MINERS)]
+    return [f"miner{number}" for number in range(count)]
 
 
 def found_chain(path: Path, keys: list[Any], block_time_s: float) -> LocalChain:

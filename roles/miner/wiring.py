@@ -2,7 +2,7 @@
 
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from node.devices import resolve_device
 from node.metrics import LoopLagMonitor
@@ -22,6 +22,9 @@ from roles.miner.proposer import open_proposer
 from roles.miner.verdicts import VerdictFollower
 from roles.permission import require_registered
 from roles.status import StatusKeeper
+
+SHOWN: Final = 20
+"""Submissions in the status file."""
 
 
 async def build(settings: Settings) -> Graph:
@@ -121,5 +124,5 @@ async def describe_submissions(ledger: SubmissionLedger, base: Base, *stages: St
             "rank": one.rank,
             "reason": one.reason,
         }
-        for one in (await ledger.all(*stages))[-20:]
+        for one in await ledger.latest(SHOWN, *stages)
     ]
