@@ -51,7 +51,9 @@ class Diary:
 class DiarisedApi(SubnetApi):
     """The API client, which writes down when the coordinator reveals."""
 
-    miner: "SoakMiner"
+    def __init__(self, api: SubnetApi, miner: "SoakMiner") -> None:
+        super().__init__(api._http, api._receiver, api._signer)
+        self.miner = miner
 
     async def reveal(self, submission_id: SubmissionId, **values: Any) -> Any:  # type: ignore[override]
         """Reveal, and note when."""
@@ -88,9 +90,7 @@ class SoakMiner:
         chain = open_chain(
             self.settings.chain, clock, metrics=metrics, caches=self.settings.node.data_dir / SDK_FOLDER
         )
-        api = open_api(self.settings, self.key, clock)
-        api.__class__ = DiarisedApi
-        api.miner = self  # type: ignore[attr-defined]
+        api = DiarisedApi(open_api(self.settings, self.key, clock), self)
         self._bus = bus
         self._events = bus.subscribe(BlockAdvanced, CommitmentRecorded, SubmissionRevealed)
         async with Journal(self.settings.node.data_dir / "miner.sqlite", bytes(32), clock=clock) as journal:
@@ -106,12 +106,13 @@ class SoakMiner:
             watcher = BlockWatcher(chain, bus, clock, unreachable_after_s=300.0, metrics=metrics)
             parts = (coordinator.run(), watcher.run(), self._note(), self._offer())
             tasks = [asyncio.create_task(part) for part in parts]
-            for task in tasks:
-                task.add_done_callback(_complain)
             yield
+            ended = [task for task in tasks if task.done()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for task in ended:
+                task.result()
         await api.close()
         await chain.close()
 
@@ -156,8 +157,3 @@ class SoakMiner:
                 for diary in [one for one in self._not_due if event.height >= one.reveal_block]:
                     diary.seen_due_at_s = now_s
                     self._not_due.remove(diary)
-
-
-def _complain(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        asyncio.get_running_loop().call_exception_handler({"message": "a part ended", "exception": error})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.soak import parse as parse_soak
 from roles.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,9 @@ def test_documented_command_parses(page: str, command: str) -> None:
             [Path(sys.executable).with_name("btcli"), *words[1:], "--help"], capture_output=True, timeout=60
         )
         assert known.returncode == 0, known.stderr.decode()
+    elif program == "python":
+        assert words[1:3] == ["-m", "benchmarks.soak"]
+        parse_soak(words[3:])
     elif program == "systemctl":
         assert "@" not in command or "quasar-node@" in command
         assert (ROOT / "deploy/systemd/quasar-node@.service").exists()

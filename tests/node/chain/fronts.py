@@ -169,7 +169,7 @@ class Loopback:
         self.node.faults.swallow = count
 
     def lose_consensus(self) -> None:
-        self.node.use_runtime(has_consensus=False)
+        self.node.rpc.use_runtime(has_consensus=False)
 
 
 @asynccontextmanager
