@@ -92,6 +92,7 @@ async def describe(
         "reveals_accepted": sum(one.accepted for one in diaries),
         "reveals_tried": sum(one.tries for one in diaries),
         "late_blocks": _spread(late),
+        "later_than_two_blocks": sum(one > LATE_BLOCKS for one in late),
         "recovery_s": _spread(recoveries),
         "cpu_share_of_a_core": round(cpu_share, 4),
         "cpu_is_of": f"{len(miners)} miners with {miners[0].in_flight} commitments each",
