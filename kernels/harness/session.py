@@ -109,6 +109,7 @@ class Session:
         }
         offer = self._ground.offer(sets, calls, chosen)
         try:
+            self._call_roll()
             with _no_collection():
                 seconds = self._exchange(go, offer)
             outputs = offer.results()
@@ -118,6 +119,17 @@ class Session:
             raise CandidateFailed("tampered", str(refused)) from refused
         finally:
             offer.close()
+
+    def _call_roll(self) -> None:
+        """Wait until the worker is awake and done with the trial before."""
+        nonce = secrets.token_hex(16)
+        try:
+            wire.send(self._connection, {"roll_call": nonce})
+        except wire.WireBroken as error:
+            raise CandidateFailed("crash", "the worker ended before the trial") from error
+        with self._received(0) as received:
+            if received.message != {"present": nonce}:
+                raise self._failure(received.message)
 
     def _exchange(self, go: dict[str, Any], offer: Offer) -> float:
         """Hand over the inputs and take rows of the output; returns the seconds in between."""

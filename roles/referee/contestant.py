@@ -1,17 +1,12 @@
 """A worker as the measurement sees it: awake for its own trials, stopped otherwise."""
 
 import os
-import time
 from collections.abc import Callable
-from typing import Final
 
 import numpy as np
 
 from kernels.harness.inputs import InputSets
 from kernels.harness.session import Session, Trial
-
-WAKING_S: Final = 0.002
-"""A worker that was stopped needs a moment to get back to where it waits."""
 
 
 def _nothing() -> None:
@@ -44,7 +39,6 @@ class Contestant:
     ) -> Trial:
         """Run one trial, of all sets or the first `calls` of them. Raises CandidateFailed."""
         self._resume()
-        time.sleep(WAKING_S)
         try:
             return self._session.run(sets, self._rows, calls=calls, operator=operator, cu_seqlens=cu_seqlens)
         finally:

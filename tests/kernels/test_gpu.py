@@ -184,6 +184,7 @@ def trial_with(peer: Peer, *, sets: int = 1, calls: int = 1) -> Trial:
     ours, theirs = wire.socket_pair()
 
     def serve() -> None:
+        wire.send(theirs, {"present": wire.receive(theirs).message["roll_call"]})
         peer(theirs, wire.receive(theirs, max_descriptors=2))
 
     thread = threading.Thread(target=serve)

@@ -26,11 +26,16 @@ SETS = InputSets(shape=SHAPE, count=1, draw=lambda number: INPUTS)
 Peer = Callable[[socket.socket, wire.Received], None]
 
 
+def answer_roll_call(connection: socket.socket) -> None:
+    wire.send(connection, {"present": wire.receive(connection, timeout_s=10.0).message["roll_call"]})
+
+
 def run_trial(peer: Peer, *, deadline_s: float = 5.0) -> Trial:
     """Run one trial against a peer in a thread, which gets the first message and may do anything."""
     ours, theirs = wire.socket_pair()
 
     def serve() -> None:
+        answer_roll_call(theirs)
         received = wire.receive(theirs, timeout_s=10.0, max_descriptors=2)
         try:
             peer(theirs, received)
@@ -211,3 +216,26 @@ def test_a_trial_on_a_cpu_is_one_call(count: int, calls: int) -> None:
     sets = InputSets(shape=SHAPE, count=count, draw=lambda number: INPUTS)
     with ours, theirs, pytest.raises(ValueError, match="a trial on a CPU has one of each"):
         Session(ours, deadline_s=lambda: 1.0).run(sets, np.random.default_rng(0), calls=calls)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [({"present": "0" * 32}, "tampered"), ({"nonce": "0" * 32}, "tampered"), (None, "crash")],
+)
+def test_a_roll_call_that_is_not_answered(answer: dict[str, str] | None, kind: str) -> None:
+    ours, theirs = wire.socket_pair()
+
+    def serve() -> None:
+        wire.receive(theirs, timeout_s=10.0)
+        if answer is None:
+            theirs.close()
+        else:
+            wire.send(theirs, answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with ours, pytest.raises(CandidateFailed) as caught:
+        Session(ours, deadline_s=lambda: 5.0).run(SETS, np.random.default_rng(0))
+    assert caught.value.kind == kind
+    thread.join()
+    theirs.close()
