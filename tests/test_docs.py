@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import parse as parse_soak
+from benchmarks.chain.soak import parse as parse_soak
 from roles.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def test_documented_command_parses(page: str, command: str) -> None:
         )
         assert known.returncode == 0, known.stderr.decode()
     elif program == "python":
-        assert words[1:3] == ["-m", "benchmarks.soak"]
+        assert words[1:3] == ["-m", "benchmarks.chain.soak"]
         parse_soak(words[3:])
     elif program == "systemctl":
         assert "@" not in command or "quasar-node@" in command

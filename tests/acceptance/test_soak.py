@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(180)
 def test_reveals_through_half_a_minute_of_faults() -> None:
     required_fixture()
-    soak = [sys.executable, "-m", "benchmarks.soak", "--blocks", "300", "--block-time", "0.1"]
+    soak = [sys.executable, "-m", "benchmarks.chain.soak", "--blocks", "300", "--block-time", "0.1"]
     done = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, timeout=170)
     assert done.stdout, done.stderr
     report = json.loads(done.stdout)

@@ -1,8 +1,8 @@
 """Miners on a fast chain that fails at random: are reveals on time, once, and is nothing growing?
 
-`python -m benchmarks.soak --blocks 10000` prints JSON. The chain is a subtensor node in a process of its own,
-so is the API; the miners (their watchers, coordinators and journals, 16 commitments in flight each) run in
-this one. Only git is left out: code counts as pushed at once.
+`python -m benchmarks.chain.soak --blocks 10000` prints JSON. The chain is a subtensor node in a process of its
+own, so is the API; the miners (their watchers, coordinators and journals, 16 commitments in flight each) run
+in this one. Only git is left out: code counts as pushed at once.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from typing import Any
 import bittensor as bt
 import tomli_w
 
-from benchmarks.soak_faults import FaultMaker
-from benchmarks.soak_miner import SoakMiner
-from benchmarks.soak_report import Samples, describe, describe_waiting
+from benchmarks.chain.faults import FaultMaker
+from benchmarks.chain.miner import SoakMiner
+from benchmarks.chain.report import Samples, describe, describe_waiting
 from node.chain.local import LocalChain, Registration
 from node.settings_model import ApiSection, ChainSection, NodeSection, Settings
 from node.wallets import create_wallet
@@ -44,7 +44,7 @@ SETTLING_S = 150.0
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="benchmarks.soak", description=__doc__)
+    parser = argparse.ArgumentParser(prog="benchmarks.chain.soak", description=__doc__)
     parser.add_argument("--blocks", type=int, default=10_000, help="length of the run")
     parser.add_argument("--block-time", type=float, default=0.05, help="seconds")
     parser.add_argument("--blocks-until-reveal", type=int, default=100)

@@ -15,8 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.soak_faults import FaultMaker
-from benchmarks.soak_miner import Diary, SoakMiner
+from benchmarks.chain.faults import FaultMaker
+from benchmarks.chain.miner import Diary, SoakMiner
 from node.chain.local_state import FIRST_HEIGHT, LocalParameters
 
 LATE_BLOCKS = 2.0

@@ -1,1 +1,0 @@
-"""Measurements that are too long or too demanding for the tests."""
