@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from node.http_errors import ApiProblem, FieldsInvalid, json_problem, problem_of
 from node.http_json import parse_model
+from node.http_silence import close_silent
 from node.logs import get_logger
 from node.metrics import CONTENT_TYPE, Metrics
 from protocol.errors import ConfigError, PortInUse
@@ -22,6 +23,9 @@ __all__ = ["STATE", "ApiProblem", "FieldsInvalid", "HttpServer", "ServerState", 
 
 READINESS_TIMEOUT_S = 5.0
 DRAIN_RETRY_AFTER_S = 5
+BODY_S = 20.0
+"""How long the body of a request may take."""
+KEEPALIVE_S = 75.0
 ALWAYS_ANSWERED = ("/livez", "/metrics")
 """Paths that answer normally while the server drains."""
 
@@ -39,6 +43,8 @@ class ServerState:
 
     max_body_bytes: int
     draining: asyncio.Event = field(default_factory=asyncio.Event)
+    spoken: set[asyncio.BaseProtocol] = field(default_factory=set)
+    """Connections that have sent a request."""
     running: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -83,6 +89,7 @@ def _middleware(metrics: Metrics) -> Middleware:
         loop = asyncio.get_running_loop()
         started = loop.time()
         state.running += 1
+        state.spoken.add(request.protocol)
         try:
             response = await _answer_or_refuse(request, handler, state)
         finally:
@@ -165,7 +172,16 @@ async def json_body(request: web.Request, model: type[ModelT]) -> ModelT:
     if content_type != "application/json" and not content_type.endswith("+json"):
         sent = request.headers.get("Content-Type", "none")[:100]
         raise ApiProblem(415, f"Content-Type must be application/json, not {sent}")
-    return parse_model(model, await request.read())
+    return parse_model(model, await read_body(request))
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body; answers 413 above the limit and 408 when it takes too long."""
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError as error:
+        raise ApiProblem(408, f"the body took longer than {BODY_S:g} s", {"Connection": "close"}) from error
 
 
 class HttpServer:
@@ -191,6 +207,7 @@ class HttpServer:
         self._asked_port = port
         self._drain_s = drain_s
         self._runner: web.AppRunner | None = None
+        self._reaper: asyncio.Task[None] | None = None
         self._port: int | None = None
         if max_body_bytes is not None:
             app[STATE].max_body_bytes = min(max_body_bytes, app[STATE].max_body_bytes)
@@ -223,6 +240,7 @@ class HttpServer:
             shutdown_timeout=1.0,
             # How long a body that was refused is read on, so that its sender gets to see why.
             lingering_time=1.0,
+            keepalive_timeout=KEEPALIVE_S,
         )
         await runner.setup()
         try:
@@ -232,6 +250,9 @@ class HttpServer:
             await runner.cleanup()
             raise self._refusal(error) from error
         self._runner = runner
+        self._reaper = asyncio.create_task(
+            close_silent(runner, self._app[STATE].spoken), name=f"{self.name}-silent"
+        )
         self._port = int(runner.addresses[0][1])
         _log.info("listening", server=self.name, host=self._host, port=self._port)
 
@@ -273,6 +294,8 @@ class HttpServer:
                     "requests cut off", server=self.name, running=state.running, drain_s=self._drain_s
                 )
         finally:
+            if self._reaper is not None:
+                self._reaper.cancel()
             await runner.cleanup()
 
 

@@ -114,7 +114,7 @@ def configure_logging(
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # These speak of every request or frame at debug and info.
-    for noisy in ("asyncio", "aiosqlite", "urllib3", "websockets", "aiohttp.access", "alembic"):
+    for noisy in ("asyncio", "urllib3", "websockets", "aiohttp.access", "alembic"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
     _install()
 

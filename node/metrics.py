@@ -95,6 +95,9 @@ class Metrics:
         self.inference_requests_waiting = Gauge(
             "quasar_inference_requests_waiting", "Inference requests in the queue", registry=self.registry
         )
+        self.page_listeners = Gauge(
+            "quasar_page_listeners", "Readers that follow the API's page live", registry=self.registry
+        )
         self.event_loop_lag = Gauge(
             "quasar_event_loop_lag_seconds",
             "How late the event loop woke up, the worst of a minute",

@@ -131,7 +131,9 @@ class InferenceSection(Section):
     trust_remote_code: bool = False
     require_auth: bool | None = None
     """Default: true except on the local chain."""
-    queue_size: Annotated[int, Field(ge=1)] = 16
+    cuda_graphs: bool = True
+    """Off: the plain loop, which starts sooner and answers a twentieth as fast."""
+    queue_size: Annotated[int, Field(ge=1)] = 32
     max_gen_len: Annotated[int, Field(ge=1)] = 1024
     request_deadline_s: Positive = 60.0
     max_body_bytes: Annotated[int, Field(ge=1024)] = 1_048_576

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import InvalidMessage
-from protocol.rules import MAX_ABS_DIFFERENCE, MIN_COSINE_SIMILARITY
+from protocol.rules import (
+    MAX_ABS_DIFFERENCE,
+    MAX_RELATIVE_TO_ROUNDING,
+    MIN_COSINE_SIMILARITY,
+    NEGLIGIBLE_ROUNDING,
+)
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -20,6 +26,8 @@ class Comparison:
 
     cosine_similarity: float
     max_abs_diff: float
+    relative_error: float
+    """Root mean square of the difference over the standard deviation of the reference."""
 
 
 def compare_logits(reference: npt.NDArray[np.floating], captured: npt.NDArray[np.floating]) -> Comparison:
@@ -36,7 +44,7 @@ def compare_logits(reference: npt.NDArray[np.floating], captured: npt.NDArray[np
     one = reference.astype(np.float64)
     other = captured.astype(np.float64)
     if not (np.isfinite(one).all() and np.isfinite(other).all()):
-        return Comparison(cosine_similarity=float("nan"), max_abs_diff=float("nan"))
+        return Comparison(float("nan"), float("nan"), float("nan"))
     # Scaled first, so that neither huge nor tiny values leave the range of the squares.
     scale_one, scale_other = np.abs(one).max(), np.abs(other).max()
     cosine = float("nan")
@@ -45,7 +53,7 @@ def compare_logits(reference: npt.NDArray[np.floating], captured: npt.NDArray[np
         cosine = float(unit_one @ unit_other / (np.linalg.norm(unit_one) * np.linalg.norm(unit_other)))
     with np.errstate(over="ignore"):
         difference = float(np.abs(one - other).max())
-    return Comparison(cosine_similarity=cosine, max_abs_diff=difference)
+    return Comparison(cosine, difference, _relative_error(one, other, max(scale_one, scale_other)))
 
 
 def logits_match(comparison: Comparison) -> bool:
@@ -56,10 +64,26 @@ def logits_match(comparison: Comparison) -> bool:
     )
 
 
+def rounding_explains(comparison: Comparison, rounding: Comparison) -> bool:
+    """Tell whether the same weights in float16 can be so far from the reference; a NaN is not explained.
+
+    `rounding` compares the reference with its own run in float16 on the same text, so that the limit needs
+    no figure for any model: it is as wide as this text makes it.
+    """
+    allowed = max(NEGLIGIBLE_ROUNDING, MAX_RELATIVE_TO_ROUNDING * rounding.relative_error)
+    return comparison.relative_error <= allowed
+
+
 def encode_logits(array: npt.NDArray[np.floating]) -> str:
     """Encode logits as base64 of little-endian float32 values."""
     with np.errstate(over="ignore"):
         return base64.b64encode(array.astype("<f4").tobytes()).decode("ascii")
+
+
+def logits_digest(array: npt.NDArray[np.floating]) -> str:
+    """Hash logits for the miner's signature: SHA-256 in hex of little-endian float32 values."""
+    with np.errstate(over="ignore"):
+        return hashlib.sha256(array.astype("<f4").tobytes()).hexdigest()
 
 
 def decode_logits(captured: list[float] | str, vocab_size: int) -> Float32Array:
@@ -76,24 +100,26 @@ def decode_logits(captured: list[float] | str, vocab_size: int) -> Float32Array:
     return values
 
 
-def tokens_match(
-    tokens: Sequence[int], reference_logits: npt.NDArray[np.floating], tolerance: float
-) -> int | None:
+def first_wrong(gaps: Sequence[float], tolerance: float) -> int | None:
     """Find the first generated token that the reference would not have taken; None when it took them all.
 
-    `reference_logits` is `[G, V]`: row i is the distribution from which token i was taken. A token is right
-    when its logit lies within `tolerance` of the row's largest, so a near-tie does not fail an honest
-    miner. Tokens outside the vocabulary are wrong; with too few or too many tokens the first unpaired index
-    is returned.
+    `gaps` `[G]`: by how much each token's logit lies below the largest of the distribution from which it was
+    taken. A token is right within `tolerance`, so a near-tie does not fail an honest miner; NaN is wrong.
     """
-    rows, vocab_size = reference_logits.shape
-    for index, token in enumerate(tokens[:rows]):
-        if not 0 <= token < vocab_size:
-            return index
-        row = reference_logits[index]
-        if not bool(row[token] >= row.max() - tolerance):
-            return index
-    return None if len(tokens) == rows else min(len(tokens), rows)
+    return next((index for index, gap in enumerate(gaps) if not gap <= tolerance), None)
+
+
+def _relative_error(
+    reference: npt.NDArray[np.float64], captured: npt.NDArray[np.float64], scale: float
+) -> float:
+    if not scale > 0:
+        return 0.0
+    one, other = reference / scale, captured / scale
+    error = float(np.sqrt(np.mean(np.square(one - other))))
+    spread = float(one.std())
+    if spread > 0:
+        return error / spread
+    return 0.0 if error == 0 else float("inf")
 
 
 def _from_base64(text: str, vocab_size: int) -> Float32Array:

@@ -15,6 +15,14 @@ MIN_COSINE_SIMILARITY: Final = 0.99
 MAX_ABS_DIFFERENCE: Final = 0.1
 """Both over float32, for logits and for kernel outputs."""
 
+MAX_RELATIVE_TO_ROUNDING: Final = 4.0
+"""How many times further than the reference's own float16 run a miner's logits may be from float32: wider
+than another GPU, batch or implementation of attention needs, narrower than 8-bit weights need, which may
+pass the two limits above."""
+
+NEGLIGIBLE_ROUNDING: Final = 1e-4
+"""A relative error of logits that is never too large, however little rounding did to the reference."""
+
 MAX_RELATIVE_TO_YARDSTICK: Final = 3.0
 """A kernel whose error exceeds this multiple of the yardstick's is `inaccurate`: unranked, no strike."""
 

@@ -1,6 +1,7 @@
 """Entry point `quasar-node`: one binary, one role, and the commands around it."""
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -17,7 +18,7 @@ from protocol.errors import UsageError
 from roles.kernels_package import check_kernels_package
 
 ROLES: Final = ("miner", "validator", "api", "inference")
-COMMANDS: Final = ("devnet", "verify", "bench", "tune", "export", "sign", "status", "doctor", "config")
+COMMANDS: Final = ("devnet", "verify", "bench", "tune", "export", "sign", "status", "doctor", "config", "db")
 """Each is a module of this package with `add_parser(subparsers, parents)` and `run(args, loaded) -> int`."""
 
 
@@ -74,4 +75,6 @@ def start_role(role: str, loaded: LoadedSettings) -> int:
         "starting", role=role, network=settings.chain.network, netuid=settings.chain.netuid, pid=os.getpid()
     )
     wiring = importlib.import_module(f"roles.{role}.wiring")
+    # What was imported stays for ever: looking for garbage among it would only stop the event loop.
+    gc.freeze()
     return run_role(lambda: wiring.build(settings), drain_s=settings.node.drain_s)

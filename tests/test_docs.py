@@ -1,5 +1,6 @@
 """Every command that the documentation shows exists and parses; links lead somewhere."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -42,16 +43,15 @@ def test_documented_command_parses(page: str, command: str) -> None:
             [Path(sys.executable).with_name("btcli"), *words[1:], "--help"], capture_output=True, timeout=60
         )
         assert known.returncode == 0, known.stderr.decode()
-    elif program == "python":
-        assert words[1:3] == ["-m", "benchmarks.chain.soak"]
-        parse = "import sys; from benchmarks.chain.soak import parse; parse(sys.argv[1:])"
-        subprocess.run([sys.executable, "-c", parse, *words[3:]], cwd=ROOT, check=True, timeout=60)
     elif program == "systemctl":
         assert "@" not in command or "quasar-node@" in command
         assert (ROOT / "deploy/systemd/quasar-node@.service").exists()
     elif program in ("pm2", "npm"):
         # The ecosystem file is run with a real pm2 elsewhere.
         assert all((ROOT / word).exists() for word in words if "/" in word)
+    elif program == "python":
+        assert words[1] == "-m"
+        importlib.import_module(words[2]).parse(words[3:])
     else:
         assert program in {"git", "cd", "cp", "curl"}, f"{page}: no test knows the command {command!r}"
 

@@ -1,8 +1,8 @@
 """Miners on a fast chain that fails at random: are reveals on time, once, and is nothing growing?
 
 `python -m benchmarks.chain.soak --blocks 10000` prints JSON. The chain is a subtensor node in a process of
-its own, so is the API; the miners (their watchers, coordinators and journals, 16 commitments in flight each) run
-in this one. Only git is left out: code counts as pushed at once.
+its own, so is the API; the miners (their watchers, coordinators and journals, 16 commitments in flight each)
+run in this one. Only git is left out: code counts as pushed at once.
 """
 
 import argparse

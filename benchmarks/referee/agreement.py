@@ -1,6 +1,6 @@
 """How far the referee's figure for our own operator is from CUDA events in an honest process.
 
-    python benchmarks/referee/agreement.py --seq-len 100000 --seq-len 1000000 --repeat 3
+    python -m benchmarks.referee.agreement --seq-len 100000 --seq-len 1000000 --repeat 3
 
 For every length the exported fork is judged by the referee, through the real sandbox, and then timed by CUDA
 events in a process that imports the very same files: fresh inputs, an L2 cache that holds nothing of them.
@@ -27,15 +27,20 @@ from roles.evaluation import Referee
 REPETITIONS = 21
 
 
-def main() -> int:
-    """Measure and print; 1 when a verdict was not `passed`."""
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seq-len", type=int, action="append", required=True)
     parser.add_argument("--repeat", type=int, default=1, help="verdicts for each length")
     parser.add_argument("--trials", type=int, default=20, help="timed trials of each verdict")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--honest", metavar="TREE", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Measure and print; 1 when a verdict was not `passed`."""
+    args = parse(sys.argv[1:])
     if args.honest is not None:
         print(json.dumps(_timed_by_events(Path(args.honest), args.seq_len, args.device)))
         return 0
@@ -70,7 +75,15 @@ def _compare(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
             )
             rows.append(_row(report, length, time.perf_counter() - started))
             print(f"{length:,}: {rows[-1]}", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, "--honest", str(fork), "--device", args.device]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.referee.agreement",
+        "--honest",
+        str(fork),
+        "--device",
+        args.device,
+    ]
     for length in args.seq_len:
         command += ["--seq-len", str(length)]
     honest = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)

@@ -1,6 +1,6 @@
 """Many evaluations in a row, and what they leave behind: processes, files, memory.
 
-    python benchmarks/referee/soak.py --evaluations 200
+    python -m benchmarks.referee.soak --evaluations 200
 
 Every one is a referee process with a sandbox of its own, as a validator starts it. Prints one JSON document;
 1 when something is left, or a verdict was not `passed`.
@@ -29,13 +29,18 @@ WARM_UP = 5
 ALLOWED_GROWTH_KB = 4096
 
 
-def main() -> int:
-    """Run the evaluations and print what they left."""
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--seq-len", type=int, default=64)
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Run the evaluations and print what they left."""
+    args = parse(sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
         result = asyncio.run(_run(Path(folder), args))
     print(json.dumps(result, indent=2))
@@ -71,7 +76,7 @@ async def _run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     after = _left(folder)
     growth_kb = memory_kb[-1] - memory_kb[min(WARM_UP, len(memory_kb) - 1)]
     problems = [
-        f"{name}: {before[name]} before, {after[name]} after" for name in after if after[name] > before[name]
+        f"{name}: {before[name]}, then {count}" for name, count in after.items() if count > before[name]
     ]
     if set(verdicts) != {"passed"}:
         problems.append(f"verdicts: {dict(verdicts)}")
@@ -94,7 +99,7 @@ def _left(folder: Path) -> dict[str, int]:
     children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
     return {
         "children": len(children),
-        "descriptors": len(os.listdir("/proc/self/fd")),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
         "files": sum(1 for path in (folder / "data").rglob("*") if path.is_file()),
         "staging_folders": sum(1 for _ in Path(tempfile.gettempdir()).glob("quasar-stage-*")),
     }

@@ -5,17 +5,16 @@ from datetime import timedelta
 from typing import Final, TypeVar
 
 from aiohttp import web
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from node.chain.interface import Neuron
 from node.clock import Clock
-from node.http_server import ApiProblem, json_body
+from node.http_server import ApiProblem, json_body, read_body
 from node.settings_model import ApiSection
-from protocol.auth import verify_legacy, verify_request
+from protocol.auth import AuthenticatedCaller, verify_legacy, verify_request
 from protocol.errors import SignatureInvalid
 from protocol.messages import CommitSubmission, RevealSubmission, SubmitKernel
 from protocol.signing import verify_text
-from protocol.types import Hotkey
 from roles.api.chain_view import ChainView
 from roles.api.database import Database
 from roles.api.limits import Limits
@@ -23,8 +22,9 @@ from roles.api.store_nonces import forget_nonces, use_nonce
 
 MinerMessageT = TypeVar("MinerMessageT", CommitSubmission, RevealSubmission, SubmitKernel)
 
-NONCE_MEMORY_S: Final = 60.0
-"""Longer than any signed request is accepted after it was signed."""
+FORGET_EVERY_S: Final = 60.0
+NONCE_MEMORY_S: Final = 3600.0
+"""Far longer than any signed request is accepted after it was signed: clocks are set back, too."""
 SIGNED_REQUEST_HEADER: Final = "X-Bittensor-Signature"
 LEGACY_HEADERS: Final = ("Hotkey", "Signature")
 
@@ -64,16 +64,20 @@ class Authentication:
         SignatureInvalid (401), NotPermitted (403), ChainUnavailable (503).
         """
         if limited:
-            self._limits.check_address(request)
+            await self._limits.check_address(request)
         message = await json_body(request, model)
-        signer = await self._header_signer(request)
-        if signer is not None:
-            check_same_hotkey("miner_hotkey", message.miner_hotkey, signer)
-        if not self._is_legacy(request):
+        caller = await self._verified(request) if SIGNED_REQUEST_HEADER in request.headers else None
+        if caller is not None:
+            check_same_hotkey("miner_hotkey", message.miner_hotkey, caller.hotkey)
+        if self._is_legacy(request):
+            check_same_hotkey("miner_hotkey", message.miner_hotkey, verify_legacy(request.headers))
+        else:
             verify_text(message.miner_hotkey, text_of(message), message.signature)
         neuron = await self._chain.neuron(message.miner_hotkey)
+        if caller is not None:
+            await self._use_nonce(caller)
         if limited:
-            self._limits.check_hotkey(message.miner_hotkey)
+            await self._limits.check_hotkey(message.miner_hotkey)
         return message, neuron
 
     async def validator(self, request: web.Request) -> Neuron:
@@ -81,41 +85,40 @@ class Authentication:
 
         Raises SignatureInvalid (401), NotPermitted (403), ChainUnavailable (503).
         """
-        hotkey = await self._verified(request)
-        return await self._chain.validator(hotkey, self._settings.min_validator_stake_tao)
-
-    async def _header_signer(self, request: web.Request) -> Hotkey | None:
-        if SIGNED_REQUEST_HEADER in request.headers:
-            return await self._verified(request)
-        return verify_legacy(request.headers) if self._is_legacy(request) else None
+        caller = await self._verified(request)
+        validator = await self._chain.validator(caller.hotkey, self._settings.min_validator_stake_tao)
+        # Last: whoever may not call has no place in the memory of nonces.
+        await self._use_nonce(caller)
+        return validator
 
     def _is_legacy(self, request: web.Request) -> bool:
         return self._settings.legacy_auth and all(name in request.headers for name in LEGACY_HEADERS)
 
-    async def _verified(self, request: web.Request) -> Hotkey:
-        now = self._clock.now()
-        caller = verify_request(
+    async def _verified(self, request: web.Request) -> AuthenticatedCaller:
+        return verify_request(
             request.headers,
-            await request.read(),
+            await read_body(request),
             method=request.method,
             path=request.raw_path,
             self_hotkey=self._self_hotkey,
-            now_ns=int(now.timestamp() * 1e9),
+            now_ns=int(self._clock.now().timestamp() * 1e9),
         )
-        forgets = self._clock.monotonic() - self._forgot_at_s > NONCE_MEMORY_S
 
-        async def remember(connection: AsyncConnection) -> bool:
+    async def _use_nonce(self, caller: AuthenticatedCaller) -> None:
+        now = self._clock.now()
+        forgets = self._clock.monotonic() - self._forgot_at_s > FORGET_EVERY_S
+
+        def remember(connection: Connection) -> bool:
             if forgets:
-                await forget_nonces(connection, now - timedelta(seconds=NONCE_MEMORY_S))
-            return await use_nonce(connection, caller.hotkey, caller.nonce_ns, now)
+                forget_nonces(connection, now - timedelta(seconds=NONCE_MEMORY_S))
+            return use_nonce(connection, caller.hotkey, caller.nonce_ns, now)
 
-        if not await self._database.write(remember, quiet=True):
+        if not await self._database.write(remember):
             raise SignatureInvalid(
                 f"the request with nonce {caller.nonce_ns} was received before: sign every request anew"
             )
         if forgets:
             self._forgot_at_s = self._clock.monotonic()
-        return caller.hotkey
 
 
 def check_same_hotkey(field: str, named: str, signer: str) -> None:

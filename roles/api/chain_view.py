@@ -222,6 +222,19 @@ class ChainView:
             )
         return neuron
 
+    def stakes(self, min_stake_tao: float) -> dict[str, float]:
+        """TAO of every hotkey that may judge, by the metagraph last read; never asks the chain."""
+        known = self._metagraph.last
+        return (
+            {}
+            if known is None
+            else {
+                hotkey: neuron.stake_tao
+                for hotkey, neuron in known.neurons.items()
+                if neuron.validator_permit and neuron.stake_tao >= min_stake_tao
+            }
+        )
+
     def unreadiness(self, silent_after_s: float) -> str | None:
         """Why the chain is no use right now, None when it is fine."""
         if self._metagraph.last is None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from node.http_server import ApiProblem
 from node.settings_model import Settings
@@ -19,11 +19,11 @@ def checked_fork_url(settings: Settings, fork_url: str) -> str:
     )
 
 
-async def check_code_is_new(
-    connection: AsyncConnection, miner_hotkey: str, commit_hash: str, target_sequence_length: int
+def check_code_is_new(
+    connection: Connection, miner_hotkey: str, commit_hash: str, target_sequence_length: int
 ) -> None:
     """Raise ApiProblem 409 when the hotkey has submitted that commit for that length."""
-    known = await find_code(connection, miner_hotkey, commit_hash, target_sequence_length)
+    known = find_code(connection, miner_hotkey, commit_hash, target_sequence_length)
     if known is not None:
         raise already_submitted(known)
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Final
 
 from aiohttp import web
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from node.chain.interface import Neuron
 from node.http_server import ApiProblem
@@ -15,6 +15,8 @@ from protocol.types import BlockCount, BlockHeight
 from roles.api import store_submissions as store
 from roles.api.answers import model_answer
 from roles.api.context import Api
+from roles.api.database import Effect
+from roles.api.strikes import check_address
 from roles.api.tables import Row
 
 MAX_OPEN_COMMITMENTS: Final = 16
@@ -35,14 +37,16 @@ class CommitHandler:
         """Take a commitment: 200 with a signed receipt; the same one again gives the same record."""
         api = self._api
         message, neuron = await api.authentication.miner(request, CommitSubmission, commit_text)
+        address = api.limits.address_of(request)
         height = await self._anchored_at(message) if message.is_anchored else await api.chain.fresh_height()
         block_hash = await api.chain.block_hash(height)
         block_time_s = await api.chain.block_time_s()
 
-        async def work(connection: AsyncConnection) -> Row:
-            known = await store.find_commitment(connection, message.miner_hotkey, message.commitment_hash)
+        def work(connection: Connection) -> Row:
+            known = store.find_commitment(connection, message.miner_hotkey, message.commitment_hash)
             if known is None:
-                return await self._insert_commitment(connection, message, neuron, height, block_hash)
+                check_address(connection, address, message.miner_hotkey, api.clock.now())
+                return self._insert_commitment(connection, message, neuron, height, block_hash)
             if known.target_sequence_length != message.target_sequence_length:
                 raise ApiProblem(
                     409,
@@ -52,7 +56,7 @@ class CommitHandler:
                 )
             return known
 
-        row = await api.database.write(work, quiet=True)
+        row = await api.database.write(work, turn=message.miner_hotkey, effect=Effect.SHOWN)
         return model_answer(self._commit_answer(row, block_time_s))
 
     async def _anchored_at(self, message: CommitSubmission) -> BlockHeight:
@@ -75,15 +79,15 @@ class CommitHandler:
             )
         return shown.height
 
-    async def _insert_commitment(
+    def _insert_commitment(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         message: CommitSubmission,
         neuron: Neuron,
         height: BlockHeight,
         block_hash: str,
     ) -> Row:
-        pending = await store.list_pending(connection, height, message.miner_hotkey)
+        pending = store.list_pending(connection, height, message.miner_hotkey)
         if len(pending) >= MAX_OPEN_COMMITMENTS:
             raise ApiProblem(
                 429,
@@ -93,7 +97,7 @@ class CommitHandler:
             )
         window = reveal_window(height, self._blocks_until_reveal, self._window_blocks)
         now = self._api.clock.now()
-        submission_id = await store.insert_submission(
+        row = store.insert_submission(
             connection,
             {
                 "miner_hotkey": message.miner_hotkey,
@@ -108,7 +112,7 @@ class CommitHandler:
             },
         )
         receipt = Receipt(
-            submission_id=submission_id,
+            submission_id=row.id,
             commitment_hash=message.commitment_hash,
             block_number=height,
             block_hash=block_hash,
@@ -116,8 +120,7 @@ class CommitHandler:
             signature=UNSIGNED,
         )
         signature = sign_text(self._api.signer, receipt_text(receipt))
-        await store.update_submission(connection, submission_id, {"receipt_signature": signature})
-        return await store.find_submission(connection, submission_id)
+        return store.update_submission(connection, row.id, {"receipt_signature": signature})
 
     def _commit_answer(self, row: Row, block_time_s: float) -> CommitSubmissionAnswer:
         return CommitSubmissionAnswer(

@@ -8,6 +8,7 @@ from node.settings_model import Settings
 from protocol.signing import Signer
 from roles.api.authentication import Authentication
 from roles.api.chain_view import ChainView
+from roles.api.consensus import Stakes
 from roles.api.database import Database
 from roles.api.limits import Limits
 from roles.api.rounds import RoundKeeper
@@ -28,3 +29,7 @@ class Api:
     limits: Limits
     rounds: RoundKeeper
     standing: StandingKeeper
+
+    def stakes(self) -> Stakes:
+        """What every validator's word weighs."""
+        return self.chain.stakes(self.settings.api.min_validator_stake_tao)

@@ -1,34 +1,51 @@
 """The API's database: one transaction per state change, acknowledged when it is durable.
 
-SQLite has one writer: writes take turns here instead of colliding there. PostgreSQL takes the same calls.
+Work on the database is a plain function of a connection. SQLite has one writer, which takes everybody's
+writes in turn; on PostgreSQL replicas write at the same time, READ COMMITTED, and writes that must not
+overlap take the same turn (an advisory lock) or raise the standing's version (a row's lock).
 """
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from enum import IntEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import URL, event, make_url
+from sqlalchemy import URL, Connection, make_url, text, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from protocol.errors import ConfigError, Unavailable
+from protocol.errors import ConfigError, InvalidMessage, Unavailable
+from roles.api.engines import driver_errors, is_about_values, is_conflict, postgresql_engine, sqlite_engine
+from roles.api.group_writer import GroupWriter
+from roles.api.tables import standing_version
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT_S = 5.0
-CONFLICT_ATTEMPTS = 3
-READERS = 4
-POSTGRESQL_CONNECTIONS = 10
-SQLITE_FILE = "api.sqlite"
+CONFLICT_ATTEMPTS: Final = 3
+READERS: Final = 4
+PATIENCE_S: Final = 20.0
+"""A database that takes longer for one transaction counts as away."""
+SQLITE_FILE: Final = "api.sqlite"
 
 
 class DatabaseUnavailable(Unavailable):
     """The database did not take or give data: it is away, locked, or its disk is full."""
+
+
+class Effect(IntEnum):
+    """What a write changes for those who read."""
+
+    HIDDEN = 0
+    """Nothing that anybody is shown."""
+    SHOWN = 1
+    """Lists and counts."""
+    RANKED = 2
+    """Also the standing; such writes happen one after the other, on all replicas together."""
 
 
 class _WriteConflict(Exception):
@@ -38,10 +55,10 @@ class _WriteConflict(Exception):
 def database_url(text: str | None, data_dir: Path) -> URL:
     """The SQLAlchemy URL for a setting; without one, SQLite in the data directory.
 
-    `postgres://` and `sqlite://` are given their asynchronous drivers. Raises ConfigError.
+    Whatever driver it names, the API's own is used. Raises ConfigError.
     """
     if text is None:
-        return URL.create("sqlite+aiosqlite", database=str(data_dir / SQLITE_FILE))
+        return URL.create("sqlite", database=str(data_dir / SQLITE_FILE))
     try:
         url = make_url(text)
         backend = url.get_backend_name()
@@ -53,7 +70,7 @@ def database_url(text: str | None, data_dir: Path) -> URL:
     if backend == "sqlite":
         if url.database in (None, "", ":memory:"):
             raise ConfigError("api.database_url names no file: an API that forgets is of no use")
-        return url.set(drivername="sqlite+aiosqlite")
+        return url.set(drivername="sqlite")
     if backend in ("postgresql", "postgres"):
         return url.set(drivername="postgresql+asyncpg")
     raise ConfigError(f"api.database_url uses {backend}: only sqlite and postgresql are supported")
@@ -65,98 +82,125 @@ class Database:
     def __init__(self, url: URL) -> None:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
-        if self.is_sqlite:
-            self._writer = _sqlite_engine(url, size=1, begin="BEGIN IMMEDIATE")
-            self._reader = _sqlite_engine(url, size=READERS, begin="BEGIN")
-        else:
-            self._writer = self._reader = _postgresql_engine(url)
-        self._turn = asyncio.Lock()
         self.revision = 0
-        """Raised by every write that is not quiet: what was computed before may be out of date."""
+        """Raised by every write of this process that readers are shown: earlier answers are out of date."""
+        self._running: set[asyncio.Task[Any]] = set()
+        self._driver_errors = driver_errors(url)
+        if self.is_sqlite:
+            self._group = GroupWriter(sqlite_engine(url, connections=1, begin="BEGIN IMMEDIATE"))
+            self._files = sqlite_engine(url, connections=READERS, begin="BEGIN")
+            self._readers = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="api-reader")
+        else:
+            self._writer = postgresql_engine(url, isolation_level="READ COMMITTED")
+            # One snapshot for a whole read; nothing here can fail to serialise, because nothing is written.
+            self._reader = postgresql_engine(url, isolation_level="REPEATABLE READ")
 
-    async def write(self, work: Callable[[AsyncConnection], Awaitable[T]], *, quiet: bool = False) -> T:
+    async def write(
+        self,
+        work: Callable[[Connection], T],
+        *,
+        turn: str | None = None,
+        effect: Effect = Effect.HIDDEN,
+        patience_s: float | None = PATIENCE_S,
+    ) -> T:
         """Run `work` in one transaction and return its result once that is durable.
 
         Nothing is written when `work` raises. It reads before it inserts, so when another replica wrote the
-        same unique thing first it is run again and finds it. `quiet`: nothing that the standing
-        shows changes. Raises DatabaseUnavailable.
+        same unique thing first it is run again and finds it. Writes with the same `turn` never overlap, on
+        any replica. `patience_s`: how long PostgreSQL may take; None for as long as it needs.
+        Raises DatabaseUnavailable, InvalidMessage for a value that cannot be stored.
         """
+
+        def whole(connection: Connection) -> T:
+            if effect is Effect.RANKED:
+                connection.execute(update(standing_version).values(version=standing_version.c.version + 1))
+            return work(connection)
+
         try:
             for _ in range(CONFLICT_ATTEMPTS):
                 try:
-                    return await self._write_once(work)
+                    with self._errors_named():
+                        if self.is_sqlite:
+                            return await self._group.run(whole)
+                        return await self._to_the_end(self._write_replicated(whole, turn), patience_s)
                 except _WriteConflict as conflict:
                     last = conflict
             raise DatabaseUnavailable(f"the database kept refusing a write: {last}: try again") from last
         finally:
-            if not quiet:
+            if effect is not Effect.HIDDEN:
                 self.revision += 1
 
-    async def _write_once(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        async with _errors_named():
-            if self.is_sqlite:
-                async with self._turn, self._writer.begin() as connection:
-                    return await work(connection)
-            async with self._writer.begin() as connection:
-                return await work(connection)
+    async def _write_replicated(self, work: Callable[[Connection], T], turn: str | None) -> T:
+        async with self._writer.begin() as connection:
+            if turn is not None:
+                await _take_turn(connection, turn)
+            return await connection.run_sync(work)
 
-    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run `work`, which only reads, on one snapshot. Raises DatabaseUnavailable."""
-        async with _errors_named(), self._reader.connect() as connection:
-            return await work(connection)
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """Run `work`, which only reads, on one snapshot. Raises DatabaseUnavailable, InvalidMessage."""
+        with self._errors_named():
+            if self.is_sqlite:
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._readers, self._read_file, work)
+            return await self._to_the_end(self._read_replicated(work), PATIENCE_S)
+
+    def _read_file(self, work: Callable[[Connection], T]) -> T:
+        with self._files.connect() as connection:
+            return work(connection)
+
+    async def _read_replicated(self, work: Callable[[Connection], T]) -> T:
+        async with self._reader.connect() as connection:
+            return await connection.run_sync(work)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T], patience_s: float | None) -> T:
+        # In a task of its own: a caller that is cancelled must not leave a connection half-way.
+        task = asyncio.create_task(_patiently(work, patience_s))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Finish what is under way and close every connection."""
+        if self.is_sqlite:
+            await self._group.close()
+            self._readers.shutdown()
+            self._files.dispose()
+            return
+        if self._running:
+            await asyncio.wait(self._running)
         await self._reader.dispose()
-        if self._writer is not self._reader:
-            await self._writer.dispose()
+        await self._writer.dispose()
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        try:
+            yield
+        except IntegrityError as error:
+            raise _WriteConflict(str(error.orig)) from error
+        except DBAPIError as error:
+            if is_about_values(error):
+                raise InvalidMessage(f"a field holds a value that cannot be stored: {error.orig}") from error
+            if isinstance(error.orig, sqlite3.ProgrammingError):
+                raise
+            if is_conflict(error):
+                raise _WriteConflict(str(error.orig)) from error
+            raise DatabaseUnavailable(f"the database refused: {error.orig}: try again") from error
+        except self._driver_errors as error:
+            raise DatabaseUnavailable(f"the database refused: {error}: try again") from error
+        except (OSError, TimeoutError, PoolTimeout) as error:
+            reason = str(error) or type(error).__name__
+            raise DatabaseUnavailable(f"the database cannot be reached: {reason}: try again") from error
 
 
-@asynccontextmanager
-async def _errors_named() -> AsyncIterator[None]:
-    try:
-        yield
-    except IntegrityError as error:
-        raise _WriteConflict(str(error.orig)) from error
-    except DBAPIError as error:
-        if isinstance(error.orig, sqlite3.ProgrammingError):
-            raise
-        raise DatabaseUnavailable(f"the database refused: {error.orig}: try again") from error
-    except (OSError, TimeoutError, PoolTimeout) as error:
-        raise DatabaseUnavailable(f"the database cannot be reached: {error}: try again") from error
+async def _patiently(work: Coroutine[Any, Any, T], patience_s: float | None) -> T:
+    async with asyncio.timeout(patience_s):
+        return await work
 
 
-def _sqlite_engine(url: URL, *, size: int, begin: str) -> AsyncEngine:
-    engine = create_async_engine(
-        url,
-        poolclass=AsyncAdaptedQueuePool,
-        pool_size=size,
-        max_overflow=0,
-        connect_args={"timeout": BUSY_TIMEOUT_S},
-    )
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def set_up(connection: Any, _record: object) -> None:
-        # None: transactions begin where this module says and not where the driver guesses.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute("PRAGMA cache_size = -16000")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin_transaction(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
-
-
-def _postgresql_engine(url: URL) -> AsyncEngine:
-    try:
-        return create_async_engine(url, pool_size=POSTGRESQL_CONNECTIONS, pool_pre_ping=True)
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            "api.database_url names PostgreSQL, which needs the package asyncpg: install it"
-        ) from error
+async def _take_turn(connection: AsyncConnection, turn: str) -> None:
+    await connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:turn, 0))"), {"turn": turn})

@@ -1,7 +1,7 @@
 """POST /submit_kernel: a direct submission, public from the moment it is sent."""
 
 from aiohttp import web
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from node.chain.interface import Neuron
 from node.http_server import ApiProblem
@@ -11,6 +11,8 @@ from roles.api import store_submissions as store
 from roles.api.answers import model_answer
 from roles.api.code import already_submitted, checked_fork_url, code_values, is_same_code
 from roles.api.context import Api
+from roles.api.database import Effect
+from roles.api.strikes import check_address
 from roles.api.tables import Row
 
 
@@ -24,20 +26,22 @@ class SubmitHandler:
         """Take a direct submission; the same one again gives the same record."""
         api = self._api
         message, neuron = await api.authentication.miner(request, SubmitKernel, submit_text)
+        address = api.limits.address_of(request)
         fork_url = checked_fork_url(api.settings, message.fork_url)
         current = await api.rounds.current()
 
-        async def work(connection: AsyncConnection) -> Row:
-            known = await store.find_code(
+        def work(connection: Connection) -> Row:
+            known = store.find_code(
                 connection, message.miner_hotkey, message.commit_hash, message.target_sequence_length
             )
             if known is None:
-                return await self._insert_direct(connection, message, neuron, fork_url, current)
+                check_address(connection, address, message.miner_hotkey, api.clock.now())
+                return self._insert_direct(connection, message, neuron, fork_url, current, address)
             if known.commitment_hash is not None or not is_same_code(known, message, fork_url):
                 raise already_submitted(known)
             return known
 
-        row = await api.database.write(work, quiet=True)
+        row = await api.database.write(work, turn=message.miner_hotkey, effect=Effect.SHOWN)
         answer = SubmitKernelAnswer(
             submission_id=row.id,
             miner_hotkey=row.miner_hotkey,
@@ -49,10 +53,16 @@ class SubmitHandler:
         )
         return model_answer(answer)
 
-    async def _insert_direct(
-        self, connection: AsyncConnection, message: SubmitKernel, neuron: Neuron, fork_url: str, current: Row
+    def _insert_direct(
+        self,
+        connection: Connection,
+        message: SubmitKernel,
+        neuron: Neuron,
+        fork_url: str,
+        current: Row,
+        address: str,
     ) -> Row:
-        queued = await store.find_queued(connection, message.miner_hotkey)
+        queued = store.find_queued(connection, message.miner_hotkey)
         if queued is not None:
             raise ApiProblem(
                 409,
@@ -60,7 +70,7 @@ class SubmitHandler:
                 "one at a time, wait for its verdict",
             )
         now = self._api.clock.now()
-        submission_id = await store.insert_submission(
+        return store.insert_submission(
             connection,
             {
                 "miner_hotkey": message.miner_hotkey,
@@ -72,6 +82,6 @@ class SubmitHandler:
                 "revealed_at": now,
                 "code_fixed_at": now,
                 "round_number": current.round_number,
+                "address": address,
             },
         )
-        return await store.find_submission(connection, submission_id)

@@ -5,11 +5,12 @@ from the same submission. One that is not renewed returns the submission to its 
 """
 
 import secrets
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import Final
 
 from aiohttp import web
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from node.chain.interface import Neuron
 from node.http_server import ApiProblem, FieldsInvalid, json_body
@@ -21,10 +22,14 @@ from roles.api import store_evaluations as store
 from roles.api.answers import model_answer
 from roles.api.authentication import check_same_hotkey
 from roles.api.context import Api
+from roles.api.database import Effect
 from roles.api.finite import non_finite_fields
+from roles.api.settling import pool, settle
 from roles.api.store_submissions import count_queued, find_submission, mark_judged
 from roles.api.tables import Row
 
+LEASE_ATTEMPTS: Final = 3
+"""Another worker of the same validator may take what was just found."""
 MAX_INFRASTRUCTURE_RETRIES: Final = 2
 """A validator that fails for reasons of its own gets the submission this many times again."""
 
@@ -40,29 +45,19 @@ class EvaluationHandlers:
         """Give the validator the submission that it should judge next: 200, or 204 when there is none."""
         validator = await self._api.authentication.validator(request)
         registered = (await self._api.chain.metagraph()).neurons.keys()
-
-        async def work(connection: AsyncConnection) -> tuple[Row, str] | None:
-            now = self._api.clock.now()
-            row = await store.find_next(
-                connection, validator_hotkey=validator.hotkey, miner_hotkeys=registered, now=now
+        found: tuple[Row, str] | None = None
+        for _ in range(LEASE_ATTEMPTS):
+            # Looking through the queue holds up nobody's write; the one found is looked at again to take it.
+            next_row = await self._api.database.read(self._finder(validator, registered))
+            if next_row is None:
+                break
+            found = await self._api.database.write(
+                self._taker(validator, self._finder(validator, registered, next_row.id)),
+                turn=validator.hotkey,
+                effect=Effect.SHOWN,
             )
-            if row is None:
-                return None
-            lease_id = secrets.token_hex(16)
-            await store.insert_lease(
-                connection,
-                {
-                    "lease_id": lease_id,
-                    "submission_id": row.id,
-                    "validator_hotkey": validator.hotkey,
-                    "miner_coldkey": row.miner_coldkey,
-                    "leased_at": now,
-                    "expires_at": now + self._lease_time,
-                },
-            )
-            return row, lease_id
-
-        found = await self._api.database.write(work, quiet=True)
+            if found is not None:
+                break
         self._api.metrics.evaluation_queue_depth.set(await self._api.database.read(count_queued))
         if found is None:
             return web.Response(status=204)
@@ -82,6 +77,41 @@ class EvaluationHandlers:
         )
         return model_answer(answer)
 
+    def _finder(
+        self, validator: Neuron, registered: Collection[str], submission_id: int | None = None
+    ) -> Callable[[Connection], Row | None]:
+        return lambda connection: store.find_next(
+            connection,
+            validator_hotkey=validator.hotkey,
+            miner_hotkeys=registered,
+            now=self._api.clock.now(),
+            submission_id=submission_id,
+        )
+
+    def _taker(
+        self, validator: Neuron, find: Callable[[Connection], Row | None]
+    ) -> Callable[[Connection], tuple[Row, str] | None]:
+        def take(connection: Connection) -> tuple[Row, str] | None:
+            row = find(connection)
+            if row is None:
+                return None
+            now = self._api.clock.now()
+            lease_id = secrets.token_hex(16)
+            store.insert_lease(
+                connection,
+                {
+                    "lease_id": lease_id,
+                    "submission_id": row.id,
+                    "validator_hotkey": validator.hotkey,
+                    "miner_coldkey": row.miner_coldkey,
+                    "leased_at": now,
+                    "expires_at": now + self._lease_time,
+                },
+            )
+            return row, lease_id
+
+        return take
+
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Extend a lease; one that expired but was not given again lives on."""
         validator = await self._api.authentication.validator(request)
@@ -89,11 +119,11 @@ class EvaluationHandlers:
         message = await json_body(request, Heartbeat)
         expires_at = self._api.clock.now() + self._lease_time
 
-        async def work(connection: AsyncConnection) -> None:
-            await self._held_lease(connection, validator, submission_id, message.lease_id)
-            await store.update_lease(connection, message.lease_id, {"expires_at": expires_at})
+        def work(connection: Connection) -> None:
+            self._held_lease(connection, validator, submission_id, message.lease_id)
+            store.update_lease(connection, message.lease_id, {"expires_at": expires_at})
 
-        await self._api.database.write(work, quiet=True)
+        await self._api.database.write(work, turn=validator.hotkey)
         return model_answer(HeartbeatAnswer(expires_at=expires_at))
 
     async def verdict(self, request: web.Request) -> web.Response:
@@ -104,14 +134,16 @@ class EvaluationHandlers:
         _check_verdict(message, validator, submission_id)
         verify_text(message.validator_hotkey, verdict_text(message), message.signature)
         is_new = await self._api.database.write(
-            lambda connection: self._record_verdict(connection, validator, message)
+            lambda connection: self._record_verdict(connection, validator, message),
+            turn=validator.hotkey,
+            effect=Effect.RANKED,
         )
         if is_new:
             self._api.metrics.evaluations.labels(message.status.value, message.fault.value).inc()
         return model_answer(VerdictAnswer(submission_id=submission_id, status=message.status))
 
-    async def _record_verdict(self, connection: AsyncConnection, validator: Neuron, message: Verdict) -> bool:
-        earlier = await store.find_verdict(connection, message.submission_id, validator.hotkey)
+    def _record_verdict(self, connection: Connection, validator: Neuron, message: Verdict) -> bool:
+        earlier = store.find_verdict(connection, message.submission_id, validator.hotkey)
         if earlier is not None and earlier.lease_id == message.lease_id:
             if earlier.status == message.status and earlier.evidence == message.evidence:
                 return False
@@ -119,12 +151,12 @@ class EvaluationHandlers:
                 409,
                 f"submission {message.submission_id} has a verdict {earlier.status!r} under this lease_id",
             )
-        await self._held_lease(connection, validator, message.submission_id, message.lease_id)
+        self._held_lease(connection, validator, message.submission_id, message.lease_id)
         now = self._api.clock.now()
         attempt = 1 if earlier is None else earlier.attempt + 1
         is_final = message.status is not Status.INFRASTRUCTURE or attempt > MAX_INFRASTRUCTURE_RETRIES
         values = message.model_dump(exclude={"status", "fault"})
-        await store.put_verdict(
+        store.put_verdict(
             connection,
             {
                 **values,
@@ -136,17 +168,19 @@ class EvaluationHandlers:
             },
             replaces=earlier,
         )
-        await store.update_lease(connection, message.lease_id, {"state": store.DONE})
+        store.update_lease(connection, message.lease_id, {"state": store.DONE})
         if is_final:
-            await mark_judged(connection, message.submission_id, now)
+            mark_judged(connection, message.submission_id, now)
+            pool(connection, message.submission_id, self._api.stakes())
+            settle(connection, self._api.stakes(), now)
         return True
 
-    async def _held_lease(
-        self, connection: AsyncConnection, validator: Neuron, submission_id: int, lease_id: str
+    def _held_lease(
+        self, connection: Connection, validator: Neuron, submission_id: int, lease_id: str
     ) -> Row:
-        if await find_submission(connection, submission_id) is None:
+        if find_submission(connection, submission_id) is None:
             raise ApiProblem(404, f"there is no submission {submission_id}")
-        lease = await store.find_lease(connection, lease_id)
+        lease = store.find_lease(connection, lease_id)
         if lease is None or lease.submission_id != submission_id:
             raise ApiProblem(404, f"lease_id {lease_id} is no lease of submission {submission_id}")
         if lease.validator_hotkey != validator.hotkey:

@@ -2,15 +2,18 @@
 
 import ipaddress
 import math
-from collections import deque
 from collections.abc import Sequence
-from typing import Final
+from datetime import timedelta
+from typing import Final, Protocol
 
+import sqlalchemy as sa
 from aiohttp import web
 
 from node.clock import Clock
 from node.http_server import ApiProblem
 from protocol.errors import ConfigError
+from roles.api import store_limits
+from roles.api.database import Database
 
 WINDOW_S: Final = 60.0
 MAX_KEYS: Final = 100_000
@@ -20,55 +23,94 @@ IPV6_PREFIX: Final = 64
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-class SlidingWindow:
+class Windows(Protocol):
     """Counts what each key did within the last minute."""
 
-    def __init__(self, limit: int, clock: Clock) -> None:
-        self._limit = limit
-        self._clock = clock
-        self._taken: dict[str, deque[float]] = {}
-
-    def take(self, key: str) -> float | None:
+    async def take(self, key: str, limit: int) -> float | None:
         """Count one act of `key` and return None, or the seconds until it may act again."""
-        now = self._clock.monotonic()
-        if len(self._taken) >= MAX_KEYS:
-            self._forget(now)
-        moments = self._taken.setdefault(key, deque())
-        while moments and moments[0] <= now - WINDOW_S:
-            moments.popleft()
-        if len(moments) >= self._limit:
-            return moments[0] + WINDOW_S - now
-        moments.append(now)
-        return None
+        ...
 
-    def _forget(self, now: float) -> None:
-        self._taken = {
-            key: moments for key, moments in self._taken.items() if moments and moments[-1] > now - WINDOW_S
-        }
+
+class MemoryWindows:
+    """Windows of one process: enough where one process is all there is."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._taken: dict[str, list[float]] = {}
+
+    async def take(self, key: str, limit: int) -> float | None:
+        """Count one act of `key` and return None, or the seconds until it may act again."""
+        now_s = self._clock.monotonic()
+        if len(self._taken) >= MAX_KEYS:
+            self._forget(now_s)
+        self._taken[key], wait_s = slide(self._taken.get(key, []), now_s, limit)
+        return wait_s
+
+    def _forget(self, now_s: float) -> None:
+        self._taken = {key: moments for key, moments in self._taken.items() if moments[-1] > now_s - WINDOW_S}
+
+
+class SharedWindows:
+    """Windows that all replicas on one database share."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+        self._forgot_at_s = float("-inf")
+
+    async def take(self, key: str, limit: int) -> float | None:
+        """Count one act of `key` and return None, or the seconds until it may act again."""
+        now = self._clock.now()
+        forgets = self._clock.monotonic() - self._forgot_at_s > WINDOW_S
+
+        def work(connection: sa.Connection) -> float | None:
+            if connection.dialect.name == "postgresql":
+                # A count that a crash takes away costs nothing: nobody need wait for the disk.
+                connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
+            if forgets:
+                store_limits.forget_windows(connection, now - timedelta(seconds=2 * WINDOW_S))
+            moments, wait_s = slide(store_limits.find_window(connection, key), now.timestamp(), limit)
+            store_limits.put_window(connection, key, moments, now)
+            return wait_s
+
+        wait_s = await self._database.write(work, turn=f"window:{key}")
+        if forgets:
+            self._forgot_at_s = self._clock.monotonic()
+        return wait_s
+
+
+def slide(moments: Sequence[float], now_s: float, limit: int) -> tuple[list[float], float | None]:
+    """The moments still inside the window, now added if it has room, and else the seconds until it has.
+
+    Moments that lie in the future (the clock was set back) do not count.
+    """
+    kept = [moment for moment in moments if now_s - WINDOW_S < moment <= now_s]
+    if len(kept) >= limit:
+        return kept, kept[0] + WINDOW_S - now_s
+    return [*kept, now_s], None
 
 
 class Limits:
-    """Refuses callers that write too often; `trusted_proxies` are addresses or networks in CIDR form."""
+    """Refuses callers that write too often."""
 
     def __init__(
-        self, clock: Clock, *, per_hotkey: int, per_address: int, trusted_proxies: Sequence[str]
+        self, windows: Windows, *, per_hotkey: int, per_address: int, trusted_proxies: Sequence[Network]
     ) -> None:
-        self._hotkeys = SlidingWindow(per_hotkey, clock)
-        self._addresses = SlidingWindow(per_address, clock)
+        self._windows = windows
         self._per_hotkey = per_hotkey
         self._per_address = per_address
-        self._trusted = _networks(trusted_proxies)
+        self._trusted = trusted_proxies
 
-    def check_address(self, request: web.Request) -> None:
+    async def check_address(self, request: web.Request) -> None:
         """Count a write of the request's address; raises ApiProblem 429 with Retry-After."""
         address = self.address_of(request)
-        wait_s = self._addresses.take(address)
+        wait_s = await self._windows.take(f"address:{address}", self._per_address)
         if wait_s is not None:
             raise _too_many(f"address {address}", self._per_address, wait_s)
 
-    def check_hotkey(self, hotkey: str) -> None:
+    async def check_hotkey(self, hotkey: str) -> None:
         """Count a write of a hotkey; raises ApiProblem 429 with Retry-After."""
-        wait_s = self._hotkeys.take(hotkey)
+        wait_s = await self._windows.take(f"hotkey:{hotkey}", self._per_hotkey)
         if wait_s is not None:
             raise _too_many(f"hotkey {hotkey}", self._per_hotkey, wait_s)
 
@@ -96,7 +138,8 @@ def _too_many(who: str, limit: int, wait_s: float) -> ApiProblem:
     )
 
 
-def _networks(texts: Sequence[str]) -> tuple[Network, ...]:
+def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
+    """`api.trusted_proxies`: addresses or networks in CIDR form. Raises ConfigError."""
     networks = []
     for text in texts:
         try:

@@ -1,5 +1,6 @@
 """The OpenAPI 3.1 description of the API, generated from the models of its routes."""
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,7 @@ REASONS: Final = {
     401: "A signature is missing, stale, replayed or wrong.",
     403: "Not registered, not permitted, or another's.",
     404: "There is no such thing.",
+    408: "The body took too long.",
     409: "It contradicts what is recorded.",
     410: "The commitment has expired.",
     413: "The body is too large.",
@@ -25,7 +27,8 @@ REASONS: Final = {
     429: "Too many requests: see Retry-After.",
     503: "The chain or the database is away: see Retry-After.",
 }
-BODY_ERRORS: Final = (400, 413, 415, 422)
+HIGHEST: Final = {"limit": 500, "window_minutes": 1440}
+BODY_ERRORS: Final = (400, 408, 413, 415, 422)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +102,8 @@ def _operation(route: Route, references: Any) -> dict[str, Any]:
         "responses": _responses(route, references),
     }
     parameters = [_parameter(name, "query") for name in route.query]
-    if "{submission_id" in route.path:
-        parameters.append(_parameter("submission_id", "path"))
+    for name in re.findall(r"{(\w+)", route.path):
+        parameters.append(_parameter(name, "path"))
     if parameters:
         operation["parameters"] = parameters
     if route.body is not None:
@@ -136,8 +139,10 @@ def _responses(route: Route, references: Any) -> dict[str, Any]:
 
 
 def _parameter(name: str, where: str) -> dict[str, Any]:
-    kind = "string" if name == "hotkey" else "integer"
-    return {"name": name, "in": where, "required": where == "path", "schema": {"type": kind}}
+    schema: dict[str, Any] = {"type": "string"} if name == "hotkey" else {"type": "integer", "minimum": 1}
+    if name in HIGHEST:
+        schema["maximum"] = HIGHEST[name]
+    return {"name": name, "in": where, "required": where == "path", "schema": schema}
 
 
 def _problem_schema() -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from typing import Final
 
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from roles.api.context import Api
 from roles.api.database import DatabaseUnavailable
+from roles.api.store_limits import put_window
 from roles.api.store_submissions import count_queued
 
 CHAIN_SILENT_AFTER_S: Final = 60.0
+PROBE: Final = "readiness"
 
 
 class Readiness:
@@ -21,14 +20,11 @@ class Readiness:
     async def reason(self) -> str | None:
         """Why requests would fail, None when they would not."""
         try:
-            await self._api.database.write(_probe, quiet=True)
+            now = self._api.clock.now()
+            # Something is really written: reading alone would not notice a full or locked disk.
+            await self._api.database.write(lambda connection: put_window(connection, PROBE, (), now))
             queued = await self._api.database.read(count_queued)
         except DatabaseUnavailable as error:
             return str(error)
         self._api.metrics.evaluation_queue_depth.set(queued)
         return self._api.chain.unreadiness(CHAIN_SILENT_AFTER_S)
-
-
-async def _probe(connection: AsyncConnection) -> None:
-    # The write lock is taken and given back: an answer to reads alone would not notice a full or locked disk.
-    await connection.execute(text("SELECT 1"))

@@ -1,12 +1,13 @@
 """The endpoints that anybody may read."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from aiohttp import web
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
-from node.http_server import ApiProblem, FieldsInvalid
+from node.http_server import ApiProblem
 from protocol.messages import (
     ApiInfo,
     CurrentRound,
@@ -16,20 +17,23 @@ from protocol.messages import (
     SubmissionDetail,
     SubmissionStats,
     SubmissionStatsAnswer,
-    SubmissionSummary,
 )
 from protocol.rules import MAX_TARGET_SEQUENCE_LENGTH, RULES_VERSION
 from roles.api import store_evaluations, store_submissions, views
-from roles.api.answers import list_answer, model_answer
+from roles.api.answers import LastAnswer, list_answer, model_answer
 from roles.api.commits import MAX_OPEN_COMMITMENTS
 from roles.api.context import Api
 from roles.api.evaluations import path_id
+from roles.api.queries import whole_number
+from roles.api.remembered import Remembered
 from roles.api.standing import Standing
 from roles.api.tables import Row
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 500
 TOP_PERFORMERS: Final = 10
+REMEMBERED_LIMITS: Final = 4
+"""So many different values of `limit` have their answers remembered."""
 
 
 class ReadHandlers:
@@ -37,6 +41,12 @@ class ReadHandlers:
 
     def __init__(self, api: Api) -> None:
         self._api = api
+        self._round = Remembered(self._find_round, api.database, api.clock)
+        self._pending = Remembered(self._find_pending, api.database, api.clock)
+        self._pending_answer = LastAnswer()
+        self._board: tuple[tuple[Standing, int, int], Leaderboard] | None = None
+        self._board_answer = LastAnswer()
+        self._stats: dict[int, tuple[Remembered[SubmissionStatsAnswer], LastAnswer]] = {}
 
     async def health(self, _request: web.Request) -> web.Response:
         """The process answers; whether it can do its work is /readyz's to say."""
@@ -67,10 +77,17 @@ class ReadHandlers:
 
     async def pending_reveals(self, _request: web.Request) -> web.Response:
         """Commitments that wait for their reveal, the next due first."""
-        return model_answer(await self.pending())
+        return self._pending_answer.show(await self.pending())
 
     async def pending(self) -> PendingReveals:
         """What /pending_reveals answers."""
+        height = await self._api.chain.height_or_last()
+        known = await self._pending.get()
+        if known.current_block != height:
+            known = await self._pending.renew()
+        return known
+
+    async def _find_pending(self) -> PendingReveals:
         height = await self._api.chain.height_or_last()
         rows = await self._api.database.read(
             lambda connection: store_submissions.list_pending(connection, height)
@@ -85,57 +102,76 @@ class ReadHandlers:
 
     async def round(self) -> CurrentRound:
         """What /get_current_round answers."""
-        current = await self._api.rounds.current()
-        count = await self._api.database.read(
-            lambda connection: store_submissions.count_revealed(connection, round_number=current.round_number)
-        )
+        # First: a round that is due is closed here, and what is remembered of it is out of date.
+        await self._api.rounds.current()
+        current, count = await self._round.get()
         left_s = (current.end_time - self._api.clock.now()).total_seconds()
         return views.current_round(current, seconds_left=left_s, submissions=count)
 
+    async def _find_round(self) -> tuple[Row, int]:
+        current = await self._api.rounds.current()
+        return current, await self._api.database.read(
+            lambda connection: store_submissions.count_revealed(connection, round_number=current.round_number)
+        )
+
     async def leaderboard(self, _request: web.Request) -> web.Response:
         """The ranking over all verdicts."""
-        return model_answer(await self.board())
+        return self._board_answer.show(await self.board())
 
     async def board(self) -> Leaderboard:
         """What /leaderboard answers."""
-        standing = await self._api.standing.get()
-        current = await self._api.rounds.current()
-        return Leaderboard(
-            rules_version=RULES_VERSION,
-            current_block=await self._api.chain.height_or_last(),
-            round_number=current.round_number,
-            rows=[views.leaderboard_row(place) for place in standing.places],
+        basis = (
+            await self._api.standing.get(),
+            await self._api.chain.height_or_last(),
+            int((await self._api.rounds.current()).round_number),
         )
+        if self._board is None or self._board[0] != basis:
+            self._board = basis, _leaderboard(*basis)
+        return self._board[1]
 
     async def submission_stats(self, request: web.Request) -> web.Response:
         """The newest revealed submissions, the fastest, and figures over what was measured."""
-        limit = query_limit(request)
-        return model_answer(await self.stats(limit))
+        limit = whole_number(request, "limit", default=DEFAULT_LIMIT, highest=MAX_LIMIT)
+        known, answer = self._stats_of(limit)
+        return answer.show(await known.get())
 
     async def stats(self, limit: int) -> SubmissionStatsAnswer:
         """What /get_submission_stats answers."""
+        known, _ = self._stats_of(limit)
+        return await known.get()
+
+    def _stats_of(self, limit: int) -> tuple[Remembered[SubmissionStatsAnswer], LastAnswer]:
+        if limit not in self._stats:
+            if len(self._stats) >= REMEMBERED_LIMITS:
+                self._stats.pop(next(iter(self._stats)))
+            find = partial(self._find_stats, limit)
+            self._stats[limit] = Remembered(find, self._api.database, self._api.clock), LastAnswer()
+        return self._stats[limit]
+
+    async def _find_stats(self, limit: int) -> SubmissionStatsAnswer:
         standing = await self._api.standing.get()
         top_ids = [place.entry.submission_id for place in standing.places[:TOP_PERFORMERS]]
 
-        async def work(connection: AsyncConnection) -> tuple[int, Sequence[Row], Sequence[Row], set[int]]:
-            recent = await store_submissions.list_recent(connection, limit=limit, revealed=True)
-            top = await store_submissions.list_by_id(connection, top_ids) if top_ids else []
-            leased = await store_evaluations.list_leased(
+        def work(connection: Connection) -> tuple[int, Sequence[Row], Sequence[Row], set[int]]:
+            recent = store_submissions.list_recent(connection, limit=limit, revealed=True)
+            top = store_submissions.list_by_id(connection, top_ids) if top_ids else []
+            leased = store_evaluations.list_leased(
                 connection, [row.id for row in recent if row.judged_at is None], self._api.clock.now()
             )
-            return await store_submissions.count_revealed(connection), recent, top, leased
+            return store_submissions.count_revealed(connection), recent, top, leased
 
         total, recent, top, leased = await self._api.database.read(work)
-        by_id = {row.id: row for row in top}
-
-        def summary(row: Row) -> SubmissionSummary:
-            return views.submission_summary(row, standing, is_leased=row.id in leased)
-
+        by_id = {row.id: views.submission_summary(row, is_leased=False) for row in top}
         return SubmissionStatsAnswer(
             total_submissions=total,
-            recent_submissions=[summary(row) for row in recent],
-            stats=_figures(standing, total),
-            top_performers=[summary(by_id[number]) for number in top_ids if number in by_id],
+            recent_submissions=[views.submission_summary(row, is_leased=row.id in leased) for row in recent],
+            stats=SubmissionStats(
+                avg_tokens_per_sec=standing.figures.average,
+                max_tokens_per_sec=standing.figures.highest,
+                min_tokens_per_sec=standing.figures.lowest,
+                total_submissions=total,
+            ),
+            top_performers=[by_id[number] for number in top_ids if number in by_id],
         )
 
     async def submission(self, request: web.Request) -> web.Response:
@@ -151,28 +187,29 @@ class ReadHandlers:
     async def submissions(self, request: web.Request) -> web.Response:
         """The newest submissions, of one hotkey or of all, also unrevealed ones."""
         hotkey = request.query.get("hotkey")
-        limit = query_limit(request)
+        limit = whole_number(request, "limit", default=DEFAULT_LIMIT, highest=MAX_LIMIT)
+        if hotkey is not None and not (hotkey.isascii() and hotkey.isalnum()):
+            # No hotkey looks like that, and not every database takes every text.
+            return list_answer([])
         return list_answer(
             await self._details(
                 lambda connection: store_submissions.list_recent(connection, limit=limit, miner_hotkey=hotkey)
             )
         )
 
-    async def _details(
-        self, find: Callable[[AsyncConnection], Awaitable[Sequence[Row]]]
-    ) -> list[SubmissionDetail]:
+    async def _details(self, find: Callable[[Connection], Sequence[Row]]) -> list[SubmissionDetail]:
         standing = await self._api.standing.get()
         height = await self._api.chain.height_or_last()
 
-        async def work(connection: AsyncConnection) -> tuple[Sequence[Row], Sequence[Row], set[int]]:
+        def work(connection: Connection) -> tuple[Sequence[Row], Sequence[Row], set[int]]:
             # One snapshot: a verdict that arrives in between must not stand beside a row that knows of none.
-            rows = await find(connection)
+            rows = find(connection)
             numbers = [row.id for row in rows]
-            verdicts = await store_evaluations.list_verdicts(connection, numbers)
+            verdicts = store_evaluations.list_verdicts(connection, numbers)
             return (
                 rows,
                 verdicts,
-                await store_evaluations.list_leased(connection, numbers, self._api.clock.now()),
+                store_evaluations.list_leased(connection, numbers, self._api.clock.now()),
             )
 
         rows, verdicts, leased = await self._api.database.read(work)
@@ -188,24 +225,10 @@ class ReadHandlers:
         ]
 
 
-def query_limit(request: web.Request) -> int:
-    """The parameter `limit`; raises FieldsInvalid (422)."""
-    text = request.query.get("limit", str(DEFAULT_LIMIT))
-    # isdecimal alone would let other scripts' digits through, and int() takes signs and blanks.
-    if text.isascii() and text.isdecimal() and len(text) <= 6 and 1 <= int(text) <= MAX_LIMIT:
-        return int(text)
-    raise FieldsInvalid(
-        [{"field": "limit", "message": f"must be a whole number from 1 to {MAX_LIMIT}", "value": text[:100]}]
-    )
-
-
-def _figures(standing: Standing, total: int) -> SubmissionStats:
-    measured = [
-        pooled.tokens_per_sec for pooled in standing.pooled.values() if pooled.tokens_per_sec is not None
-    ]
-    return SubmissionStats(
-        avg_tokens_per_sec=sum(measured) / len(measured) if measured else None,
-        max_tokens_per_sec=max(measured, default=None),
-        min_tokens_per_sec=min(measured, default=None),
-        total_submissions=total,
+def _leaderboard(standing: Standing, height: int, round_number: int) -> Leaderboard:
+    return Leaderboard(
+        rules_version=RULES_VERSION,
+        current_block=height,
+        round_number=round_number,
+        rows=[views.leaderboard_row(place) for place in standing.places],
     )

@@ -1,19 +1,22 @@
 """POST /reveal_submission: phase 2 of commit-reveal, never limited and never blocked."""
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from aiohttp import web
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from node.http_server import ApiProblem
 from protocol.commitments import CommitmentForm, RevealWindow, match_commitment
 from protocol.messages import RevealSubmission, RevealSubmissionAnswer
 from protocol.signing import reveal_text
-from protocol.types import BlockHeight, SubmissionId
+from protocol.types import BlockHeight
 from roles.api import store_submissions as store
 from roles.api.answers import model_answer
 from roles.api.code import check_code_is_new, checked_fork_url, code_values, is_same_code
 from roles.api.context import Api
+from roles.api.database import Effect
 from roles.api.store_rounds import find_round_number
 from roles.api.tables import Row
 
@@ -34,9 +37,13 @@ class RevealHandler:
             await self._check_window(row)
             form = _matching_form(row, message)
             current = await api.rounds.current()
+            address = api.limits.address_of(request)
             row = await api.database.write(
-                lambda connection: self._record_reveal(connection, message, fork_url, form, current),
-                quiet=True,
+                lambda connection: self._record_reveal(
+                    connection, message, {"address": address, **code_values(message, fork_url)}, form, current
+                ),
+                turn=message.miner_hotkey,
+                effect=Effect.SHOWN,
             )
         if not _is_same_reveal(row, message, fork_url):
             raise ApiProblem(409, f"submission_id {row.id} was revealed before with other values")
@@ -50,8 +57,8 @@ class RevealHandler:
         )
         return model_answer(answer)
 
-    async def _own(self, connection: AsyncConnection, message: RevealSubmission) -> Row:
-        row = await store.find_submission(connection, message.submission_id)
+    def _own(self, connection: Connection, message: RevealSubmission) -> Row:
+        row = store.find_submission(connection, message.submission_id)
         if row is None:
             raise ApiProblem(404, f"there is no submission with submission_id {message.submission_id}")
         if row.miner_hotkey != message.miner_hotkey:
@@ -83,42 +90,39 @@ class RevealHandler:
         height = await self._api.chain.height_or_last()
         return height if window.state(height) == "open" else await self._api.chain.fresh_height()
 
-    async def _record_reveal(
+    def _record_reveal(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         message: RevealSubmission,
-        fork_url: str,
+        code: Mapping[str, Any],
         form: CommitmentForm,
         current: Row,
     ) -> Row:
-        row = await self._own(connection, message)
+        row = self._own(connection, message)
         if row.revealed_at is not None:
             return row
-        await check_code_is_new(
-            connection, message.miner_hotkey, message.commit_hash, row.target_sequence_length
-        )
+        check_code_is_new(connection, message.miner_hotkey, message.commit_hash, row.target_sequence_length)
         now = self._api.clock.now()
         # A seed-form commitment fixes neither the code nor its owner: its time is the reveal's.
         is_bound = form is CommitmentForm.BOUND
         code_fixed_at: datetime = row.created_at if is_bound else now
-        await store.update_submission(
+        return store.update_submission(
             connection,
-            SubmissionId(row.id),
+            row.id,
             {
                 "commitment_salt": message.commitment_salt,
-                **code_values(message, fork_url),
+                **code,
                 "revealed_at": now,
                 "code_fixed_at": code_fixed_at,
-                "round_number": await _round_at(connection, code_fixed_at, current),
+                "round_number": _round_at(connection, code_fixed_at, current),
             },
         )
-        return await store.find_submission(connection, row.id)
 
 
-async def _round_at(connection: AsyncConnection, moment: datetime, current: Row) -> int:
+def _round_at(connection: Connection, moment: datetime, current: Row) -> int:
     if moment >= current.start_time:
         return int(current.round_number)
-    return await find_round_number(connection, moment) or int(current.round_number)
+    return find_round_number(connection, moment) or int(current.round_number)
 
 
 def _is_same_reveal(row: Row, message: RevealSubmission, fork_url: str) -> bool:

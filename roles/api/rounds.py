@@ -4,14 +4,14 @@ import asyncio
 from datetime import datetime, timedelta
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from node.clock import Clock
 from node.logs import get_logger
 from protocol.types import BlockHeight
 from roles.api import store_rounds
 from roles.api.chain_view import ChainView
-from roles.api.database import Database, DatabaseUnavailable
+from roles.api.database import Database, DatabaseUnavailable, Effect
 from roles.api.standing import StandingKeeper
 from roles.api.tables import Row
 
@@ -59,29 +59,27 @@ class RoundKeeper:
             return current
         async with self._turn:
             if self._current is None or self._clock.now() >= self._current.end_time:
-                self._current = await self._database.write(self._turn_over)
+                self._current = await self._database.write(self._turn_over, effect=Effect.RANKED)
             return self._current
 
-    async def _turn_over(self, connection: AsyncConnection) -> Row:
+    def _turn_over(self, connection: Connection) -> Row:
         now = self._clock.now()
         # Nothing here waits for the chain: a round is closed when due whether or not the chain answers.
         height = self._chain.last_height or None
-        last = await store_rounds.find_open_round(connection)
+        last = store_rounds.find_open_round(connection)
         if last is None:
-            await self._open(connection, number=1, start_time=now, height=height, baseline=None)
+            self._open(connection, number=1, start_time=now, height=height, baseline=None)
         elif now >= last.end_time:
-            await self._close(connection, last, now, height)
-        current = await store_rounds.find_open_round(connection)
+            self._close(connection, last, now, height)
+        current = store_rounds.find_open_round(connection)
         if current is None:
             raise DatabaseUnavailable("no round is open: try again")
         return current
 
-    async def _close(
-        self, connection: AsyncConnection, last: Row, now: datetime, height: BlockHeight | None
-    ) -> None:
-        places = (await self._standing.compute(connection)).places
+    def _close(self, connection: Connection, last: Row, now: datetime, height: BlockHeight | None) -> None:
+        places = self._standing.compute(connection).places
         winner = places[0].entry if places else None
-        is_ours = await store_rounds.close_round(
+        is_ours = store_rounds.close_round(
             connection,
             last.id,
             {
@@ -92,10 +90,10 @@ class RoundKeeper:
         )
         if not is_ours:
             return
-        await store_rounds.insert_places(connection, last.round_number, places)
+        store_rounds.insert_places(connection, last.round_number, places)
         # Rounds follow each other without a gap; those that passed while nobody ran never were.
         skipped = (now - last.end_time) // timedelta(seconds=self._round_s)
-        await self._open(
+        self._open(
             connection,
             number=last.round_number + 1,
             start_time=last.end_time + skipped * timedelta(seconds=self._round_s),
@@ -104,16 +102,16 @@ class RoundKeeper:
         )
         _log.info("round closed", round_number=last.round_number, winner=winner.hotkey if winner else None)
 
-    async def _open(
+    def _open(
         self,
-        connection: AsyncConnection,
+        connection: Connection,
         *,
         number: int,
         start_time: datetime,
         height: BlockHeight | None,
         baseline: int | None,
     ) -> None:
-        await store_rounds.insert_round(
+        store_rounds.insert_round(
             connection,
             {
                 "round_number": number,

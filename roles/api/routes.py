@@ -8,13 +8,16 @@ from pydantic import BaseModel
 
 from node.http_server import base_app
 from node.metrics import product_version
+from protocol import compatibility as c
 from protocol import messages as m
 from roles.api.commits import CommitHandler
+from roles.api.compatibility import CompatibilityHandlers
 from roles.api.context import Api
 from roles.api.direct import SubmitHandler
+from roles.api.docs_page import HEADERS, render
 from roles.api.evaluations import EvaluationHandlers
 from roles.api.openapi import Handler, Route, describe_api
-from roles.api.page import PageHandler
+from roles.api.page.handlers import PageHandlers
 from roles.api.readiness import Readiness
 from roles.api.reads import ReadHandlers
 from roles.api.reveals import RevealHandler
@@ -27,7 +30,12 @@ NUMBER = "{submission_id:[0-9]+}"
 def build_routes(api: Api) -> list[Route]:
     """The routes with their handlers."""
     reads = ReadHandlers(api)
-    return [*_miner_routes(api), *_validator_routes(api), *_read_routes(api, reads)]
+    return [
+        *_miner_routes(api),
+        *_validator_routes(api),
+        *_read_routes(api, reads),
+        *_compatibility_routes(api),
+    ]
 
 
 def _miner_routes(api: Api) -> list[Route]:
@@ -142,6 +150,72 @@ def _read_routes(api: Api, reads: ReadHandlers) -> list[Route]:
     ]
 
 
+def _compatibility_routes(api: Api) -> list[Route]:
+    handlers = CompatibilityHandlers(api)
+    return [
+        _read("/get_weights", handlers.get_weights, "Shares of the ranking as it stands.", c.Weights),
+        _read(
+            "/get_submission_rate",
+            handlers.submission_rate,
+            "Submissions a minute.",
+            c.SubmissionRate,
+            query=("window_minutes",),
+        ),
+        _read(
+            "/verification_stats",
+            handlers.verification_stats,
+            "Counts of logit verification.",
+            c.VerificationStats,
+        ),
+        Route(
+            method="POST",
+            path="/register_miner",
+            handler=handlers.register_miner,
+            summary="Whether a hotkey is registered on the chain.",
+            body=c.RegisterMiner,
+            answer=c.RegisterMinerAnswer,
+            errors=(403,),
+        ),
+        Route(
+            method="POST",
+            path="/mark_validated",
+            handler=handlers.mark_validated,
+            summary="Confirm that one's verdict is recorded.",
+            body=c.MarkValidated,
+            answer=c.Acknowledged,
+            errors=(404, 409),
+            is_validators=True,
+        ),
+        Route(
+            method="POST",
+            path="/record_failure",
+            handler=handlers.record_failure,
+            summary="Confirm that one's verdict against a submission is recorded.",
+            body=c.RecordFailure,
+            answer=c.Acknowledged,
+            errors=(404, 409),
+            is_validators=True,
+        ),
+        Route(
+            method="POST",
+            path="/create_round",
+            handler=handlers.create_round,
+            summary="Always refused: rounds open by time.",
+            body=c.CreateRound,
+            errors=(409,),
+            is_validators=True,
+        ),
+        Route(
+            method="POST",
+            path="/finalize_round/{round_id:[0-9]+}",
+            handler=handlers.finalize_round,
+            summary="Always refused: rounds close by time.",
+            errors=(404, 409),
+            is_validators=True,
+        ),
+    ]
+
+
 def _read(
     path: str,
     handler: Handler,
@@ -164,7 +238,7 @@ def _read(
     )
 
 
-def build_app(api: Api) -> web.Application:
+def build_app(api: Api, page: PageHandlers) -> web.Application:
     """The whole application: the routes, the page, health, readiness and metrics."""
     settings = api.settings.api
     app = base_app(
@@ -173,15 +247,20 @@ def build_app(api: Api) -> web.Application:
     routes = build_routes(api)
 
     @cache
-    def document() -> str:
+    def document() -> tuple[str, str]:
         # When first asked for: it takes a tenth of a second, which belongs to no start.
-        return json.dumps(describe_api(routes, version=product_version()))
+        description = describe_api(routes, version=product_version())
+        return json.dumps(description), render(description)
 
     async def openapi(_request: web.Request) -> web.Response:
-        return web.Response(text=document(), content_type="application/json")
+        return web.Response(text=document()[0], content_type="application/json")
+
+    async def docs(_request: web.Request) -> web.Response:
+        return web.Response(text=document()[1], content_type="text/html", headers=HEADERS)
 
     for route in routes:
         app.router.add_route(route.method, route.path, route.handler)
     app.router.add_get("/openapi.json", openapi)
-    app.router.add_get("/", PageHandler(ReadHandlers(api)).show)
+    app.router.add_get("/docs", docs)
+    page.add_to(app)
     return app

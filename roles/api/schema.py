@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Final
 
 from sqlalchemy import Connection, inspect, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.errors import ConfigError
 from roles.api.database import Database
 
-HEAD: Final = "0001"
+HEAD: Final = "0002"
 """Revision that the code was written for; a test compares it with the newest migration."""
 LOCK_KEY: Final = 7_231_942_117
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -20,16 +19,18 @@ async def upgrade(database: Database) -> None:
 
     Raises ConfigError for a database written by a newer version, DatabaseUnavailable.
     """
-    await database.write(_upgrade)
+    await database.write(_upgrade, patience_s=None)
 
 
-async def _upgrade(connection: AsyncConnection) -> None:
+def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
-        # Replicas start together; SQLite's write transaction is such a lock by itself.
-        await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
+        # Replicas start together, and a large table takes its time.
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})
     # Alembic takes half a second to import: most starts find the schema as it should be.
-    if await connection.run_sync(revision_of) != HEAD:
-        await connection.run_sync(run_migrations)
+    if revision_of(connection) != HEAD:
+        run_migrations(connection)
 
 
 def revision_of(connection: Connection) -> str | None:
@@ -40,8 +41,8 @@ def revision_of(connection: Connection) -> str | None:
     return revision
 
 
-def run_migrations(connection: Connection) -> None:
-    """Upgrade to the newest revision on a connection whose transaction the caller owns."""
+def run_migrations(connection: Connection, revision: str = "head") -> None:
+    """Upgrade to a revision, the newest by default, on a connection whose transaction the caller owns."""
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
@@ -50,7 +51,7 @@ def run_migrations(connection: Connection) -> None:
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     try:
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
     except CommandError as error:
         raise ConfigError(
             f"the database is at revision {revision_of(connection)}, which this version does not know: "

@@ -1,34 +1,46 @@
-"""Who is ahead: the ranking over all verdicts, computed anew when something changed."""
+"""Who is ahead: the ranking over all settled submissions, computed anew when something changed."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
-from itertools import groupby
 from typing import Final
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from node.clock import Clock
+from node.logs import get_logger
 from protocol.ranking import Entry, Place, rank
 from protocol.types import Hotkey, SubmissionId
-from protocol.verdicts import LogitOutcome, Status
-from roles.api import store_evaluations, store_logits
+from protocol.verdicts import LogitOutcome
+from roles.api import store_logits, store_standing
 from roles.api.chain_view import ChainView
-from roles.api.consensus import LogitStanding, Pooled, logit_horizon, pool_logit_checks, pool_verdicts
-from roles.api.database import Database
+from roles.api.consensus import LogitStanding, logit_horizon, pool_logit_checks
+from roles.api.database import Database, DatabaseUnavailable
+from roles.api.remembered import Remembered
+from roles.api.store_standing import Figures
+from roles.api.tables import Row
 
-MAX_AGE_S: Final = 2.0
-"""Other replicas write too, logit checks grow old, hotkeys come and go."""
+MAX_AGE_S: Final = 60.0
+"""Logit checks grow old without anybody's writing."""
+LARGE: Final = 2_000
+"""With more entries than this, readers get the standing before while the next is being computed."""
+REST: Final = 4.0
+"""After computing a large one, rest so many times as long: it takes a second of the processor at 100,000."""
+CHUNK: Final = 2_000
+"""Entries read at a time, so that other requests are answered in between."""
+
+_log = get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Standing:
     """The ranking and what it was made of."""
 
     places: Sequence[Place] = ()
-    pooled: Mapping[SubmissionId, Pooled] = field(default_factory=dict)
     logits: Mapping[Hotkey, LogitStanding] = field(default_factory=dict)
+    figures: Figures = field(default_factory=Figures)
+    entries: int = 0
+    """Submissions that were ranked."""
 
     def place_of(self, submission_id: int) -> int | None:
         """The submission's place, None when it is not ranked."""
@@ -42,64 +54,118 @@ class Standing:
         return LogitOutcome.PENDING if standing is None else standing.outcome
 
 
-async def compute_standing(
-    connection: AsyncConnection, now: datetime, registered: Collection[Hotkey] | None
-) -> Standing:
-    """Rank the submissions of registered hotkeys (of all when `registered` is None: the chain is unknown)."""
-    logits = pool_logit_checks(await store_logits.list_latest(connection, logit_horizon(now)))
-    rows = await store_evaluations.list_rankable(connection)
-    pooled: dict[SubmissionId, Pooled] = {}
-    entries: list[Entry] = []
-    for number, group in groupby(
-        sorted(rows, key=lambda row: int(row.submission_id)), lambda row: row.submission_id
-    ):
-        found = list(group)
-        outcome = pool_verdicts(found)
-        if outcome is None:
-            continue
-        submission_id = SubmissionId(number)
-        pooled[submission_id] = outcome
-        hotkey = Hotkey(found[0].miner_hotkey)
-        is_live = registered is None or hotkey in registered
-        standing = logits.get(hotkey)
-        has_logits = standing is not None and standing.outcome is LogitOutcome.PASSED
-        if outcome.status is Status.PASSED and outcome.tokens_per_sec is not None and is_live and has_logits:
-            entries.append(
-                Entry(
-                    submission_id=submission_id,
-                    hotkey=hotkey,
-                    target_sequence_length=found[0].target_sequence_length,
-                    tokens_per_sec=outcome.tokens_per_sec,
-                    code_fixed_at=found[0].code_fixed_at,
-                    round_number=found[0].round_number,
-                )
-            )
-    return Standing(places=rank(entries), pooled=pooled, logits=logits)
+@dataclass(frozen=True, slots=True)
+class _Basis:
+    """What a standing rests on; with an equal one it need not be computed again."""
+
+    version: int
+    registered: frozenset[str] | None
 
 
 class StandingKeeper:
-    """Keeps the standing until a write of this process, or a moment's age, makes it doubtful."""
+    """Keeps the standing until a write, or a change on the chain, makes it doubtful."""
 
-    def __init__(self, database: Database, chain: ChainView, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, chain: ChainView, clock: Clock, *, min_validator_stake_tao: float
+    ) -> None:
         self._database = database
         self._chain = chain
         self._clock = clock
-        self._lock = asyncio.Lock()
-        self._standing = Standing()
-        self._revision = -1
-        self._at_s = float("-inf")
+        self._min_stake_tao = min_validator_stake_tao
+        self._remembered = Remembered(self._refresh, database, clock)
+        self._basis: _Basis | None = None
+        self._computed_at_s = float("-inf")
+        self._background: asyncio.Task[None] | None = None
+        self._rests_until_s = float("-inf")
 
     async def get(self) -> Standing:
-        """The standing as of now. Raises DatabaseUnavailable."""
-        async with self._lock:
-            if self._revision != self._database.revision or self._clock.monotonic() - self._at_s > MAX_AGE_S:
-                revision, at_s = self._database.revision, self._clock.monotonic()
-                self._standing = await self._database.read(self.compute)
-                self._revision, self._at_s = revision, at_s
-            return self._standing
+        """The standing as of now; a large one may be that of a moment ago. Raises DatabaseUnavailable."""
+        known = self._remembered.value
+        if known is None or known.entries <= LARGE:
+            return await self._remembered.get()
+        is_busy = self._background is not None and not self._background.done()
+        if not (is_busy or self._remembered.is_fresh() or self._clock.monotonic() < self._rests_until_s):
+            self._background = asyncio.create_task(self._refresh_behind(), name="standing")
+        return known
 
-    async def compute(self, connection: AsyncConnection) -> Standing:
+    async def _refresh_behind(self) -> None:
+        started_s = self._clock.monotonic()
+        try:
+            await self._remembered.get()
+        except DatabaseUnavailable as error:
+            _log.warning("the standing cannot be computed: the last one is shown", error=str(error))
+        now_s = self._clock.monotonic()
+        self._rests_until_s = now_s + REST * (now_s - started_s)
+
+    async def close(self) -> None:
+        """Stop computing."""
+        if self._background is not None:
+            self._background.cancel()
+            await asyncio.wait({self._background})
+
+    async def _refresh(self) -> Standing:
+        metagraph = self._chain.last_metagraph
+        registered = None if metagraph is None else frozenset(metagraph.neurons)
+        now_s = self._clock.monotonic()
+        basis = _Basis(await self._database.read(store_standing.find_version), registered)
+        known = self._remembered.value
+        if known is not None and basis == self._basis and now_s - self._computed_at_s < MAX_AGE_S:
+            return known
+        logits = await self._database.read(self._logits)
+        rows: list[Row] = []
+        last_id: int | None = 0
+        # Not one snapshot: what changes meanwhile raises the version, and the next look sees that.
+        while last_id is not None:
+            chunk = await self._database.read(_chunk_reader(last_id))
+            rows.extend(chunk)
+            last_id = chunk[-1].id if len(chunk) == CHUNK else None
+        figures = await self._database.read(store_standing.find_figures)
+        # In another thread when it takes long: requests are answered meanwhile.
+        if len(rows) > LARGE:
+            standing = await asyncio.to_thread(_rank, rows, logits, registered, figures)
+        else:
+            standing = _rank(rows, logits, registered, figures)
+        self._basis, self._computed_at_s = basis, now_s
+        return standing
+
+    def compute(self, connection: Connection) -> Standing:
         """The standing inside a transaction of the caller's."""
         metagraph = self._chain.last_metagraph
-        registered = None if metagraph is None else metagraph.neurons.keys()
-        return await compute_standing(connection, self._clock.now(), registered)
+        registered = None if metagraph is None else frozenset(metagraph.neurons)
+        rows = store_standing.list_ranked(connection)
+        return _rank(rows, self._logits(connection), registered, store_standing.find_figures(connection))
+
+    def _logits(self, connection: Connection) -> dict[Hotkey, LogitStanding]:
+        checks = store_logits.list_latest(connection, logit_horizon(self._clock.now()))
+        return pool_logit_checks(checks, self._chain.stakes(self._min_stake_tao))
+
+
+def _chunk_reader(last_id: int) -> Callable[[Connection], Sequence[Row]]:
+    return lambda connection: store_standing.list_ranked(connection, after=last_id, limit=CHUNK)
+
+
+def _rank(
+    rows: Iterable[Row],
+    logits: Mapping[Hotkey, LogitStanding],
+    registered: frozenset[str] | None,
+    figures: Figures,
+) -> Standing:
+    """Rank the submissions of registered hotkeys (of all when `registered` is None: the chain is unknown)."""
+    live = {
+        hotkey
+        for hotkey, standing in logits.items()
+        if standing.outcome is LogitOutcome.PASSED and (registered is None or hotkey in registered)
+    }
+    entries = [
+        Entry(
+            submission_id=SubmissionId(row.id),
+            hotkey=Hotkey(row.miner_hotkey),
+            target_sequence_length=row.target_sequence_length,
+            tokens_per_sec=row.pooled_tokens_per_sec,
+            code_fixed_at=row.code_fixed_at,
+            round_number=row.round_number,
+        )
+        for row in rows
+        if row.miner_hotkey in live
+    ]
+    return Standing(places=rank(entries), logits=logits, figures=figures, entries=len(entries))

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import case, func, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, case, func, insert, select
 
 from protocol.verdicts import LogitOutcome
 from roles.api.tables import Row, logit_checks
 
 
-async def find_check(
-    connection: AsyncConnection, miner_hotkey: str, validator_hotkey: str, checked_at: datetime
+def find_check(
+    connection: Connection, miner_hotkey: str, validator_hotkey: str, checked_at: datetime
 ) -> Row | None:
     """The check that this validator made of this miner at that moment."""
     query = select(logit_checks).where(
@@ -20,15 +19,15 @@ async def find_check(
         logit_checks.c.validator_hotkey == validator_hotkey,
         logit_checks.c.checked_at == checked_at,
     )
-    return (await connection.execute(query)).first()
+    return connection.execute(query).first()
 
 
-async def insert_check(connection: AsyncConnection, values: Mapping[str, Any]) -> None:
+def insert_check(connection: Connection, values: Mapping[str, Any]) -> None:
     """Store a check."""
-    await connection.execute(insert(logit_checks).values(**values))
+    connection.execute(insert(logit_checks).values(**values))
 
 
-async def list_latest(connection: AsyncConnection, since: datetime) -> Sequence[Row]:
+def list_latest(connection: Connection, since: datetime) -> Sequence[Row]:
     """The latest check of every miner by every validator, leaving out checks made before `since`.
 
     A miner that could not be reached keeps what its last decided check said: a pass lasts its 24 h.
@@ -54,4 +53,4 @@ async def list_latest(connection: AsyncConnection, since: datetime) -> Sequence[
         .subquery()
     )
     query = select(checks).where(checks.c.age == 1).order_by(checks.c.miner_hotkey, checks.c.checked_at)
-    return (await connection.execute(query)).all()
+    return connection.execute(query).all()

@@ -2,21 +2,20 @@
 
 from datetime import datetime
 
-from sqlalchemy import delete, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, delete, insert, select
 
 from roles.api.tables import nonces
 
 
-async def use_nonce(connection: AsyncConnection, hotkey: str, nonce_ns: int, now: datetime) -> bool:
+def use_nonce(connection: Connection, hotkey: str, nonce_ns: int, now: datetime) -> bool:
     """Store the nonce; False when it was used before."""
     used = select(nonces.c.nonce_ns).where(nonces.c.hotkey == hotkey, nonces.c.nonce_ns == nonce_ns)
-    if (await connection.execute(used)).first() is not None:
+    if (connection.execute(used)).first() is not None:
         return False
-    await connection.execute(insert(nonces).values(hotkey=hotkey, nonce_ns=nonce_ns, seen_at=now))
+    connection.execute(insert(nonces).values(hotkey=hotkey, nonce_ns=nonce_ns, seen_at=now))
     return True
 
 
-async def forget_nonces(connection: AsyncConnection, before: datetime) -> None:
+def forget_nonces(connection: Connection, before: datetime) -> None:
     """Drop nonces whose requests are too old to be accepted anyway."""
-    await connection.execute(delete(nonces).where(nonces.c.seen_at < before))
+    connection.execute(delete(nonces).where(nonces.c.seen_at < before))

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, insert, select, update
 
 from protocol.ranking import Place
 from roles.api.tables import Row, round_places, rounds
@@ -14,29 +13,29 @@ OPEN = "open"
 CLOSED = "closed"
 
 
-async def find_open_round(connection: AsyncConnection) -> Row | None:
+def find_open_round(connection: Connection) -> Row | None:
     """The one round that is open, None before the first."""
-    return (await connection.execute(select(rounds).where(rounds.c.status == OPEN))).first()
+    return (connection.execute(select(rounds).where(rounds.c.status == OPEN))).first()
 
 
-async def insert_round(connection: AsyncConnection, values: Mapping[str, Any]) -> None:
+def insert_round(connection: Connection, values: Mapping[str, Any]) -> None:
     """Open a round; a second open one violates a constraint."""
-    await connection.execute(insert(rounds).values(status=OPEN, **values))
+    connection.execute(insert(rounds).values(status=OPEN, **values))
 
 
-async def close_round(connection: AsyncConnection, round_id: int, values: Mapping[str, Any]) -> bool:
+def close_round(connection: Connection, round_id: int, values: Mapping[str, Any]) -> bool:
     """Close a round; False when somebody else has done so."""
-    result = await connection.execute(
+    result = connection.execute(
         update(rounds).where(rounds.c.id == round_id, rounds.c.status == OPEN).values(status=CLOSED, **values)
     )
     return int(result.rowcount) == 1
 
 
-async def insert_places(connection: AsyncConnection, round_number: int, places: Sequence[Place]) -> None:
+def insert_places(connection: Connection, round_number: int, places: Sequence[Place]) -> None:
     """Keep the ranking with which a round ended."""
     if not places:
         return
-    await connection.execute(
+    connection.execute(
         insert(round_places),
         [
             {
@@ -53,7 +52,7 @@ async def insert_places(connection: AsyncConnection, round_number: int, places: 
     )
 
 
-async def find_round_number(connection: AsyncConnection, moment: datetime) -> int | None:
+def find_round_number(connection: Connection, moment: datetime) -> int | None:
     """The number of the last round that had begun at `moment`."""
     query = (
         select(rounds.c.round_number)
@@ -61,5 +60,5 @@ async def find_round_number(connection: AsyncConnection, moment: datetime) -> in
         .order_by(rounds.c.round_number.desc())
         .limit(1)
     )
-    number: int | None = (await connection.execute(query)).scalar()
+    number: int | None = connection.execute(query).scalar()
     return number

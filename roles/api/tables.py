@@ -61,6 +61,12 @@ metadata = MetaData(
 Serial = BigInteger().with_variant(Integer(), "sqlite")
 HotkeyColumn = String(64)
 
+
+def _partial_index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    condition = text(where)
+    return Index(name, *columns, unique=unique, sqlite_where=condition, postgresql_where=condition)
+
+
 rounds = Table(
     "rounds",
     metadata,
@@ -75,13 +81,7 @@ rounds = Table(
     Column("baseline_submission_id", Serial),
     Column("winner_hotkey", HotkeyColumn),
     Column("winner_submission_id", Serial),
-    Index(
-        "uq_rounds_open",
-        "status",
-        unique=True,
-        sqlite_where=text("status = 'open'"),
-        postgresql_where=text("status = 'open'"),
-    ),
+    _partial_index("uq_rounds_open", "status", where="status = 'open'", unique=True),
 )
 
 round_places = Table(
@@ -123,12 +123,26 @@ submissions = Table(
     # When the code was fixed (orders ties) and the round of that moment.
     Column("code_fixed_at", UtcDateTime),
     Column("round_number", Integer),
+    # Where the code came from (IPv6: its /64); counts strikes and is never shown.
+    Column("address", String(64)),
     # When the first verdict that ends an evaluation arrived; the code is public from then on.
     Column("judged_at", UtcDateTime),
+    # What the verdicts so far amount to, weighted by stake.
+    Column("pooled_status", String(32)),
+    Column("pooled_fault", String(32)),
+    Column("pooled_tokens_per_sec", Float),
+    # When enough stake had judged it for the outcome to count.
+    Column("settled_at", UtcDateTime),
     UniqueConstraint("miner_hotkey", "commitment_hash"),
     UniqueConstraint("miner_hotkey", "commit_hash", "target_sequence_length"),
-    Index("ix_submissions_judged_at", "judged_at", "revealed_at"),
     Index("ix_submissions_round_number", "round_number"),
+    _partial_index("ix_submissions_revealed", "id", where="revealed_at IS NOT NULL"),
+    _partial_index("ix_submissions_pending", "expires_block", where="revealed_at IS NULL"),
+    _partial_index(
+        "ix_submissions_queued", "miner_hotkey", where="revealed_at IS NOT NULL AND judged_at IS NULL"
+    ),
+    _partial_index("ix_submissions_unsettled", "id", where="judged_at IS NOT NULL AND settled_at IS NULL"),
+    _partial_index("ix_submissions_strikes", "address", "settled_at", where="pooled_fault = 'miner'"),
 )
 
 leases = Table(
@@ -142,13 +156,8 @@ leases = Table(
     Column("state", String(12), nullable=False),  # held, done, superseded
     Column("leased_at", UtcDateTime, nullable=False),
     Column("expires_at", UtcDateTime, nullable=False),
-    Index(
-        "uq_leases_held",
-        "submission_id",
-        "validator_hotkey",
-        unique=True,
-        sqlite_where=text("state = 'held'"),
-        postgresql_where=text("state = 'held'"),
+    _partial_index(
+        "uq_leases_held", "submission_id", "validator_hotkey", where="state = 'held'", unique=True
     ),
     Index("ix_leases_validator_hotkey_miner_coldkey", "validator_hotkey", "miner_coldkey"),
 )
@@ -177,7 +186,7 @@ verdicts = Table(
     Column("rules_version", Integer, nullable=False),
     Column("evidence", JSON, nullable=False),
     Column("signature", String(256), nullable=False),
-    Column("created_at", UtcDateTime, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False, index=True),
     UniqueConstraint("submission_id", "validator_hotkey"),
 )
 
@@ -204,6 +213,23 @@ nonces = Table(
     metadata,
     Column("hotkey", HotkeyColumn, primary_key=True),
     Column("nonce_ns", BigInteger, primary_key=True),
+    Column("seen_at", UtcDateTime, nullable=False, index=True),
+)
+
+standing_version = Table(
+    "standing_version",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    # Raised by every change of what is ranked: its one row is the turn in which such changes are made.
+    Column("version", BigInteger, nullable=False),
+)
+
+rate_windows = Table(
+    "rate_windows",
+    metadata,
+    Column("key", String(100), primary_key=True),
+    # Seconds since the epoch at which the key acted, oldest first.
+    Column("moments", JSON, nullable=False),
     Column("seen_at", UtcDateTime, nullable=False, index=True),
 )
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Final
 
 from aiohttp import web
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 from node.http_server import ApiProblem, FieldsInvalid, json_body
 from protocol.errors import NotPermitted
@@ -14,6 +14,8 @@ from roles.api import store_logits as store
 from roles.api.answers import list_answer, model_answer
 from roles.api.authentication import check_same_hotkey
 from roles.api.context import Api
+from roles.api.database import Effect
+from roles.api.settling import settle
 
 MAX_FUTURE: Final = timedelta(seconds=60)
 """How far a validator's clock may run ahead of ours."""
@@ -37,7 +39,9 @@ class VerificationHandlers:
             await self._api.chain.neuron(message.miner_hotkey)
         except NotPermitted as error:
             raise ApiProblem(404, f"miner_hotkey: {error}") from error
-        await self._api.database.write(lambda connection: self._record(connection, message))
+        await self._api.database.write(
+            lambda connection: self._record(connection, message), effect=Effect.RANKED
+        )
         return model_answer(LogitCheckAnswer(miner_hotkey=message.miner_hotkey, outcome=message.outcome))
 
     def _check_fields(self, message: LogitCheck) -> None:
@@ -51,16 +55,18 @@ class VerificationHandlers:
         if problem is not None:
             raise FieldsInvalid([{"field": field, "message": problem, "value": value}])
 
-    async def _record(self, connection: AsyncConnection, message: LogitCheck) -> None:
-        known = await store.find_check(
+    def _record(self, connection: Connection, message: LogitCheck) -> None:
+        known = store.find_check(
             connection, message.miner_hotkey, message.validator_hotkey, message.checked_at
         )
         if known is None:
             values = message.model_dump(exclude={"outcome"})
-            await store.insert_check(
+            now = self._api.clock.now()
+            store.insert_check(
                 connection,
-                {**values, "outcome": message.outcome.value, "created_at": self._api.clock.now()},
+                {**values, "outcome": message.outcome.value, "created_at": now},
             )
+            settle(connection, self._api.stakes(), now)
         elif known.outcome != message.outcome:
             raise ApiProblem(
                 409,

@@ -13,7 +13,7 @@ from protocol.messages import (
     SubmissionSummary,
 )
 from protocol.ranking import Place
-from protocol.types import BlockHeight, SubmissionId
+from protocol.types import BlockHeight
 from roles.api.standing import Standing
 from roles.api.tables import Row
 
@@ -34,12 +34,12 @@ def pending_reveal(row: Row, height: BlockHeight) -> PendingReveal:
     )
 
 
-def submission_summary(row: Row, standing: Standing, *, is_leased: bool) -> SubmissionSummary:
+def submission_summary(row: Row, *, is_leased: bool) -> SubmissionSummary:
     """A revealed submission in one line."""
-    pooled = standing.pooled.get(SubmissionId(row.id))
-    measured = None if pooled is None else pooled.tokens_per_sec
+    is_settled = row.settled_at is not None
+    measured = row.pooled_tokens_per_sec if is_settled else None
     is_public = row.judged_at is not None
-    status = "evaluating" if is_leased else "queued"
+    status = "evaluating" if is_leased or is_public else "queued"
     return SubmissionSummary(
         submission_id=row.id,
         miner_hotkey=row.miner_hotkey,
@@ -50,7 +50,7 @@ def submission_summary(row: Row, standing: Standing, *, is_leased: bool) -> Subm
         tokens_per_sec=row.claimed_tokens_per_sec,
         measured_tokens_per_sec=measured,
         weighted_score=None if measured is None else weighted_score(measured, row.target_sequence_length),
-        status=status if pooled is None else pooled.status.value,
+        status=row.pooled_status if is_settled else status,
         created_at=row.created_at,
     )
 

@@ -47,6 +47,17 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--decode", action="store_true", help="one decoding step of --batch sequences (default: 64)"
     )
+    parser.add_argument(
+        "--inference",
+        action="store_true",
+        help="the inference server and its engine beside the plain transformers loop",
+    )
+    parser.add_argument(
+        "--model", help="with --inference: a model's name or folder (default: seeded weights)"
+    )
+    parser.add_argument(
+        "--requests", type=int, help="with --inference: random requests to watch memory over (default: 300)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture as PNG")
 
@@ -57,6 +68,11 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     Raises UsageError (a number makes no sense), ConfigError (no such GPU, no matplotlib for --plot),
     DeviceBusy.
     """
+    if args.inference:
+        from roles.commands.bench_inference import bench_inference
+
+        check_counts(args, "requests")
+        return bench_inference(loaded.settings, args.model, args.requests or 300, as_json=args.json)
     device_name = resolve_device(loaded.settings.node.device)
     lengths = _lengths(args, loaded.settings.miner.target_sequence_length, device_name)
     check_counts(args, "batch", "heads", "head_dim", "repetitions")

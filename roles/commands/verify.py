@@ -36,13 +36,17 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "verify",
         parents=parents,
-        help="judge a fork's working tree as a validator would",
-        description="Run the validators' referee on fla/ops/quasar/ of a working tree.",
+        help="judge a fork's working tree, or an inference server, as a validator would",
+        description="Run the validators' referee on fla/ops/quasar/ of a working tree, or their challenges "
+        "on an inference server.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--repo-path", type=Path, help="root of the fork's working tree")
     what.add_argument(
         "--replay", type=Path, metavar="FILE", help="judge again what GET /submissions/<id> answered"
+    )
+    what.add_argument(
+        "--inference", metavar="URL", help="challenge a running inference server as validators do"
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--seq-len", type=int, help="sequence length (default: the miner's target)")
@@ -55,12 +59,20 @@ def add_parser(subparsers: Any, parents: list[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     """Print the verdict; 0 when it is `passed`, 1 otherwise. With --full: of every length.
 
+    With --inference: of a running server.
+
     Raises:
         UsageError: the path, the length or the file to replay makes no sense.
     """
     from roles.evaluation import Referee
 
     settings = loaded.settings
+    if args.inference is not None:
+        from roles.commands.verify_inference import verify_inference
+
+        if args.full or args.seq_len is not None:
+            raise UsageError("--inference has no length: leave out --seq-len and --full")
+        return verify_inference(args.inference, settings, as_json=args.json)
     if args.replay is not None:
         from roles.commands.replay import replay
 

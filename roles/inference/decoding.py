@@ -34,6 +34,9 @@ class Decoder(Protocol):
     def advance(self, budget_s: float) -> Generation | None:
         """Work for about `budget_s` seconds; the answer once it is finished."""
 
+    def drop(self) -> None:
+        """Forget the answer under way."""
+
 
 class PlainDecoder:
     """The loop as everybody writes it: one forward call of the model for each token.
@@ -45,9 +48,10 @@ class PlainDecoder:
     def __init__(self, model: Any, device: torch.device) -> None:
         self._model = model
         self._device = device
-        self._forget()
+        self.drop()
 
-    def _forget(self) -> None:
+    def drop(self) -> None:
+        """Forget the answer under way."""
         self._cache: Any = None
         self._next_input: torch.Tensor | None = None
         self._tokens: list[torch.Tensor] = []
@@ -58,7 +62,7 @@ class PlainDecoder:
 
     def begin(self, prompt: list[int], gen_len: int, logits_at_step: int | None) -> None:
         """Take up an answer; what was under way is dropped."""
-        self._forget()
+        self.drop()
         self._next_input = torch.tensor([prompt], dtype=torch.long, device=self._device)
         self._gen_len = gen_len
         self._logits_at_step = logits_at_step
@@ -81,8 +85,8 @@ class PlainDecoder:
         self._elapsed_s += time.perf_counter() - started
         if not done:
             return None
-        answer = Generation(tokens, self._captured_on_cpu(), self._elapsed_s)
-        self._forget()
+        answer = Generation(tokens, captured_on_cpu(self._captured), self._elapsed_s)
+        self.drop()
         return answer
 
     def _step(self) -> None:
@@ -105,10 +109,12 @@ class PlainDecoder:
         torch.cuda.synchronize(self._device)
         return True
 
-    def _captured_on_cpu(self) -> torch.Tensor | None:
-        if self._captured is None:
-            return None
-        captured = self._captured.cpu()
-        if not bool(torch.isfinite(captured).all()):
-            raise LogitsNotFinite("the model's logits are not finite: its weights or its dtype are broken")
-        return captured
+
+def captured_on_cpu(logits: torch.Tensor | None) -> torch.Tensor | None:
+    """Captured logits where they can be sent from; raises LogitsNotFinite."""
+    if logits is None:
+        return None
+    captured = logits.cpu()
+    if not bool(torch.isfinite(captured).all()):
+        raise LogitsNotFinite("the model's logits are not finite: its weights or its dtype are broken")
+    return captured

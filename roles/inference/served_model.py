@@ -13,12 +13,17 @@ from node.workers import WorkerFailed, WorkerProcess, WorkerRefused
 from protocol.errors import Temporary
 from protocol.messages import ModelInfo
 
+WORKER_MODULE: Final = "roles.inference.worker"
 SLICE_S: Final = 0.25
 """How long the model works before it is asked whether the answer is still wanted."""
 LOAD_TIMEOUT_S: Final = 3600.0
 """Loading may include a download."""
+WARM_UP_TIMEOUT_S: Final = 600.0
+"""For one part of the warm-up; the first compiles."""
 PROBE_TIMEOUT_S: Final = 60.0
+PROBE: Final = {"prompt": [0], "gen_len": 1, "logits_at_step": 1}
 LOOK_S: Final = 0.5
+BAR_LENGTH: Final = 20
 RETRY_START_S: Final = 1.0
 RETRY_MAX_S: Final = 60.0
 
@@ -27,6 +32,10 @@ _log = get_logger(__name__)
 
 class ModelUnavailable(Temporary):
     """The model cannot answer now; the text says why."""
+
+
+class ModelRefused(ModelUnavailable):
+    """The worker could not do what was asked, for want of memory for instance; it lives on."""
 
 
 class Abandoned(Exception):
@@ -43,10 +52,11 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What the model answered; `captured_logits` is base64 of little-endian float32."""
+    """What the model answered; logits as base64 of little-endian float32, with the digest of those bytes."""
 
     tokens: list[int]
     captured_logits: str | None
+    captured_logits_sha256: str
     elapsed_s: float
 
 
@@ -57,15 +67,23 @@ class ServedModel:
     """
 
     def __init__(
-        self, name: str, device: str, clock: Clock, *, trust_remote_code: bool, call_timeout_s: float
+        self,
+        name: str,
+        device: str,
+        clock: Clock,
+        *,
+        trust_remote_code: bool,
+        call_timeout_s: float,
+        cuda_graphs: bool = True,
     ) -> None:
         self.name = name
         self.device = device
         self._clock = clock
         self._call_timeout_s = call_timeout_s
+        self._warms_up = cuda_graphs
         flags = ["--trust-remote-code"] if trust_remote_code else []
         self._worker = WorkerProcess(
-            "roles.inference.worker",
+            WORKER_MODULE,
             args=[name, "--device", device, *flags],
             name="inference-model",
             clock=clock,
@@ -129,9 +147,30 @@ class ServedModel:
     ) -> Generated:
         """Have the model answer; one caller at a time.
 
-        Between slices `is_wanted` is asked, and Abandoned raised when it says no: the worker lives on.
-        Raises ModelUnavailable.
+        Between slices `is_wanted` is asked, and Abandoned raised when it says no: the worker lives on. After
+        a refusal the worker must show that it still answers, or it is replaced. Raises ModelUnavailable.
         """
+        try:
+            return await self._generate(prompt, gen_len, logits_at_step, is_wanted)
+        except ModelRefused:
+            await self.probe()
+            raise
+
+    async def probe(self) -> None:
+        """Have the model answer one token, and replace a process that cannot; one caller at a time."""
+        try:
+            await self._generate(**PROBE, is_wanted=lambda: True)
+        except ModelRefused as error:
+            _log.error("model worker answers nothing any more", model=self.name, reason=str(error))
+            await self._worker.kill()
+            self._expect_replacement()
+        except ModelUnavailable:
+            # It is being replaced already.
+            return
+
+    async def _generate(
+        self, prompt: list[int], gen_len: int, logits_at_step: int | None, is_wanted: Callable[[], bool]
+    ) -> Generated:
         self._require_healthy()
         params: dict[str, Any] = {"prompt": prompt, "gen_len": gen_len, "logits_at_step": logits_at_step}
         answer = await self._call("generate", {**params, "budget_s": SLICE_S})
@@ -139,7 +178,12 @@ class ServedModel:
             if not is_wanted():
                 raise Abandoned
             answer = await self._call("resume", {"budget_s": SLICE_S})
-        return Generated(answer["tokens"], answer["captured_logits"], answer["elapsed_sec"])
+        return Generated(
+            answer["tokens"],
+            answer["captured_logits"],
+            answer["captured_logits_sha256"],
+            answer["elapsed_sec"],
+        )
 
     async def close(self) -> None:
         """End the worker."""
@@ -147,14 +191,14 @@ class ServedModel:
 
     async def _load(self) -> bool:
         self._state = State.LOADING
-        self._reason = f"model {self.name!r} is being loaded"
+        self._reason = f"model {self.shown_name!r} is being loaded"
         started = self._clock.monotonic()
         try:
             info = await self._worker.call("info", {}, LOAD_TIMEOUT_S)
             # A path of this machine is nobody else's business.
             self._info = ModelInfo.model_validate({**info, "model_name": self.shown_name})
-            probe = {"prompt": [0], "gen_len": 1, "logits_at_step": None, "budget_s": SLICE_S}
-            await self._worker.call("generate", probe, PROBE_TIMEOUT_S)
+            await self._warm_up()
+            await self._worker.call("generate", {**PROBE, "budget_s": SLICE_S}, PROBE_TIMEOUT_S)
         except (WorkerFailed, WorkerRefused) as error:
             self._state = State.FAILED
             self._reason = str(error)
@@ -167,6 +211,24 @@ class ServedModel:
             "model loaded", model=self.name, device=self.device, dtype=self._info.dtype, seconds=seconds
         )
         return True
+
+    async def _warm_up(self) -> None:
+        """Have the worker capture its graphs; if it dies of that, the next one will not. WorkerFailed."""
+        while self._warms_up:
+            try:
+                answer = await self._worker.call("warm_up", {}, WARM_UP_TIMEOUT_S)
+            except WorkerFailed:
+                self._warms_up = False
+                _log.warning("model worker died while it captured CUDA graphs: it goes on without them")
+                raise
+            if answer["done"]:
+                if answer["warning"] is not None:
+                    _log.warning(answer["warning"], model=self.name)
+                _log.info("model is warm", model=self.name, decoding=answer["decoding"])
+                return
+            done = f"{answer['finished']} of {answer['total']} parts done, next the {answer['stage']}"
+            self._reason = f"model {self.shown_name!r} is warming up: {done}"
+            _log.info("warming up", progress=_bar(answer["finished"], answer["total"]), next=answer["stage"])
 
     async def _wait_for_trouble(self) -> None:
         while self.state is State.HEALTHY:
@@ -182,14 +244,22 @@ class ServedModel:
         try:
             return await self._worker.call(method, params, self._call_timeout_s)
         except WorkerRefused as error:
-            raise ModelUnavailable(str(error)) from error
+            raise ModelRefused(str(error)) from error
         except WorkerFailed as error:
-            self._state = State.LOADING
-            self._reason = "the model's process is being replaced"
-            self._wake.set()
+            self._expect_replacement()
             _log.error("model worker failed", model=self.name, reason=str(error))
             raise ModelUnavailable("the model's process ended and is being replaced: try again") from error
+
+    def _expect_replacement(self) -> None:
+        self._state = State.LOADING
+        self._reason = "the model's process is being replaced"
+        self._wake.set()
 
     def _require_healthy(self) -> None:
         if (problem := self.problem) is not None:
             raise ModelUnavailable(f"{problem}: try again")
+
+
+def _bar(finished: int, total: int) -> str:
+    filled = BAR_LENGTH * finished // total
+    return f"[{'#' * filled}{'.' * (BAR_LENGTH - filled)}] {finished}/{total}"

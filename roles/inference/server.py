@@ -2,8 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
-import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,7 +20,7 @@ from protocol.signing import Signer, inference_text, sign_text
 from roles.inference.callers import Callers, MetagraphProvider
 from roles.inference.model_path import check_model_path
 from roles.inference.requests import check_request
-from roles.inference.served_model import Abandoned, Generated, ModelUnavailable, ServedModel
+from roles.inference.served_model import Generated, ServedModel
 from roles.inference.turns import Turns
 
 WATCH_S: Final = 0.1
@@ -79,6 +77,7 @@ class InferenceServer:
             self._clock,
             trust_remote_code=own.trust_remote_code,
             call_timeout_s=own.request_deadline_s,
+            cuda_graphs=own.cuda_graphs,
         )
         self._tasks: set[asyncio.Task[Generated]] = set()
         app = base_app(readiness=self._readiness, metrics=metrics, max_body_bytes=own.max_body_bytes)
@@ -198,14 +197,16 @@ class InferenceServer:
 
     def _answer(self, message: InferenceRequest, generated: Generated) -> InferenceAnswer:
         captured = generated.captured_logits
-        raw = b"" if captured is None else base64.b64decode(captured)
         logits: list[float] | str | None = captured
         if captured is not None and message.logits_encoding == "list":
-            logits = np.frombuffer(raw, dtype="<f4").tolist()
+            logits = np.frombuffer(base64.b64decode(captured), dtype="<f4").tolist()
         signature = None
         if self._signer is not None and message.nonce is not None:
-            digest = "" if captured is None else hashlib.sha256(raw).hexdigest()
-            text = inference_text(nonce=message.nonce, tokens=generated.tokens, captured_logits_sha256=digest)
+            text = inference_text(
+                nonce=message.nonce,
+                tokens=generated.tokens,
+                captured_logits_sha256=generated.captured_logits_sha256,
+            )
             signature = sign_text(self._signer, text)
         # Not validated again: the vocabulary may be large.
         return InferenceAnswer.model_construct(
@@ -221,6 +222,5 @@ class InferenceServer:
         while True:
             await self._clock.sleep(PROBE_S)
             if self._turns.is_idle and self._model.problem is None:
-                with contextlib.suppress(ModelUnavailable, Abandoned):
-                    async with self._turns.take():
-                        await self._model.generate([0], 1, None)
+                async with self._turns.take():
+                    await self._model.probe()

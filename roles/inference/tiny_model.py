@@ -39,7 +39,7 @@ def write_tiny_model(path: Path, seed: int = 0) -> None:
     """Write the model and the tokenizer into the folder `path`; the same seed gives the same bytes."""
     path.mkdir(parents=True, exist_ok=True)
     _model(seed).save_pretrained(path)
-    _tokenizer().save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
 
 
 def _model(seed: int) -> "Qwen2ForCausalLM":
@@ -64,7 +64,8 @@ def _model(seed: int) -> "Qwen2ForCausalLM":
     with torch.no_grad():
         for name, weights in model.named_parameters():
             _fill(name, weights, random)
-    return model
+    # As the weights of every published model: in half precision without loss.
+    return model.to(torch.float16).to(torch.float32)
 
 
 def _fill(name: str, weights: "torch.Tensor", random: "torch.Generator") -> None:
@@ -85,7 +86,7 @@ def _gain(name: str) -> float:
     return ATTENTION_GAIN if name.endswith(("q_proj.weight", "k_proj.weight")) else 1.0
 
 
-def _tokenizer() -> "PreTrainedTokenizerFast":
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
     """One token for each byte, then the special ones; like the real one, it knows fewer than the model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -1,22 +1,25 @@
 """The process that holds the miner's model: `python -m roles.inference.worker NAME --device DEVICE`.
 
-Methods: `info` (loads the model first), `generate` and `resume`, which work on one answer for a slice of time
-and say whether it is done. An answer that is not resumed is dropped by the next `generate`.
+Methods: `info` (loads the model first); `warm_up`, called until it says that it is done, which captures what
+decoding replays; `generate` and `resume`, which work on one answer for a slice of time and say whether it is
+done. An answer that is not resumed is dropped by the next `generate`.
 """
 
 import argparse
 import sys
+from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from node.worker_main import serve
-from protocol.logits import encode_logits
+from protocol.logits import encode_logits, logits_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from roles.inference.decoding import Generation
     from roles.inference.engine import Engine
+    from roles.inference.warm_up import Progress
 
 
 def parse_arguments(argv: list[str] | None, prog: str) -> argparse.Namespace:
@@ -25,6 +28,7 @@ def parse_arguments(argv: list[str] | None, prog: str) -> argparse.Namespace:
     parser.add_argument("model", help="name or folder of a causal language model")
     parser.add_argument("--device", required=True, help="cpu or cuda:<n>")
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--dtype", choices=("auto", "float32"), default="auto")
     return parser.parse_args(argv)
 
 
@@ -39,7 +43,9 @@ def engine_loader(args: argparse.Namespace) -> "Callable[[], Engine]":
     def engine() -> "Engine":
         from roles.inference.engine import Engine
 
-        return Engine.load(args.model, args.device, trust_remote_code=args.trust_remote_code)
+        return Engine.load(
+            args.model, args.device, trust_remote_code=args.trust_remote_code, dtype=args.dtype
+        )
 
     return engine
 
@@ -51,6 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     def info(_params: dict[str, Any]) -> dict[str, Any]:
         return engine().info()
 
+    @cache
+    def warming() -> "Iterator[Progress]":
+        return engine().warm_up()
+
+    def warm_up(_params: dict[str, Any]) -> dict[str, Any]:
+        progress = next(warming(), None)
+        if progress is None:
+            return {"done": True, "decoding": engine().decoding, "warning": engine().warning}
+        return {"done": False, **asdict(progress)}
+
     def generate(params: dict[str, Any]) -> dict[str, Any]:
         engine().begin(params["prompt"], params["gen_len"], params["logits_at_step"])
         return resume(params)
@@ -58,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     def resume(params: dict[str, Any]) -> dict[str, Any]:
         return _document(engine().advance(params["budget_s"]))
 
-    serve({"info": info, "generate": generate, "resume": resume})
+    serve({"info": info, "warm_up": warm_up, "generate": generate, "resume": resume})
     return 0
 
 
@@ -70,6 +86,7 @@ def _document(generation: "Generation | None") -> dict[str, Any]:
         "done": True,
         "tokens": generation.tokens,
         "captured_logits": None if captured is None else encode_logits(captured.numpy()),
+        "captured_logits_sha256": "" if captured is None else logits_digest(captured.numpy()),
         "elapsed_sec": generation.elapsed_s,
     }
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+from collections import defaultdict
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
@@ -18,7 +20,7 @@ from protocol.errors import (
     WorkerRefused,
 )
 from protocol.events import LogitsChecked
-from protocol.rules import LOGIT_PENDING_SECONDS
+from protocol.rules import LOGIT_PASS_SECONDS, LOGIT_PENDING_SECONDS
 from protocol.types import Hotkey
 from protocol.verdicts import LogitOutcome
 from roles.api_client import SubnetApi, is_about_content
@@ -30,8 +32,15 @@ LOOK_EVERY_S: Final = 0.5
 SIDE_BY_SIDE: Final = 4
 """Challenges under way at a time: one server that does not answer must not hold up all others."""
 PENDING_SHARE: Final = 0.25
-PENDING_LONGEST_S: Final = 900.0
+PENDING_MEAN_S: Final = 600.0
 """A server that was not reached is tried again sooner: after a share of the usual time, and this at most."""
+LONGEST_S: Final = LOGIT_PASS_SECONDS / 4
+"""However long the drawn time: a pass must not run out for want of a check."""
+RECENT_S: Final = 300.0
+"""Whoever passed so lately is not asked again before weights are set."""
+CONFIRM_TRIES: Final = 3
+CONFIRM_PAUSE_S: Final = 15.0
+"""Between the tries before weights: a server that restarts keeps its share."""
 METAGRAPH_MAX_AGE_S: Final = 30.0
 
 _log = get_logger(__name__)
@@ -47,8 +56,9 @@ class Verifier(Protocol):
 class LogitChallenger:
     """Component that checks every miner with a passed kernel: at once, then at random times.
 
-    The mean time between two checks is `interval_s`. A check is on disk before the API hears of it, and is
-    sent until the API answers, also by the next process.
+    The mean time between two checks is `interval_s`; the times have no memory, so a check just made says
+    nothing about the next. A check is on disk before the API hears of it, and is sent until the API answers,
+    also by the next process.
     """
 
     name = "logit challenger"
@@ -76,6 +86,8 @@ class LogitChallenger:
         self._random = random_source if random_source is not None else random.SystemRandom()
         self._due: dict[Hotkey, datetime] = {}
         self._running: set[Hotkey] = set()
+        self._turns: defaultdict[Hotkey, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """Nobody is challenged twice at a time."""
         self._slots = asyncio.Semaphore(SIDE_BY_SIDE)
         self._unsent = asyncio.Event()
         self._metagraph: Metagraph | None = None
@@ -112,15 +124,52 @@ class LogitChallenger:
     def _delay(self, outcome: LogitOutcome) -> timedelta:
         mean_s = self._interval_s
         if outcome is LogitOutcome.PENDING:
-            mean_s = min(mean_s * PENDING_SHARE, PENDING_LONGEST_S)
-        return timedelta(seconds=mean_s * self._random.uniform(0.5, 1.5))
+            mean_s = min(mean_s * PENDING_SHARE, PENDING_MEAN_S)
+        return timedelta(seconds=min(self._random.expovariate(1 / mean_s), LONGEST_S))
+
+    async def confirm(self, hotkeys: Collection[Hotkey]) -> set[Hotkey]:
+        """Challenge miners that are about to be paid, unless they have passed a moment ago.
+
+        Returns those that did not answer any of several tries. What keeps this validator from asking counts
+        for the miner.
+        """
+        silent = await asyncio.gather(*(self._is_silent(hotkey) for hotkey in hotkeys))
+        return {hotkey for hotkey, is_silent in zip(hotkeys, silent, strict=True) if is_silent}
+
+    async def _is_silent(self, hotkey: Hotkey) -> bool:
+        for number in range(CONFIRM_TRIES):
+            if number:
+                await self._clock.sleep(CONFIRM_PAUSE_S)
+            async with self._turns[hotkey]:
+                if self._has_just_passed(hotkey):
+                    return False
+                started = self._clock.now()
+                await self._check_in_turn(hotkey)
+            standing = self._store.logit_standing(hotkey)
+            if standing is None or standing.checked_at < started:
+                return False
+            if standing.pending_since is None:
+                return False
+        return True
+
+    def _has_just_passed(self, hotkey: Hotkey) -> bool:
+        standing = self._store.logit_standing(hotkey)
+        if standing is None or standing.outcome is not LogitOutcome.PASSED:
+            return False
+        return self._clock.now() - standing.checked_at < timedelta(seconds=RECENT_S)
 
     async def _check(self, hotkey: Hotkey) -> None:
         try:
-            async with self._slots:
-                outcome = await self._challenge(hotkey)
+            async with self._turns[hotkey]:
+                # It may have been challenged for the weights meanwhile.
+                if self._due[hotkey] <= self._clock.now():
+                    await self._check_in_turn(hotkey)
         finally:
             self._running.discard(hotkey)
+
+    async def _check_in_turn(self, hotkey: Hotkey) -> None:
+        async with self._slots:
+            outcome = await self._challenge(hotkey)
         self._due[hotkey] = self._clock.now() + self._delay(outcome)
 
     async def _challenge(self, hotkey: Hotkey) -> LogitOutcome:

@@ -1,12 +1,13 @@
 """Logit verification: does a miner serve the reference model? One random challenge, one forward pass here."""
 
 import asyncio
-import hashlib
 import math
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
+
+from yarl import URL
 
 from node.chain.interface import AxonAddress
 from node.clock import Clock, SystemClock
@@ -14,7 +15,15 @@ from node.devices import resolve_device
 from node.settings_model import Settings
 from node.workers import WorkerProcess
 from protocol.errors import InvalidMessage, Unavailable
-from protocol.logits import Comparison, Float32Array, decode_logits, encode_logits, logits_match
+from protocol.logits import (
+    Comparison,
+    Float32Array,
+    decode_logits,
+    encode_logits,
+    logits_digest,
+    logits_match,
+    rounding_explains,
+)
 from protocol.messages import InferenceAnswer, InferenceRequest, ModelInfo
 from protocol.rules import MAX_ABS_DIFFERENCE
 from protocol.signing import Signer, inference_text, verify_text
@@ -44,6 +53,8 @@ class LogitResult:
     step: int | None = None
     cosine_similarity: float | None = None
     max_abs_diff: float | None = None
+    times_rounding: float | None = None
+    """The distance from the reference, in that of the reference's own float16 run."""
     tokens_per_sec: float | None = None
     """By this validator's clock, network included."""
 
@@ -72,10 +83,10 @@ class LogitVerifier:
     ) -> None:
         inference = settings.inference
         flags = ["--trust-remote-code"] if inference.trust_remote_code else []
-        device = resolve_device(settings.node.device)
+        device, model = resolve_device(settings.node.device), check_model_path(inference.reference_model)
         self._worker = WorkerProcess(
             "roles.validator.logit_worker",
-            args=[check_model_path(inference.reference_model), "--device", device, *flags],
+            args=[model, "--device", device, "--dtype", "float32", *flags],
             name="logit-reference",
             clock=clock if clock is not None else SystemClock(),
         )
@@ -101,10 +112,20 @@ class LogitVerifier:
         Raises WorkerFailed or WorkerRefused when this validator's own reference does not work: that says
         nothing about the miner, so nothing may be recorded.
         """
+        try:
+            if axon is None:
+                raise Unavailable("the miner has published no axon on the chain")
+            url = check_address(axon, allow_loopback=self._allow_loopback, own_ips=self._own_ips)
+        except Unavailable as error:
+            return LogitResult(outcome=LogitOutcome.PENDING, reason=str(error))
+        return await self.check_url(hotkey, url)
+
+    async def check_url(self, hotkey: Hotkey, url: URL) -> LogitResult:
+        """Challenge one miner at an address that needs no check, and judge the answer; raises as `check`."""
         reference = await self._load()
         challenge = draw_challenge(reference.ordinary_tokens, self._source)
         try:
-            timed = await self._ask(hotkey, axon, challenge, reference.model.vocab_size)
+            timed = await self._ask(hotkey, url, challenge, reference.model.vocab_size)
         except Unavailable as error:
             return LogitResult(outcome=LogitOutcome.PENDING, reason=str(error), step=challenge.step)
         except InvalidMessage as error:
@@ -115,12 +136,7 @@ class LogitVerifier:
             return _failed(challenge, timed, str(error))
         return await self._judge(challenge, timed, captured)
 
-    async def _ask(
-        self, hotkey: Hotkey, axon: AxonAddress | None, challenge: Challenge, vocab_size: int
-    ) -> TimedAnswer:
-        if axon is None:
-            raise Unavailable("the miner has published no axon on the chain")
-        url = check_address(axon, allow_loopback=self._allow_loopback, own_ips=self._own_ips)
+    async def _ask(self, hotkey: Hotkey, url: URL, challenge: Challenge, vocab_size: int) -> TimedAnswer:
         request = InferenceRequest(
             prompt=list(challenge.prompt),
             gen_len=challenge.gen_len,
@@ -146,14 +162,15 @@ class LogitVerifier:
             "tolerance": TOKEN_TOLERANCE,
         }
         found = await self._worker.call("compare", params, COMPARE_TIMEOUT_S)
-        comparison = Comparison(found["cosine_similarity"], found["max_abs_diff"])
-        reason = _fault_in(found, comparison, challenge)
+        comparison, rounding = Comparison(**found["comparison"]), Comparison(**found["rounding"])
+        reason = find_fault(found, challenge)
         return LogitResult(
             outcome=LogitOutcome.PASSED if reason is None else LogitOutcome.FAILED,
             reason="logits and tokens agree with the reference" if reason is None else reason,
             step=challenge.step,
             cosine_similarity=_finite(comparison.cosine_similarity),
             max_abs_diff=_finite(comparison.max_abs_diff),
+            times_rounding=_ratio(comparison.relative_error, rounding.relative_error),
             tokens_per_sec=challenge.gen_len / timed.seconds,
         )
 
@@ -186,18 +203,26 @@ def _check_answer(
         )
     if answer.signature is None:
         raise InvalidMessage("the answer is not signed by the miner's hotkey")
-    digest = hashlib.sha256(captured.astype("<f4").tobytes()).hexdigest()
-    text = inference_text(nonce=challenge.nonce, tokens=answer.tokens, captured_logits_sha256=digest)
+    text = inference_text(
+        nonce=challenge.nonce, tokens=answer.tokens, captured_logits_sha256=logits_digest(captured)
+    )
     verify_text(hotkey, text, answer.signature)
     return captured
 
 
-def _fault_in(found: dict[str, Any], comparison: Comparison, challenge: Challenge) -> str | None:
-    """What is wrong with an answer, None when nothing is; NaN figures are wrong."""
+def find_fault(found: dict[str, Any], challenge: Challenge) -> str | None:
+    """What is wrong with an answer that the reference has read, None when nothing is; NaN is wrong."""
+    comparison, rounding = Comparison(**found["comparison"]), Comparison(**found["rounding"])
     if not logits_match(comparison):
         return (
             f"logits at step {challenge.step} are not the reference's: cosine similarity "
             f"{comparison.cosine_similarity:.6f}, largest difference {comparison.max_abs_diff:.6f}"
+        )
+    if not rounding_explains(comparison, rounding):
+        return (
+            f"logits at step {challenge.step} have a relative error of {comparison.relative_error:.6f}, "
+            f"where the reference's weights in float16 have {rounding.relative_error:.6f}: these are other "
+            "weights, or quantised ones"
         )
     if found["wrong_index"] is not None:
         return (
@@ -214,6 +239,10 @@ def _failed(challenge: Challenge, timed: TimedAnswer, reason: str) -> LogitResul
         step=challenge.step,
         tokens_per_sec=challenge.gen_len / timed.seconds,
     )
+
+
+def _ratio(error: float, rounding: float) -> float | None:
+    return _finite(error / rounding) if rounding > 0 else None
 
 
 def _finite(value: float) -> float | None:

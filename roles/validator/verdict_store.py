@@ -209,6 +209,11 @@ class VerdictStore:
         """Where a miner's verification stands; None before its first check."""
         return self._logits.get(hotkey)
 
+    def has_answered(self, hotkey: Hotkey) -> bool:
+        """Whether a miner answered its last challenge, rightly or not."""
+        standing = self._logits.get(hotkey)
+        return standing is not None and standing.pending_since is None
+
     def logit_outcome(self, hotkey: Hotkey, now: datetime) -> LogitOutcome:
         """What counts for the ranking; pending before the first check."""
         standing = self._logits.get(hotkey)

@@ -1,6 +1,7 @@
 """Sets this validator's weights: its own verdicts, ranked by the protocol, as shares on the chain."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from node.bus import Bus
@@ -18,6 +19,10 @@ SAME_SHARE: Final = 1e-3
 """The chain keeps weights in 16 bits: shares closer than this are the same."""
 LONGEST_RETRY_BLOCKS: Final = 64
 STALE_INTERVALS: Final = 3
+CONFIRM_PATIENCE_S: Final = 600.0
+"""Challenges before the weights take no longer than this; a pass from earlier counts then."""
+
+Confirm = Callable[[Collection[Hotkey]], Awaitable[set[Hotkey]]]
 
 _log = get_logger(__name__)
 
@@ -25,8 +30,9 @@ _log = get_logger(__name__)
 class WeightSetter:
     """Component that sets weights when the ranking has changed, and every `interval_blocks` anyhow.
 
-    It acts at the first height at or after the due one, as far as the chain's rate limit allows. Only what
-    was read back from the chain counts as set.
+    It acts at the first height at or after the due one, as far as the chain's rate limit allows. Whoever is
+    about to be paid is challenged first by `confirm`, which names those that are silent. Only what was read
+    back from the chain counts as set.
     """
 
     name = "weight setter"
@@ -40,6 +46,7 @@ class WeightSetter:
         bus: Bus,
         clock: Clock,
         metrics: Metrics,
+        confirm: Confirm,
         interval_blocks: int,
         is_local_chain: bool,
     ) -> None:
@@ -50,6 +57,10 @@ class WeightSetter:
         self._bus = bus
         self._clock = clock
         self._metrics = metrics
+        self._confirm = confirm
+        self._silent: set[Hotkey] = set()
+        """Miners that did not answer before the last weights: not paid until they do."""
+        self._late: set[asyncio.Future[set[Hotkey]]] = set()
         self._interval_blocks = interval_blocks
         self._is_local_chain = is_local_chain
         self._blocks = bus.subscribe(BlockAdvanced)
@@ -88,7 +99,37 @@ class WeightSetter:
             _log.error("weights on chain are stale", blocks=since_blocks, limit_blocks=limit_blocks)
 
     def _entries(self) -> list[Entry]:
-        return self._store.entries(self._clock.now())
+        self._silent = {hotkey for hotkey in self._silent if not self._store.has_answered(hotkey)}
+        return [entry for entry in self._store.entries(self._clock.now()) if entry.hotkey not in self._silent]
+
+    async def _confirm_paid(self, metagraph: Metagraph) -> None:
+        """Challenge those who would be paid, and whoever moves up for one that fails or is silent."""
+        confirmed: set[Hotkey] = set()
+        deadline_s = self._clock.monotonic() + CONFIRM_PATIENCE_S
+        while paid := set(reward_shares(self._ranked(metagraph))) - confirmed:
+            challenges = asyncio.ensure_future(self._confirm(paid))
+            try:
+                # Never cancelled for lateness: that would end the process that holds the reference.
+                await asyncio.wait({challenges}, timeout=deadline_s - self._clock.monotonic())
+            except asyncio.CancelledError:
+                challenges.cancel()
+                raise
+            if not challenges.done():
+                _log.warning("not every miner was challenged before the weights", challenged=len(confirmed))
+                self._late.add(challenges)
+                challenges.add_done_callback(self._end_late)
+                return
+            self._silent |= challenges.result()
+            confirmed |= paid
+
+    def _end_late(self, challenges: asyncio.Future[set[Hotkey]]) -> None:
+        """What challenges that came too late for the weights have found is in the store."""
+        self._late.discard(challenges)
+        if not challenges.cancelled() and (error := challenges.exception()) is not None:
+            _log.error("late challenges failed", reason=f"{type(error).__name__}: {error}")
+
+    def _ranked(self, metagraph: Metagraph) -> list[Place]:
+        return rank(entry for entry in self._entries() if entry.hotkey in metagraph.neurons)
 
     async def _try(self) -> None:
         """One attempt; what fails for now is tried again some blocks later."""
@@ -112,8 +153,9 @@ class WeightSetter:
                 f"hotkey {self._hotkey} is not registered any more: its weights count for nobody"
             )
         self._updated_at = neuron.last_update
+        await self._confirm_paid(metagraph)
         entries = self._entries()
-        self._places = rank(entry for entry in entries if entry.hotkey in metagraph.neurons)
+        self._places = self._ranked(metagraph)
         wanted = self._wanted(metagraph)
         refresh_at = BlockHeight(neuron.last_update + self._interval_blocks)
         if not wanted:

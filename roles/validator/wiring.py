@@ -69,6 +69,7 @@ async def build(settings: Settings) -> Graph:
             bus=bus,
             clock=clock,
             metrics=base.metrics,
+            confirm=challenger.confirm,
             interval_blocks=own.weights_interval_blocks,
             is_local_chain=settings.is_local_chain,
         )

@@ -12,8 +12,10 @@ from typing import Any
 import aiohttp
 from bittensor import sp_core
 from pydantic import BaseModel
+from sqlalchemy import URL, Executable
 
 from node.chain.local import LocalChain, Registration
+from node.clock import Clock
 from node.http_server import HttpServer
 from node.settings_model import Settings
 from protocol.auth import sign_request
@@ -33,6 +35,7 @@ from protocol.rules import RULES_VERSION
 from protocol.signing import signed
 from protocol.types import Coldkey, Hotkey
 from protocol.verdicts import Fault, LogitOutcome, Status
+from roles.api.database import Database, database_url
 from roles.api.wiring import build
 
 Key = Any
@@ -252,10 +255,25 @@ def logit_message(
     )
 
 
+def url_of(settings: Settings) -> URL:
+    """Where the API of these settings keeps its data."""
+    secret = settings.api.database_url
+    return database_url(secret.get_secret_value() if secret else None, settings.node.data_dir)
+
+
+async def stored(settings: Settings, query: Executable) -> list[Any]:
+    """What a query finds in the API's database."""
+    database = Database(url_of(settings))
+    try:
+        return await database.read(lambda connection: list(connection.execute(query).all()))
+    finally:
+        await database.close()
+
+
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Client]:
+async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Client]:
     """Run the role's whole graph and give a client for it."""
-    graph = await build(settings)
+    graph = await build(settings, clock)
     tasks: list[asyncio.Task[None]] = []
     try:
         server = next(part for part in graph.components if isinstance(part, HttpServer))

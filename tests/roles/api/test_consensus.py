@@ -5,37 +5,90 @@ from types import SimpleNamespace
 
 import pytest
 
-from protocol.verdicts import LogitOutcome, Status
-from roles.api.consensus import Pooled, pool_logit_checks, pool_verdicts
+from protocol.verdicts import Fault, LogitOutcome, Status
+from roles.api.consensus import (
+    Pooled,
+    has_quorum,
+    pool_logit_checks,
+    pool_verdicts,
+    weighted_median,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def verdict(status: Status, tokens_per_sec: float | None = None) -> SimpleNamespace:
+def verdict(
+    validator: str, status: Status, tokens_per_sec: float | None = None, fault: Fault = Fault.NOBODY
+) -> SimpleNamespace:
     """A row of the verdicts table."""
-    return SimpleNamespace(status=status.value, measured_tokens_per_sec=tokens_per_sec)
+    return SimpleNamespace(
+        validator_hotkey=validator,
+        status=status.value,
+        fault=fault.value,
+        measured_tokens_per_sec=tokens_per_sec,
+    )
 
 
-PASSED_10 = verdict(Status.PASSED, 10.0)
-PASSED_30 = verdict(Status.PASSED, 30.0)
-CRASHED = verdict(Status.CRASHED)
-WRONG = verdict(Status.WRONG_OUTPUT)
+STAKES = {"a": 1000.0, "b": 1000.0, "c": 1000.0, "whale": 10_000.0}
+A_10 = verdict("a", Status.PASSED, 10.0)
+B_30 = verdict("b", Status.PASSED, 30.0)
+WHALE_50 = verdict("whale", Status.PASSED, 50.0)
+B_CRASHED = verdict("b", Status.CRASHED, fault=Fault.MINER)
+C_WRONG = verdict("c", Status.WRONG_OUTPUT, fault=Fault.MINER)
+WHALE_WRONG = verdict("whale", Status.WRONG_OUTPUT, fault=Fault.MINER)
+A_FETCH = verdict("a", Status.FETCH_FAILED)
 
 
 @pytest.mark.parametrize(
     ("verdicts", "outcome"),
     [
         ([], None),
-        ([PASSED_10], Pooled(Status.PASSED, 10.0)),
-        ([PASSED_10, PASSED_30], Pooled(Status.PASSED, 20.0)),
-        ([PASSED_10, PASSED_30, CRASHED], Pooled(Status.PASSED, 20.0)),
-        ([PASSED_10, CRASHED], Pooled(Status.CRASHED, None)),
-        ([WRONG, CRASHED, WRONG], Pooled(Status.WRONG_OUTPUT, None)),
-        ([PASSED_10, WRONG, CRASHED, WRONG], Pooled(Status.WRONG_OUTPUT, None)),
+        ([A_10], Pooled(Status.PASSED, Fault.NOBODY, 10.0)),
+        ([A_10, B_30], Pooled(Status.PASSED, Fault.NOBODY, 20.0)),
+        ([A_10, B_30, C_WRONG], Pooled(Status.PASSED, Fault.NOBODY, 20.0)),
+        ([A_10, B_30, WHALE_50], Pooled(Status.PASSED, Fault.NOBODY, 50.0)),
+        ([A_10, B_30, WHALE_WRONG], Pooled(Status.WRONG_OUTPUT, Fault.MINER, None)),
+        # Half of the stake is not more than half: neither passed nor the miner's fault.
+        ([A_10, B_CRASHED], Pooled(Status.CRASHED, Fault.NOBODY, None)),
+        ([A_10, B_CRASHED, C_WRONG], Pooled(Status.CRASHED, Fault.MINER, None)),
+        ([A_FETCH], Pooled(Status.FETCH_FAILED, Fault.NOBODY, None)),
     ],
 )
 def test_verdicts(verdicts: list[SimpleNamespace], outcome: Pooled | None) -> None:
-    assert pool_verdicts(verdicts) == outcome
+    assert pool_verdicts(verdicts, STAKES) == outcome
+
+
+def test_verdicts_where_nobody_has_stake_count_alike() -> None:
+    assert pool_verdicts([A_10, B_30, C_WRONG], {}) == Pooled(Status.PASSED, Fault.NOBODY, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "median"),
+    [
+        ([(1.0, 1.0)], 1.0),
+        ([(3.0, 1.0), (1.0, 1.0)], 2.0),
+        ([(1.0, 1.0), (2.0, 1.0), (9.0, 1.0)], 2.0),
+        ([(1.0, 5.0), (2.0, 1.0), (9.0, 1.0)], 1.0),
+        ([(1.0, 1.0), (2.0, 0.0), (9.0, 1.0)], 5.0),
+    ],
+)
+def test_median_by_weight(pairs: list[tuple[float, float]], median: float) -> None:
+    assert weighted_median(pairs) == median
+
+
+@pytest.mark.parametrize(
+    ("judges", "active", "enough"),
+    [
+        ({"a"}, {"a"}, True),
+        ({"a"}, {"a", "b"}, False),
+        ({"a", "b"}, {"a", "b", "c"}, True),
+        ({"a", "b", "c"}, {"whale"}, False),
+        ({"whale"}, {"a", "b", "c"}, True),
+        ({"gone"}, {"a"}, False),
+    ],
+)
+def test_quorum(judges: set[str], active: set[str], enough: bool) -> None:
+    assert has_quorum(judges, active, STAKES) is enough
 
 
 @pytest.mark.parametrize(
@@ -52,10 +105,15 @@ def test_verdicts(verdicts: list[SimpleNamespace], outcome: Pooled | None) -> No
 )
 def test_logit_checks(outcomes: list[str], expected: LogitOutcome) -> None:
     checks = [
-        SimpleNamespace(miner_hotkey="miner", outcome=outcome, checked_at=NOW + timedelta(seconds=number))
+        SimpleNamespace(
+            miner_hotkey="miner",
+            validator_hotkey="abc"[number],
+            outcome=outcome,
+            checked_at=NOW + timedelta(seconds=number),
+        )
         for number, outcome in enumerate(outcomes)
     ]
-    [(hotkey, standing)] = pool_logit_checks(checks).items()
+    [(hotkey, standing)] = pool_logit_checks(checks, STAKES).items()
     assert hotkey == "miner"
     assert standing.outcome is expected
     assert standing.checked_at == NOW + timedelta(seconds=len(outcomes) - 1)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
+from sqlalchemy.util import await_only
 
 from node.settings_model import Settings
 from protocol.messages import Heartbeat, LeaseAnswer, SubmissionDetail
@@ -354,10 +355,17 @@ async def test_a_verdict_that_arrives_while_its_submission_is_read(
     lease = await leased(api, subnet.validator)
     find = store_submissions.list_by_id
 
-    async def find_slowly(connection: AsyncConnection, numbers: Sequence[int]) -> Sequence[Row]:
-        rows = await find(connection, numbers)
+    loop = asyncio.get_running_loop()
+
+    def find_slowly(connection: Connection, numbers: Sequence[int]) -> Sequence[Row]:
+        rows = find(connection, numbers)
         monkeypatch.setattr(store_submissions, "list_by_id", find)
-        assert (await api.judge(subnet.validator, lease)).status == 200
+        judging = api.judge(subnet.validator, lease)
+        if connection.dialect.is_async:
+            reply = await_only(judging)
+        else:
+            reply = asyncio.run_coroutine_threadsafe(judging, loop).result(timeout=60)
+        assert reply.status == 200
         return rows
 
     monkeypatch.setattr(store_submissions, "list_by_id", find_slowly)
@@ -365,3 +373,22 @@ async def test_a_verdict_that_arrives_while_its_submission_is_read(
     assert (await api.get(path)).body["verdicts"] == []
     (verdict,) = (await api.get(path)).body["verdicts"]
     assert verdict["evidence"]
+
+
+async def test_a_large_standing_is_computed_behind_the_readers_back(
+    api: Client, subnet: Subnet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many entries readers get the last standing at once, and soon the next."""
+    monkeypatch.setattr("roles.api.standing.LARGE", 0)
+    for miner in (subnet.miner, subnet.rival):
+        await api.check_logits(subnet.validator, miner, LogitOutcome.PASSED)
+    await api.submit(subnet.miner, Code())
+    assert (await api.judge(subnet.validator, await leased(api, subnet.validator))).status == 200
+    assert len((await api.get("/leaderboard")).body["rows"]) == 1
+    await api.submit(subnet.rival, Code())
+    assert (await api.judge(subnet.validator, await leased(api, subnet.validator))).status == 200
+
+    async def both() -> bool:
+        return len((await api.get("/leaderboard")).body["rows"]) == 2
+
+    assert await until(both)

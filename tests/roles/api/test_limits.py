@@ -1,36 +1,69 @@
 """Sliding windows and the caller's address."""
 
+import asyncio
+from collections.abc import AsyncIterator
+
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from roles.api.limits import Limits, SlidingWindow
+from node.settings_model import Settings
+from roles.api.database import Database
+from roles.api.limits import Limits, MemoryWindows, SharedWindows, Windows, parse_networks, slide
 from tests.fakes.clock import FakeClock
+from tests.roles.api.harness import url_of
 
 
-async def test_window_slides() -> None:
-    clock = FakeClock()
-    window = SlidingWindow(2, clock)
-    assert window.take("a") is None
+@pytest.fixture
+def clock() -> FakeClock:
+    """Time that a test turns."""
+    return FakeClock()
+
+
+@pytest.fixture(params=["memory", "shared"])
+async def windows(
+    request: pytest.FixtureRequest, settings: Settings, clock: FakeClock
+) -> AsyncIterator[Windows]:
+    """Windows of one process, and those that replicas share."""
+    if request.param == "memory":
+        yield MemoryWindows(clock)
+        return
+    database = Database(url_of(settings))
+    yield SharedWindows(database, clock)
+    await database.close()
+
+
+async def test_window_slides(windows: Windows, clock: FakeClock) -> None:
+    assert await windows.take("a", 2) is None
     await clock.advance(30)
-    assert window.take("a") is None
-    assert window.take("a") == 30.0
-    assert window.take("b") is None
+    assert await windows.take("a", 2) is None
+    assert await windows.take("a", 2) == 30.0
+    assert await windows.take("b", 2) is None
     await clock.advance(30)
-    assert window.take("a") is None
-    assert window.take("a") == 30.0
+    assert await windows.take("a", 2) is None
+    assert await windows.take("a", 2) == 30.0
+
+
+async def test_window_of_many_at_once(windows: Windows) -> None:
+    waits = await asyncio.gather(*(windows.take("a", 3) for _ in range(10)))
+    assert sum(wait is None for wait in waits) == 3
+
+
+def test_moments_in_the_future_do_not_count() -> None:
+    """The clock was set back: nobody waits for the time that it has lost."""
+    assert slide([5000.0, 5001.0], 1000.0, 2) == ([1000.0], None)
 
 
 async def test_window_forgets_idle_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("roles.api.limits.MAX_KEYS", 10)
     clock = FakeClock()
-    window = SlidingWindow(1, clock)
+    windows = MemoryWindows(clock)
     for number in range(10):
-        window.take(str(number))
+        await windows.take(str(number), 1)
     await clock.advance(61)
-    window.take("one more")
-    assert len(window._taken) == 1
+    await windows.take("one more", 1)
+    assert len(windows._taken) == 1
 
 
 def request_from(peer: str, *forwarded: str) -> web.Request:
@@ -59,5 +92,10 @@ def request_from(peer: str, *forwarded: str) -> web.Request:
     ],
 )
 async def test_address_of_a_caller(peer: str, forwarded: tuple[str, ...], address: str) -> None:
-    limits = Limits(FakeClock(), per_hotkey=1, per_address=1, trusted_proxies=("10.0.0.0/8",))
+    limits = Limits(
+        MemoryWindows(FakeClock()),
+        per_hotkey=1,
+        per_address=1,
+        trusted_proxies=parse_networks(("10.0.0.0/8",)),
+    )
     assert limits.address_of(request_from(peer, *forwarded)) == address

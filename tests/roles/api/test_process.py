@@ -4,9 +4,12 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
+import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,14 +18,17 @@ import pytest
 import tomli_w
 
 from node.settings_model import Settings
-from tests.roles.api.harness import Client, Code, Key, Subnet
+from roles.api.database import SQLITE_FILE
+from tests.roles.api.harness import Client, Code, Key, Subnet, commit_message, key, registration
 
 START_S = 30.0
 
 
 @pytest.fixture
-def config(settings: Settings, tmp_path: Path) -> Path:
-    """config.toml of the API; the port is written into it by each start."""
+def config(base_settings: Settings, migrated: Path, tmp_path: Path) -> Path:
+    """config.toml of an API on SQLite, whose database is ready."""
+    settings = base_settings
+    shutil.copyfile(migrated, settings.node.data_dir / SQLITE_FILE)
     path = tmp_path / "config.toml"
     path.write_text(
         tomli_w.dumps(
@@ -30,7 +36,11 @@ def config(settings: Settings, tmp_path: Path) -> Path:
                 "node": {"data_dir": str(settings.node.data_dir), "log_format": "json"},
                 "chain": {"network": "local", "local_state": str(settings.chain.local_state)},
                 "wallet": {"path": str(settings.wallet.path)},
-                "api": {"port": 0},
+                "api": {
+                    "port": 0,
+                    "writes_per_minute_per_ip": 100_000,
+                    "writes_per_minute_per_hotkey": 100_000,
+                },
             }
         )
     )
@@ -38,7 +48,9 @@ def config(settings: Settings, tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def started(config: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, Client]]:
+async def started(
+    config: Path, **environment: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, Client]]:
     """`quasar-node --role api` as an operator starts it; it ends with the block."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -49,7 +61,7 @@ async def started(config: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proces
         "--config",
         str(config),
         cwd=config.parent,
-        env={"PATH": os.environ["PATH"], "HOME": str(config.parent)},
+        env={"PATH": os.environ["PATH"], "HOME": str(config.parent), **environment},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -60,7 +72,7 @@ async def started(config: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proces
         async with asyncio.timeout(START_S):
             port = await _port(process.stderr)
         drain = asyncio.create_task(process.stderr.read())
-        async with aiohttp.ClientSession() as session:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
             client = Client(f"http://127.0.0.1:{port}", session)
             client.hotkey = (await client.get("/info")).body["hotkey"]
             yield process, client
@@ -94,31 +106,70 @@ async def test_what_was_acknowledged_survives_sigkill(config: Path, subnet: Subn
         assert len((await api.get("/submissions")).body) == 2
 
 
-async def test_sigkill_under_concurrent_writes_loses_and_doubles_nothing(
-    config: Path, subnet: Subnet
+@pytest.fixture(params=["sqlite", "postgresql"])
+def environment(request: pytest.FixtureRequest) -> dict[str, str]:
+    """What names the database to the process."""
+    if request.param == "sqlite":
+        return {}
+    return {"DATABASE_URL": request.getfixturevalue("postgres_url").get_secret_value()}
+
+
+@pytest.fixture
+def many_sockets() -> Iterator[None]:
+    """Room for a thousand connections at both ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard if hard < 8192 else 8192, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_sockets")
+async def test_sigkill_under_a_thousand_concurrent_writes_loses_and_doubles_nothing(
+    config: Path, environment: dict[str, str], subnet: Subnet
 ) -> None:
-    acknowledged: dict[str, int] = {}
-    miners = (subnet.miner, subnet.sibling, subnet.rival)
+    miners = [key(f"miner {number}") for number in range(125)]
+    for number in range(125):
+        subnet.chain.register(registration(f"miner {number}", f"cold {number}"))
+    acknowledged: dict[tuple[str, str], int] = {}
+    refused: Counter[int] = Counter()
 
     async def commit(api: Client, miner: Key, number: int) -> None:
-        answer = await api.commit(miner, Code(f"kernel {number}"))
-        assert acknowledged.setdefault(answer.commitment_hash, answer.submission_id) == answer.submission_id
+        commitment_hash = f"{number:064x}"
+        reply = await api.post("/commit_submission", commit_message(miner, commitment_hash))
+        if reply.status != 200:
+            refused[reply.status] += 1
+            return
+        known = acknowledged.setdefault((miner.ss58_address, commitment_hash), reply.body["submission_id"])
+        assert known == reply.body["submission_id"]
 
-    async with started(config) as (process, api):
-        tasks = [asyncio.create_task(commit(api, miner, number)) for number in range(10) for miner in miners]
-        async with asyncio.timeout(START_S):
-            while len(acknowledged) < 10:
-                await asyncio.sleep(0)
+    async with started(config, **environment) as (process, api):
+        tasks = [asyncio.create_task(commit(api, miner, number)) for number in range(8) for miner in miners]
+        async with asyncio.timeout(3 * START_S):
+            while len(acknowledged) < 100:
+                await asyncio.sleep(0.001)
         process.kill()
         await asyncio.gather(*tasks, return_exceptions=True)
-    async with started(config) as (_, api):
-        rows = (await api.get("/submissions?limit=500")).body
-        assert set(acknowledged.values()) <= {row["submission_id"] for row in rows}
+    before = dict(acknowledged)
+    assert 100 <= len(before) < 1000
+    async with started(config, **environment) as (_, api):
         # Everybody asks again: what was acknowledged keeps its number, and nothing is there twice.
-        await asyncio.gather(*(commit(api, miner, number) for number in range(10) for miner in miners))
-        rows = (await api.get("/submissions?limit=500")).body
-        assert sorted(row["submission_id"] for row in rows) == sorted(acknowledged.values())
-        assert len(rows) == 30
+        while len(acknowledged) < 1000:
+            await asyncio.gather(
+                *(
+                    commit(api, miner, number)
+                    for number in range(8)
+                    for miner in miners
+                    if (miner.ss58_address, f"{number:064x}") not in acknowledged
+                )
+            )
+        assert {known: acknowledged[known] for known in before} == before
+        for known, number in before.items():
+            shown = (await api.get(f"/submissions/{number}")).body
+            assert shown["miner_hotkey"] == known[0]
+        pending = (await api.get("/pending_reveals")).body["pending_reveals"]
+        assert sorted(row["submission_id"] for row in pending) == sorted(acknowledged.values())
+        assert len(set(acknowledged.values())) == 1000
+    assert set(refused) <= {503}
 
 
 async def test_sigterm_ends_it_cleanly(config: Path) -> None:

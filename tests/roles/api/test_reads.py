@@ -1,6 +1,5 @@
-"""Reading endpoints, the description and the page."""
+"""Reading endpoints and the description."""
 
-from html.parser import HTMLParser
 from typing import Any
 
 from protocol.messages import ApiInfo, SubmissionStatsAnswer
@@ -105,41 +104,3 @@ async def test_description_is_complete(api: Client) -> None:
     for (_, path), operation in operations.items():
         if "{submission_id}" in path:
             assert any(p["in"] == "path" and p["required"] for p in operation["parameters"])
-
-
-class Text(HTMLParser):
-    """Collects the words of a page and checks that its tags nest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = ""
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag not in ("meta", "!doctype"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += data + " "
-
-
-async def test_page_shows_round_ranking_and_pending_reveals(api: Client, subnet: Subnet) -> None:
-    await api.commit(subnet.rival, Code())
-    await api.submit(subnet.miner, Code())
-    lease = await api.lease(subnet.validator)
-    assert lease is not None
-    await api.judge(subnet.validator, lease)
-    await api.check_logits(subnet.validator, subnet.miner, LogitOutcome.PASSED)
-    reply = await api.get("/")
-    assert reply.status == 200
-    assert reply.headers["Content-Type"].startswith("text/html")
-    assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
-    page = Text()
-    page.feed(reply.body)
-    assert page.open == []
-    for word in ("Round 1", subnet.miner.ss58_address, subnet.rival.ss58_address, "60%", "3,600"):
-        assert word in page.words
-    assert "<script" not in reply.body

@@ -1,25 +1,21 @@
 """Rounds: one open at a time, closed when due, with winner and baseline."""
 
 import asyncio
-import sqlite3
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
+
+from sqlalchemy import select
 
 from node.settings_model import Settings
 from protocol.verdicts import LogitOutcome
-from tests.roles.api.harness import Client, Code, Subnet, running, until, with_api
+from roles.api.tables import Row, round_places, rounds
+from tests.roles.api.harness import Client, Code, Subnet, running, stored, until, with_api
 
 
-def stored_rounds(settings: Settings) -> list[dict[str, Any]]:
+async def stored_rounds(settings: Settings) -> list[Row]:
     """Every round in the database, first to last."""
-    connection = sqlite3.connect(f"file:{settings.node.data_dir / 'api.sqlite'}?mode=ro", uri=True)
-    connection.row_factory = sqlite3.Row
-    try:
-        return [dict(row) for row in connection.execute("SELECT * FROM rounds ORDER BY round_number")]
-    finally:
-        connection.close()
+    return await stored(settings, select(rounds).order_by(rounds.c.round_number))
 
 
 async def current(api: Client) -> dict[str, Any]:
@@ -64,28 +60,23 @@ async def test_round_closes_with_its_winner_which_becomes_the_baseline(
         body = await until(second)
         assert body["baseline_submission_id"] == submitted.submission_id
         assert body["total_submissions"] == 0
-    first, last = stored_rounds(settings)[:2]
-    assert first["status"] == "closed"
-    assert first["winner_hotkey"] == subnet.miner.ss58_address
-    assert first["winner_submission_id"] == submitted.submission_id
-    assert first["end_block"] == subnet.chain.height()
-    assert first["end_time"] == last["start_time"]
-    places = _places(settings.node.data_dir / "api.sqlite")
+    first, last = (await stored_rounds(settings))[:2]
+    assert first.status == "closed"
+    assert first.winner_hotkey == subnet.miner.ss58_address
+    assert first.winner_submission_id == submitted.submission_id
+    assert first.end_block == subnet.chain.height()
+    assert first.end_time == last.start_time
+    columns = ("round_number", "place", "miner_hotkey", "tokens_per_sec", "weighted_score", "share")
+    places = await stored(
+        settings,
+        select(*(round_places.c[name] for name in columns)).order_by(
+            round_places.c.round_number, round_places.c.place
+        ),
+    )
     assert places[:2] == [
         (1, 1, subnet.miner.ss58_address, 2000.0, 6000.0, 0.6),
         (1, 2, subnet.rival.ss58_address, 1000.0, 3000.0, 0.25),
     ]
-
-
-def _places(path: Path) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(path)
-    try:
-        return connection.execute(
-            "SELECT round_number, place, miner_hotkey, tokens_per_sec, weighted_score, share "
-            "FROM round_places ORDER BY round_number, place"
-        ).fetchall()
-    finally:
-        connection.close()
 
 
 async def test_rounds_close_exactly_once_under_load(settings: Settings) -> None:
@@ -93,13 +84,13 @@ async def test_rounds_close_exactly_once_under_load(settings: Settings) -> None:
         for _ in range(15):
             await asyncio.gather(*(current(api) for _ in range(10)))
             await asyncio.sleep(0.05)
-    found = stored_rounds(settings)
+    found = await stored_rounds(settings)
     assert len(found) >= 3
-    assert [row["round_number"] for row in found] == list(range(1, len(found) + 1))
-    assert [row["status"] for row in found[:-1]] == ["closed"] * (len(found) - 1)
-    assert found[-1]["status"] == "open"
+    assert [row.round_number for row in found] == list(range(1, len(found) + 1))
+    assert [row.status for row in found[:-1]] == ["closed"] * (len(found) - 1)
+    assert found[-1].status == "open"
     for before, after in pairwise(found):
-        assert before["end_time"] <= after["start_time"]
+        assert before.end_time <= after.start_time
 
 
 async def test_rounds_that_nobody_ran_are_not_made_up(settings: Settings) -> None:
@@ -109,8 +100,8 @@ async def test_rounds_that_nobody_ran_are_not_made_up(settings: Settings) -> Non
     await asyncio.sleep(1.2)
     async with running(with_api(settings, round_s=1000.0)) as api:
         assert (await current(api))["round_number"] <= 3
-    found = stored_rounds(settings)
-    assert found[-1]["status"] == "open"
+    found = await stored_rounds(settings)
+    assert found[-1].status == "open"
 
 
 async def test_round_continues_after_a_restart(settings: Settings) -> None:
@@ -119,4 +110,4 @@ async def test_round_continues_after_a_restart(settings: Settings) -> None:
     async with running(settings) as api:
         after = await current(api)
     assert (before["id"], before["end_time"]) == (after["id"], after["end_time"])
-    assert len(stored_rounds(settings)) == 1
+    assert len(await stored_rounds(settings)) == 1

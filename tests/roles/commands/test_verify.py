@@ -54,7 +54,14 @@ class Judge:
 def verify_with(judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
     monkeypatch.setattr(evaluation, "Referee", judge)
     loaded = load_settings({"node.data_dir": str(tmp_path)}, config_file=None, env={}, env_file=None)
-    given = {"repo_path": tmp_path, "replay": None, "seq_len": None, "full": False, "json": False}
+    given = {
+        "repo_path": tmp_path,
+        "replay": None,
+        "inference": None,
+        "seq_len": None,
+        "full": False,
+        "json": False,
+    }
     return verify.run(argparse.Namespace(**{**given, **options}), loaded)
 
 

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 import tomli_w
 
 from node.chain import LocalChain, Registration
+from node.settings_model import Settings
 from node.wallets import create_wallet
 from protocol.auth import sign_request
+from protocol.errors import UsageError
 from protocol.signing import inference_text, verify_text
 from protocol.types import Coldkey, Hotkey
+from roles.commands.verify_inference import CHALLENGES, verify_inference
 from tests.roles.inference.harness import until
 
 NETUID = 24
@@ -98,6 +102,68 @@ def make_subnet(folder: Path) -> tuple[Any, Any]:
     return miner, validator
 
 
+async def verify(config: Path, url: str) -> tuple[int, str, str]:
+    """Exit code, output and last words of the miner's own check of its server."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "roles", "verify", "--inference", url, "--json", "--config", str(config)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=config.parent,
+        env=environment(),
+    )
+    output, errors = await child.communicate()
+    assert child.returncode is not None
+    return child.returncode, output.decode(), errors.decode()
+
+
+async def test_verify_tells_another_model_and_a_server_that_is_off(
+    tmp_path: Path, tiny_model: Path, other_model: Path
+) -> None:
+    make_subnet(tmp_path)
+    port = free_port()
+    (tmp_path / "verifier").mkdir()
+    wallets = {"path": str(tmp_path / "wallets")}
+    verifying = write_config(tmp_path / "verifier", tiny_model, 0, wallet=wallets)
+    url = f"http://127.0.0.1:{port}"
+    code, shown, _ = await verify(verifying, url)
+    assert code == 1
+    assert {result["outcome"] for result in json.loads(shown)} == {"pending"}
+    assert "not reachable" in json.loads(shown)[0]["reason"]
+
+    with process(write_config(tmp_path, other_model, port)) as child:
+        async with aiohttp.ClientSession() as session:
+
+            async def is_ready() -> bool:
+                assert child.poll() is None, (tmp_path / "log").read_text()
+                try:
+                    async with session.get(url + "/readyz") as response:
+                        return response.status == 200
+                except aiohttp.ClientError:
+                    return False
+
+            await until(is_ready, 60.0)
+        code, shown, _ = await verify(verifying, url)
+    assert code == 1
+    results = json.loads(shown)
+    assert {result["outcome"] for result in results} == {"failed"}
+    assert "are not the reference's" in results[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("127.0.0.1:8001", "must be like http://127.0.0.1:8001"),
+        ("ftp://127.0.0.1", "must be like http://127.0.0.1:8001"),
+        ("http://127.0.0.1:99999", "99999"),
+        ("http://127.0.0.1:8001/health", "leave out what follows the port"),
+        ("http://127.0.0.1:8001/?a=1", "leave out what follows the port"),
+    ],
+)
+def test_verify_explains_an_address_that_makes_no_sense(url: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        verify_inference(url, Settings(), as_json=True)
+
+
 async def test_answers_validators_and_drains(tmp_path: Path, tiny_model: Path) -> None:
     miner, validator = make_subnet(tmp_path)
     port = free_port()
@@ -141,6 +207,13 @@ async def test_answers_validators_and_drains(tmp_path: Path, tiny_model: Path) -
             verify_text(miner.hotkey.ss58_address, text, answer["signature"])
             status, refusal = await ask(create_wallet(tmp_path / "wallets", "stranger"), 2)
             assert (status, "has no validator permit" in refusal["detail"]) == (403, True)
+
+            code, shown, _ = await verify(config, url)
+            assert code == 0
+            results = json.loads(shown)
+            assert len(results) == CHALLENGES
+            assert {result["outcome"] for result in results} == {"passed"}
+            assert all(result["cosine_similarity"] > 0.9999 for result in results)
 
             long = asyncio.create_task(ask(validator, 1000))
             await asyncio.sleep(0.1)

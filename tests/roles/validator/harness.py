@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -86,6 +86,8 @@ class Validator:
         self.referee = ScriptedReferee()
         self.verifier = ScriptedVerifier()
         self.is_local_chain = True
+        self.silent: set[Hotkey] = set()
+        self.confirmed: list[set[Hotkey]] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.journal: Journal
         self.store: VerdictStore
@@ -130,9 +132,15 @@ class Validator:
             bus=self.bus,
             clock=self.clock,
             metrics=self.metrics,
+            confirm=self.confirm,
             interval_blocks=own.weights_interval_blocks,
             is_local_chain=self.is_local_chain,
         )
+
+    async def confirm(self, hotkeys: Collection[Hotkey]) -> set[Hotkey]:
+        """What the setter asks before it pays; `silent` did not answer."""
+        self.confirmed.append(set(hotkeys))
+        return self.silent & set(hotkeys)
 
     async def start(self, *names: str) -> None:
         """Open, and run the named parts."""

@@ -10,8 +10,10 @@ from node.chain import AxonAddress
 from protocol.errors import WorkerFailed
 from protocol.events import LogitsChecked
 from protocol.rules import LOGIT_PENDING_SECONDS
+from protocol.types import Hotkey
 from protocol.verdicts import LogitOutcome, Status
-from roles.validator.logit_challenger import PENDING_LONGEST_S
+from roles.validator.logit_challenger import CONFIRM_TRIES, LONGEST_S, PENDING_MEAN_S, RECENT_S
+from roles.validator.logits import LogitResult
 from tests.fakes.clock import FakeClock
 from tests.roles.api.harness import Client
 from tests.roles.miner.harness import report
@@ -129,10 +131,12 @@ async def test_times_are_random_around_the_interval(validator: Validator) -> Non
     await timed.open()
     assert await timed.look()
     assert not await timed.look()
-    waits = [await timed.next_check_s(10.0) for _ in range(20)]
-    assert all(500.0 <= wait <= 1510.0 for wait in waits)
-    assert len(set(waits)) > 10
-    assert 800.0 < sum(waits) / len(waits) < 1200.0
+    waits = [await timed.next_check_s(10.0) for _ in range(60)]
+    assert 700.0 < sum(waits) / len(waits) < 1400.0
+    # A server that is switched off for a while after each check is caught.
+    assert sum(wait < 250.0 for wait in waits) > 5
+    assert max(waits) > 2000.0
+    assert max(waits) <= LONGEST_S
 
 
 async def test_unreachable_is_pending_tried_sooner_and_failed_after_six_hours(validator: Validator) -> None:
@@ -147,7 +151,7 @@ async def test_unreachable_is_pending_tried_sooner_and_failed_after_six_hours(va
         assert standing is not None
         assert standing.outcome is LogitOutcome.PENDING
         assert standing.pending_since == started
-        assert await timed.next_check_s(10.0) <= 1.5 * PENDING_LONGEST_S + 10
+        assert await timed.next_check_s(10.0) <= 10 * PENDING_MEAN_S
     standing = validator.store.logit_standing(hotkey)
     assert standing is not None
     assert standing.outcome is LogitOutcome.FAILED
@@ -187,3 +191,78 @@ async def test_restart_checks_at_once_unless_passed_lately(
     await validator.kill()
     await timed.open()
     assert await timed.look() is is_due
+
+
+class Confirming:
+    """A challenger asked to confirm one passed miner, on a clock that runs by itself while it waits."""
+
+    def __init__(self, validator: Validator, *found: LogitResult | Exception) -> None:
+        self.validator = validator
+        self.hotkey = validator.subnet.miner.ss58_address
+        validator.verifier = ScriptedVerifier(list(found))
+        self.timed = Timed(validator)
+
+    async def open(self) -> None:
+        """Open it; the miner passed an hour ago."""
+        await self.timed.open()
+        await self.validator.check(self.validator.subnet.miner)
+        await self.timed.clock.advance(3600.0)
+
+    async def confirm(self) -> set[Hotkey]:
+        """Ask, and let the time between its tries pass."""
+        task = asyncio.create_task(self.validator.challenger.confirm({self.hotkey}))
+        while not task.done():
+            await self.timed.clock.advance(1.0)
+            await asyncio.sleep(0.01)
+        return task.result()
+
+    @property
+    def tries(self) -> int:
+        """How often the miner was asked."""
+        return len(self.validator.verifier.asked)
+
+
+async def test_before_weights_a_miner_is_asked_unless_it_has_just_passed(validator: Validator) -> None:
+    one = Confirming(validator, result())
+    await one.open()
+    assert await one.confirm() == set()
+    assert one.tries == 1
+    assert await one.confirm() == set()
+    assert one.tries == 1
+    await one.timed.clock.advance(RECENT_S)
+    assert await one.confirm() == set()
+    assert one.tries == 2
+
+
+async def test_server_that_is_off_is_named_after_several_tries_and_stays_pending(
+    validator: Validator,
+) -> None:
+    one = Confirming(validator, result(LogitOutcome.PENDING, "not reachable"))
+    await one.open()
+    assert await one.confirm() == {one.hotkey}
+    assert one.tries == CONFIRM_TRIES
+    now = one.timed.clock.now()
+    assert validator.store.logit_outcome(one.hotkey, now) is LogitOutcome.PASSED, "a pass lasts a day"
+    assert not validator.store.has_answered(one.hotkey)
+
+
+async def test_server_that_restarts_meanwhile_is_not_named(validator: Validator) -> None:
+    one = Confirming(validator, result(LogitOutcome.PENDING, "not reachable"), result())
+    await one.open()
+    assert await one.confirm() == set()
+    assert one.tries == 2
+
+
+async def test_other_model_before_weights_fails_at_once(validator: Validator) -> None:
+    one = Confirming(validator, result(LogitOutcome.FAILED, "other weights"))
+    await one.open()
+    assert await one.confirm() == set()
+    assert one.tries == 1
+    assert validator.store.logit_outcome(one.hotkey, one.timed.clock.now()) is LogitOutcome.FAILED
+
+
+async def test_own_fault_before_weights_counts_for_the_miner(validator: Validator) -> None:
+    one = Confirming(validator, WorkerFailed("the model does not load"))
+    await one.open()
+    assert await one.confirm() == set()
+    assert validator.store.has_answered(one.hotkey)

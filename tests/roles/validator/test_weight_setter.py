@@ -1,5 +1,6 @@
 """Weights on a real local chain: shares, rate limit, read-back, restarts, and who gets what nobody earned."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from protocol.errors import ChainRejected, ChainUnavailable
 from protocol.events import WeightsSet
 from protocol.types import Hotkey
 from protocol.verdicts import LogitOutcome, Status
+from roles.validator import weight_setter
 from tests.node.chain.fronts import FRONTS
 from tests.roles.api.harness import Subnet, key, registration
 from tests.roles.miner.harness import report
@@ -341,6 +343,60 @@ async def test_a_recycled_uid_is_not_paid(validator: Validator) -> None:
     assert await on_chain(validator) == {"rival": 1.0}
 
 
+async def test_those_who_will_be_paid_are_challenged_first(validator: Validator) -> None:
+    await validator.start("setter")
+    for number, name in enumerate(("miner", "rival", "m3", "m4", "m5"), start=1):
+        await enter(validator, number, name, 6000.0 - 1000.0 * number)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    paid = {key(name).ss58_address for name in ("miner", "rival", "m3", "m4")}
+    assert validator.confirmed == [paid]
+
+
+async def test_miner_that_is_silent_before_weights_is_not_paid_until_it_passes_again(
+    validator: Validator,
+) -> None:
+    await validator.start("setter")
+    for number, name in enumerate(("miner", "rival", "m3", "m4", "m5"), start=1):
+        await enter(validator, number, name, 6000.0 - 1000.0 * number)
+    await validator.check(key("miner"), LogitOutcome.PENDING)
+    validator.silent = {key("miner").ss58_address}
+    await validator.tick(1)
+    await until_set(validator, 1)
+    assert await on_chain(validator) == pytest.approx(
+        {"rival": 0.6, "m3": 0.25, "m4": 0.1, "m5": 0.05}, abs=1e-3
+    )
+    assert validator.confirmed[1] == {key("m5").ss58_address}, "it moved up, so it was challenged too"
+
+    validator.silent = set()
+    await validator.tick(20)
+    await quiet(validator)
+    assert len(validator.recorder.of(WeightsSet)) == 1
+    await validator.check(key("miner"))
+    await validator.tick(1)
+    await until_set(validator, 2)
+    assert (await on_chain(validator))["miner"] == pytest.approx(0.6, abs=1e-3)
+
+
+async def test_miner_whose_challenge_fails_before_weights_is_not_paid(
+    validator: Validator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await validator.open()
+
+    async def fail_the_miner(hotkeys: Any) -> set[Any]:
+        if key("miner").ss58_address in hotkeys:
+            await validator.check(key("miner"), LogitOutcome.FAILED)
+        return set()
+
+    monkeypatch.setattr(validator.setter, "_confirm", fail_the_miner)
+    validator.run("setter")
+    await enter(validator, 1, "miner", 2000.0)
+    await enter(validator, 2, "rival", 1000.0)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    assert await on_chain(validator) == {"rival": 1.0}
+
+
 async def test_stale_weights_are_an_error_in_the_log(
     validator: Validator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -357,3 +413,21 @@ async def test_stale_weights_are_an_error_in_the_log(
     await quiet(validator)
     assert "weights on chain are stale" in caplog.text
     assert validator.metrics.values()["quasar_blocks_since_weights"] == 301
+
+
+async def test_challenges_that_take_for_ever_do_not_hold_up_the_weights(
+    validator: Validator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await validator.open()
+
+    async def hang(hotkeys: Any) -> set[Any]:
+        await asyncio.sleep(3600.0)
+        return set(hotkeys)
+
+    monkeypatch.setattr(validator.setter, "_confirm", hang)
+    monkeypatch.setattr(weight_setter, "CONFIRM_PATIENCE_S", 0.2)
+    validator.run("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    assert await on_chain(validator) == {"miner": 1.0}

@@ -1,0 +1,1 @@
+"""How exact the referee is, and what it leaves behind."""

@@ -1,0 +1,1 @@
+"""The web page of the API: what the JSON endpoints answer, for people."""
