@@ -138,7 +138,7 @@ class Benchmark:
 
     def __init__(self, device: torch.device, *, repetitions: int, seed: int = 0) -> None:
         self.device = device
-        self._repetitions = repetitions
+        self.repetitions = repetitions
         self.generator = torch.Generator(device).manual_seed(seed)
         is_gpu = device.type == "cuda"
         # Twice any L2: what it held of a trial's inputs is gone afterwards.
@@ -216,7 +216,7 @@ class Benchmark:
         """Seconds of each repetition, on inputs that the one before did not have."""
         for number in range(WARM_UPS):
             operator(draws[number % len(draws)])
-        return [self.time(operator, draws[number % len(draws)]) for number in range(self._repetitions)]
+        return [self.time(operator, draws[number % len(draws)]) for number in range(self.repetitions)]
 
     def time(self, operator: Callable[[Any], object], drawn: Any) -> float:
         """Seconds of one run, with nothing of it in the L2 cache."""

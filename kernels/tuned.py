@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -94,17 +93,7 @@ def _read(path: Path) -> dict[str, Launch]:
         return {}
 
 
-def main(device: str, length: str) -> None:
-    """Print what `tuned_for_entry` says as JSON: for those who must not import torch."""
-    found = tuned_for_entry(torch.device(device), int(length))
-    print(json.dumps(None if found is None else asdict(found)))
-
-
 @functools.cache
 def device_name(device: torch.device) -> str:
     """Return the GPU's name, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

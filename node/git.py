@@ -1,4 +1,4 @@
-"""git without configuration: fetch one commit and read its blobs; commit and push a work tree.
+"""git without configuration: fetch one commit and read its blobs.
 
 Every call runs with an empty configuration, no hooks, no prompts and one allowed transport; a URL always
 follows `--`. Nothing that a stranger wrote is ever checked out.
@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import SecretStr
-
 from protocol.errors import SourceRejected
 from protocol.forks import check_commit_hash
 from protocol.types import CommitHash
@@ -28,15 +26,21 @@ MAX_BLOB_BYTES: Final = 1 * 2**20
 MAX_BLOBS: Final = 256
 REGULAR_FILE: Final = "100644"
 
-# Read from the environment of this one process, so the token is in no argument, URL or file.
-_CREDENTIAL_HELPER: Final = (
-    '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" x-access-token "$QUASAR_GIT_TOKEN"; }; f'
-)
+
+class GitFailed(SourceRejected):
+    """git ended with an error; `told` is all that it and the remote said."""
+
+    def __init__(self, sentence: str, told: str) -> None:
+        super().__init__(sentence)
+        self.told = told
 
 
 def git_environment(protocols: Sequence[str]) -> dict[str, str]:
     """Return the environment of a git process: no configuration, no prompt, only the given transports."""
-    return {
+    # The one variable by which Python, too, learns of a certificate authority of one's own.
+    authorities = os.environ.get("SSL_CERT_FILE")
+    trust = {} if authorities is None else {"GIT_SSL_CAINFO": authorities}
+    return trust | {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": "/nonexistent",
         "LC_ALL": "C",
@@ -65,7 +69,7 @@ _SAFE: Final = (
 )  # fmt: skip
 
 
-def _run(
+def run_git(
     arguments: Sequence[str],
     *,
     cwd: Path,
@@ -76,7 +80,7 @@ def _run(
     """Run git; its process group is killed when the deadline passes or it writes too large a file.
 
     Raises:
-        SourceRejected: git failed or took too long.
+        GitFailed: git failed. SourceRejected: it took too long.
     """
     process = subprocess.Popen(
         ["git", *_SAFE, *arguments],
@@ -98,17 +102,26 @@ def _run(
         process.communicate()
         raise SourceRejected(f"git {arguments[0]} did not finish within {timeout_s:.0f} s") from None
     if process.returncode != 0:
-        tail = errors.decode(errors="replace").strip().splitlines()
-        raise SourceRejected(f"git {arguments[0]} failed: {tail[-1] if tail else process.returncode}")
+        told = errors.decode(errors="replace").strip()
+        last = told.splitlines()[-1] if told else process.returncode
+        raise GitFailed(f"git {_command(arguments)} failed: {last}", told)
     return output
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The git command among options of git itself (`-c name=value`)."""
+    before = ("", *arguments)
+    return next(one for one, option in zip(arguments, before, strict=False) if "-c" not in (one, option))
 
 
 def create_bare_repository(path: Path) -> None:
     """Create an empty bare repository that serves any commit by its hash, as GitHub does."""
     path.mkdir(parents=True)
     env = git_environment(())
-    _run(["init", "--quiet", "--bare", "--initial-branch=main"], cwd=path, env=env, timeout_s=LOCAL_TIMEOUT_S)
-    _run(["config", "uploadpack.allowAnySHA1InWant", "true"], cwd=path, env=env, timeout_s=LOCAL_TIMEOUT_S)
+    run_git(
+        ["init", "--quiet", "--bare", "--initial-branch=main"], cwd=path, env=env, timeout_s=LOCAL_TIMEOUT_S
+    )
+    run_git(["config", "uploadpack.allowAnySHA1InWant", "true"], cwd=path, env=env, timeout_s=LOCAL_TIMEOUT_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +161,7 @@ class GitStore:
         env = git_environment(("https", "file") if allow_file else ("https",))
         try:
             # No --filter: git would write the stranger's URL into the store as a promisor, to be asked again.
-            _run(
+            run_git(
                 ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head",
                  "--no-recurse-submodules", "--", url, commit_hash],
                 cwd=self._path, env=env, timeout_s=timeout_s, max_file_bytes=max_bytes,
@@ -215,107 +228,7 @@ class GitStore:
             return False
 
     def _git(self, arguments: Sequence[str]) -> bytes:
-        return _run(arguments, cwd=self._path, env=git_environment(()), timeout_s=LOCAL_TIMEOUT_S)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Author:
-    """Who a commit is by."""
-
-    name: str
-    email: str
-
-
-class GitWorkTree:
-    """The miner's own fork on disk."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def ensure(self) -> None:
-        """Create the repository when it is not there yet."""
-        if not (self.path / ".git").exists():
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._git(["init", "--quiet", "--initial-branch=main"])
-
-    def start_from(
-        self, remote_url: str, *, token: SecretStr | None = None, timeout_s: float = FETCH_TIMEOUT_S
-    ) -> CommitHash:
-        """Make the tip of the remote's default branch the current commit, without its history; return it.
-
-        Raises:
-            SourceRejected: the remote is not there, is empty or did not answer.
-        """
-        self.ensure()
-        self._remote(
-            ["fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules",
-             "--", remote_url, "HEAD"],
-            token=token, timeout_s=timeout_s,
-        )  # fmt: skip
-        self._git(["reset", "--quiet", "--hard", "FETCH_HEAD"])
-        return self.head()
-
-    def commit_all(self, message: str, author: Author) -> CommitHash:
-        """Commit the whole tree and return the hash; an unchanged tree returns the commit that is there."""
-        self._git(["add", "--all"])
-        if self._git(["status", "--porcelain"]).strip() or not self._has_head():
-            identity = {
-                f"GIT_{who}_{what}": value
-                for who in ("AUTHOR", "COMMITTER")
-                for what, value in (("NAME", author.name), ("EMAIL", author.email))
-            }
-            self._git(["commit", "--quiet", "--no-verify", "--allow-empty", "-m", message], extra=identity)
-        return self.head()
-
-    def head(self) -> CommitHash:
-        """Return the hash of the current commit."""
-        return CommitHash(self._git(["rev-parse", "HEAD"]).decode().strip())
-
-    def push(
-        self, remote_url: str, commit_hash: CommitHash, branch: str, *, token: SecretStr | None = None,
-        timeout_s: float = FETCH_TIMEOUT_S,
-    ) -> None:  # fmt: skip
-        """Push one commit to a branch; the token goes through a credential helper in memory.
-
-        Raises:
-            SourceRejected: the remote refused or did not answer.
-        """
-        self._remote(
-            ["push", "--quiet", "--force", "--no-verify",
-             "--", remote_url, f"{commit_hash}:refs/heads/{branch}"],
-            token=token, timeout_s=timeout_s,
-        )  # fmt: skip
-
-    def remote_has(
-        self, remote_url: str, commit_hash: CommitHash, branch: str, *, token: SecretStr | None = None,
-        timeout_s: float = FETCH_TIMEOUT_S,
-    ) -> bool:  # fmt: skip
-        """True when the remote's branch is at this commit."""
-        listing = self._remote(
-            ["ls-remote", "--heads", "--", remote_url, f"refs/heads/{branch}"],
-            token=token,
-            timeout_s=timeout_s,
-        )
-        return listing.decode(errors="replace").startswith(commit_hash)
-
-    def _remote(self, arguments: Sequence[str], *, token: SecretStr | None, timeout_s: float) -> bytes:
-        env = git_environment(("https", "file"))
-        helper: list[str] = []
-        if token is not None:
-            env["QUASAR_GIT_TOKEN"] = token.get_secret_value()
-            helper = ["-c", f"credential.helper={_CREDENTIAL_HELPER}"]
-        return _run([*helper, *arguments], cwd=self.path, env=env, timeout_s=timeout_s)
-
-    def _has_head(self) -> bool:
-        try:
-            self._git(["rev-parse", "--verify", "--quiet", "HEAD"])
-        except SourceRejected:
-            return False
-        return True
-
-    def _git(self, arguments: Sequence[str], extra: Mapping[str, str] | None = None) -> bytes:
-        env = {**git_environment(()), **(extra or {})}
-        return _run(arguments, cwd=self.path, env=env, timeout_s=LOCAL_TIMEOUT_S)
+        return run_git(arguments, cwd=self._path, env=git_environment(()), timeout_s=LOCAL_TIMEOUT_S)
 
 
 def _folder_bytes(path: Path) -> int:

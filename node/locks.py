@@ -13,22 +13,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from node.devices import physical_gpu
 from protocol.errors import ConfigError, DeviceBusy
 
 POLL_S = 0.1
 
 
 class FileLock:
-    """An exclusive lock on a file, held from `acquire` (or `with`) until `release` or the process's end.
+    """A lock on a file, held from `acquire` (or `with`) until `release` or the process's end.
 
     `what` names the locked thing in messages; `timeout_s` is how long `acquire` waits (it blocks the thread).
+    Exclusive, or `is_shared` by all who ask for it so. `note` is a line that others may read in the file.
     Raises DeviceBusy naming the holder's process, ConfigError when the file cannot be opened.
     """
 
-    def __init__(self, path: Path, what: str, *, timeout_s: float = 0.0) -> None:
+    def __init__(
+        self, path: Path, what: str, *, timeout_s: float = 0.0, is_shared: bool = False, note: str = ""
+    ) -> None:
         self._path = path
         self._what = what
         self._timeout_s = timeout_s
+        self._is_shared = is_shared
+        self._note = note
         self._descriptor: int | None = None
 
     @property
@@ -43,19 +49,20 @@ class FileLock:
         descriptor = _open_lock_file(self._path)
         deadline = time.monotonic() + self._timeout_s
         try:
-            while not _try_lock(descriptor):
+            while not _try_lock(descriptor, is_shared=self._is_shared):
                 if time.monotonic() >= deadline:
                     raise DeviceBusy(self._busy_sentence(descriptor))
                 time.sleep(min(POLL_S, max(0.0, deadline - time.monotonic())))
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            if not self._is_shared:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n{self._note}".encode(), 0)
         except BaseException:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
 
     def _busy_sentence(self, descriptor: int) -> str:
-        text = os.pread(descriptor, 32, 0).decode("ascii", errors="replace").strip()
+        text = os.pread(descriptor, 32, 0).decode("ascii", errors="replace").partition("\n")[0].strip()
         holder = f"process {text}" if text.isdigit() else "another process"
         waited = f" (waited {self._timeout_s:g} s)" if self._timeout_s else ""
         return f"{self._what} is in use by {holder}{waited}: stop it first ({self._path})"
@@ -64,7 +71,8 @@ class FileLock:
         """Give the lock back; nothing happens when it is not held."""
         if self._descriptor is not None:
             # The file stays: unlinking it would let two processes lock two files of one name.
-            os.ftruncate(self._descriptor, 0)
+            if not self._is_shared:
+                os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = None
 
@@ -98,9 +106,9 @@ def _is_shared(folder: Path) -> bool:
     return bool(folder.stat().st_mode & stat.S_IWOTH)
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, *, is_shared: bool) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
@@ -135,16 +143,13 @@ def device_lock(device: str, *, timeout_s: float, env: Mapping[str, str] = os.en
     Waits up to `timeout_s`, blocking: for the referee's process, not for an event loop. The visible GPU is
     what counts: `cuda:0` under CUDA_VISIBLE_DEVICES=3 locks GPU 3.
     """
-    physical = _physical_device(device, env)
+    return FileLock(device_lock_path(device, env), f"device {device}", timeout_s=timeout_s)
+
+
+def device_lock_path(device: str, env: Mapping[str, str] = os.environ) -> Path:
+    """The file of a device's lock; what else belongs to the device is beside it."""
+    gpu = physical_gpu(device, env)
+    physical = device if gpu is None else f"cuda:{gpu}"
     readable = re.sub(r"[^A-Za-z0-9]+", "-", physical).strip("-")[:40]
     digest = hashlib.sha256(physical.encode()).hexdigest()[:8]
-    return FileLock(lock_folder(env) / f"{readable}-{digest}.lock", f"device {device}", timeout_s=timeout_s)
-
-
-def _physical_device(device: str, env: Mapping[str, str]) -> str:
-    kind, _, index = device.partition(":")
-    if kind != "cuda":
-        return device
-    number = int(index) if index.isdigit() else 0
-    visible = [entry.strip() for entry in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry.strip()]
-    return f"cuda:{visible[number]}" if number < len(visible) else f"cuda:{number}"
+    return lock_folder(env) / f"{readable}-{digest}.lock"

@@ -93,7 +93,11 @@ class MinerSection(Section):
     target_sequence_length: Annotated[int, Field(ge=1, le=rules.MAX_TARGET_SEQUENCE_LENGTH)] = 100_000
     agent_iterations: Annotated[int, Field(ge=0)] = 100
     optimization_interval_s: Annotated[float, Field(ge=0)] = 300.0
-    proposer: Literal["shipped", "files"] = "shipped"
+    choose_league: bool = False
+    """Measure every league and compete where the weighted score is highest."""
+    proposer: Literal["tuner", "shipped", "files", "agent"] = "tuner"
+    tuner_budget_s: Positive = 60.0
+    """How long the `tuner` searches in each round."""
     variants: tuple[str, ...] = ("chunk",)
     """Shipped kernels that the `shipped` proposer walks through."""
     kernel_dir: Path | None = None
@@ -103,8 +107,10 @@ class MinerSection(Section):
     """Puts the commitment's hash on chain first, so that its block counts and nobody has to trust the API."""
     submit_margin: Fraction = 0.02
     """A candidate must beat the last submission by this fraction."""
+    claim_quantile: Fraction = 0.1
+    """The claim rests on the trial of the own measurement that this fraction stayed below."""
     claim_fraction: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Share of the own measurement that is claimed."""
+    """Share of that trial's throughput that is claimed."""
     verify_before_submit: bool = True
     """False submits without an own verdict and claims `unverified_claim`: a risk of strikes."""
     unverified_claim_tokens_per_sec: Positive = 1.0
@@ -120,6 +126,18 @@ class MinerSection(Section):
     poll_s: Positive = 10.0
     """How often verdicts are asked for."""
     serve_inference: bool = True
+
+
+class AgentSection(Section):
+    """The language model of the `agent` proposer."""
+
+    base_url: str | None = None
+    """OpenAI-compatible endpoint, up to and without /chat/completions; None: transformers on this machine."""
+    model: str = ""
+    api_key: SecretStr | None = None
+    timeout_s: Positive = 600.0
+    max_tokens: Annotated[int, Field(ge=1)] = 32_768
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
 
 
 class InferenceSection(Section):
@@ -166,6 +184,8 @@ class EvaluationSection(Section):
     deadline_s: Positive = 600.0
     max_sequence_length: Annotated[int, Field(ge=64)] | None = None
     """Caps the length that is really run (local chain and tests)."""
+    devices: tuple[str, ...] = ()
+    """GPUs that a validator judges on, each with a referee of its own; default: `[node] device` alone."""
     vram_limit_mb: Annotated[int, Field(ge=1)] | None = None
     """What a submission may hold of the GPU's memory; default: half of it."""
 
@@ -178,6 +198,7 @@ class Settings(Section):
     wallet: WalletSection = WalletSection()
     api: ApiSection = ApiSection()
     miner: MinerSection = MinerSection()
+    agent: AgentSection = AgentSection()
     inference: InferenceSection = InferenceSection()
     validator: ValidatorSection = ValidatorSection()
     evaluation: EvaluationSection = EvaluationSection()

@@ -27,6 +27,7 @@ SEED_NAMES = {
     "OPTIMIZATION_INTERVAL": "miner.optimization_interval_s",
     "GITHUB_TOKEN": "miner.github_token",
     "GITHUB_USERNAME": "miner.github_username",
+    "AGENT_API_KEY": "agent.api_key",
     "MINER_INFERENCE_PORT": "inference.port",
     "REFERENCE_MODEL": "inference.reference_model",
     "DEVICE": "node.device",

@@ -1,5 +1,6 @@
 """The subnet API as miners and validators call it: typed, with every body built and signed here."""
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -37,12 +38,20 @@ ATTEMPT_S = 10.0
 CALL_S = 30.0
 """A whole call with its retries; callers that must not give up call again."""
 
+_BAN = re.compile(r"is banned for another ([0-9]{1,4}(?:\.[0-9]{1,4})?) hours")
+
 _log = get_logger(__name__)
 
 
 def is_final_refusal(error: ApiRefused) -> bool:
-    """True when sending the same again cannot help: a 4xx that is not about time or load."""
-    return 400 <= error.status < 500 and error.status not in (408, 425, 429)
+    """True when sending the same again cannot help: a 4xx that is not about time, load or a ban."""
+    return 400 <= error.status < 500 and error.status not in (408, 425, 429) and ban_s(error) is None
+
+
+def ban_s(error: ApiRefused) -> float | None:
+    """Seconds that a ban of the caller's address has left; None when the refusal is about something else."""
+    match = _BAN.search(str(error)) if error.status == 403 else None
+    return None if match is None else 3600.0 * float(match[1])
 
 
 def is_about_content(error: ApiRefused) -> bool:

@@ -18,7 +18,19 @@ from protocol.errors import UsageError
 from roles.kernels_package import check_kernels_package
 
 ROLES: Final = ("miner", "validator", "api", "inference")
-COMMANDS: Final = ("devnet", "verify", "bench", "tune", "export", "sign", "status", "doctor", "config", "db")
+COMMANDS: Final = (
+    "devnet",
+    "verify",
+    "bench",
+    "tune",
+    "export",
+    "history",
+    "sign",
+    "status",
+    "doctor",
+    "config",
+    "db",
+)
 """Each is a module of this package with `add_parser(subparsers, parents)` and `run(args, loaded) -> int`."""
 
 

@@ -72,6 +72,8 @@ async def examine(settings: Settings, role: str) -> list[Finding]:
         findings += [await asyncio.to_thread(_device, settings), _allocator()]
     if role in ("miner", "validator"):
         findings += [_wallet(settings, role), await _api(settings)]
+    if role == "miner":
+        findings.append(await _github(settings))
     if role != "inference" or settings.inference.require_auth is not False:
         findings.append(await _chain(settings))
     findings.append(_port(settings, role))
@@ -205,6 +207,21 @@ async def _api(settings: Settings) -> Finding:
             "api", "error", f"{url} answers, but the clocks differ by {skew_s:.0f} s", "turn on NTP"
         )
     return Finding("api", "ok", f"{url} answers, clock skew below {MAX_CLOCK_SKEW_S:.0f} s")
+
+
+async def _github(settings: Settings) -> Finding:
+    from node.clock import SystemClock
+    from roles.miner.fork import fork_url
+    from roles.miner.github import GitHub
+
+    own = settings.miner
+    try:
+        url = fork_url(settings)
+        if own.fork_remote is None and own.github_token is not None and own.github_username is not None:
+            await GitHub(own.github_api, own.github_token, SystemClock()).check_user(own.github_username)
+    except QuasarError as error:
+        return Finding("github", "error", str(error), "set GITHUB_USERNAME and GITHUB_TOKEN in .env")
+    return Finding("github", "ok", f"the fork is {url}")
 
 
 async def _chain(settings: Settings) -> Finding:

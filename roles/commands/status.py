@@ -37,6 +37,7 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
 
     Raises ConfigError when no node has run in this data directory.
     """
+    from roles.commands.host_view import host_table, host_view
     from roles.status import STATUS_FILE
 
     settings = loaded.settings
@@ -52,13 +53,17 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
     except ApiUnavailable as error:
         # The node's own state is what one looks for when the API is away.
         status["round"] = {"unknown": str(error)}
+    status["host"] = host_view()
     if args.json:
         print(json.dumps(status, indent=2))
         return 0
     table = Table("what", "value")
+    host = status.pop("host")
     for what, value in _rows(status):
         table.add_row(what, value)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(host_table(host))
     return 0
 
 

@@ -2,10 +2,9 @@
 
 import argparse
 import os
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
-from node.locks import device_lock
+from node.device_turns import BackgroundTurn
 from protocol.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,14 +27,14 @@ def check_counts(args: argparse.Namespace, *flags: str) -> None:
             raise UsageError(f"--{flag.replace('_', '-')} {value}: must be at least 1")
 
 
-def device_for_timing(device: str) -> AbstractContextManager[object]:
-    """Return the lock on a device, because measurements on one machine take turns.
+def device_for_timing(device: str) -> BackgroundTurn:
+    """Return the turn on a device, because measurements on one machine take turns.
 
     To be called before Triton is imported: on a CPU the kernels then run in its interpreter.
     """
     if device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"
-    return device_lock(device, timeout_s=LOCK_PATIENCE_S)
+    return BackgroundTurn(device, timeout_s=LOCK_PATIENCE_S)
 
 
 def shape_of(args: argparse.Namespace, device: str, *, length: int, batch: int = 1) -> "Shape":

@@ -135,8 +135,8 @@ def prepare(root: Path, *, scale: Scale, device: str, is_sandboxed: bool = True)
     for name, text in wrong_files().items():
         (candidate / name).write_text(text, encoding="utf-8")
     own = {
-        fast: {"variants": ["chunk"]},
-        slow: {"variants": ["recurrent"]},
+        fast: {"proposer": "shipped", "variants": ["chunk"]},
+        slow: {"proposer": "shipped", "variants": ["recurrent"]},
         # It measures itself like the others, and submits all the same.
         wrong: {"proposer": "files", "kernel_dir": str(candidate), "verify_before_submit": False},
     }

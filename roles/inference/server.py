@@ -9,6 +9,7 @@ import numpy as np
 from aiohttp import web
 
 from node.clock import Clock, SystemClock
+from node.device_turns import urgent_turn
 from node.devices import resolve_device
 from node.http_server import ApiProblem, HttpServer, base_app, json_body
 from node.logs import get_logger
@@ -183,7 +184,8 @@ class InferenceServer:
         return task.result()
 
     async def _work(self, message: InferenceRequest, job: _Job) -> Generated:
-        async with self._turns.take():
+        # Measurements on this device give way, or are disturbed: a validator does not wait for them.
+        async with self._turns.take(), urgent_turn(self._model.device, self._clock):
             job.is_running = True
             return await self._model.generate(
                 message.prompt, message.gen_len, message.logits_at_step, is_wanted=lambda: job.is_wanted

@@ -2,25 +2,19 @@
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 from node.bus import Bus
-from node.chain.interface import OnChainCommitment
 from node.clock import Clock
 from node.logs import get_logger
 from protocol.commitments import bound_commitment_hash, new_salt
-from protocol.errors import (
-    ApiRefused,
-    ApiUnavailable,
-    ChainRejected,
-    ChainUnavailable,
-    SourceRejected,
-)
+from protocol.errors import ApiRefused, ApiUnavailable, ChainUnavailable, QuasarError, SourceRejected
 from protocol.events import CandidateVerified, CommitmentRecorded, SubmissionRevealed
 from protocol.types import BlockHeight, SubmissionId
-from roles.api_client import SubnetApi, is_final_refusal
+from roles.api_client import SubnetApi, ban_s, is_final_refusal
 from roles.backoff import Backoff
+from roles.miner.anchoring import Anchor, is_anchored
 from roles.miner.fork import Fork
 from roles.miner.heights import Heights
 from roles.miner.ledger import UNFINISHED, Stage, Submission, SubmissionLedger
@@ -31,9 +25,7 @@ TAKEN: Final = ("queued", "evaluating", "judged")
 TOO_EARLY: Final = 425
 EXPIRED: Final = 410
 CONFLICT: Final = 409
-
-Anchor = Callable[[bytes], Awaitable[OnChainCommitment]]
-"""Puts data into the hotkey's slot on chain; the same data again changes nothing."""
+LOOK_AT_BAN_S: Final = 3600.0
 
 _log = get_logger(__name__)
 
@@ -140,12 +132,12 @@ class CommitRevealCoordinator:
                 answer = await self._api.commit(
                     submission.key,
                     submission.target_sequence_length,
-                    is_anchored=await self._is_anchored(submission),
+                    is_anchored=await is_anchored(self._anchor, submission.key, **_about(submission)),
                 )
             except (ApiRefused, ApiUnavailable, ChainUnavailable) as error:
                 if isinstance(error, ApiRefused) and is_final_refusal(error):
                     return await self._reject(submission, error)
-                await backoff.wait(error, **_about(submission))
+                await self._wait(backoff, error, submission)
                 continue
             submission = await self._ledger.advance(
                 submission,
@@ -166,18 +158,6 @@ class CommitRevealCoordinator:
                 )
             )
             return submission
-
-    async def _is_anchored(self, submission: Submission) -> bool:
-        """Put the hash on chain when that is wanted; False when the chain refuses it."""
-        if self._anchor is None:
-            return False
-        try:
-            anchored = await self._anchor(bytes.fromhex(submission.key))
-        except ChainRejected as error:
-            _log.warning("committed without an anchor", reason=str(error), **_about(submission))
-            return False
-        _log.info("commitment anchored on chain", height=anchored.height, **_about(submission))
-        return True
 
     async def _push(self, submission: Submission) -> Submission:
         """Make the code public, once it is due and while it still helps."""
@@ -244,9 +224,18 @@ class CommitRevealCoordinator:
             except ApiRefused as error:
                 if is_final_refusal(error) and not await self._must_wait_in_line(error):
                     return await self._reject(submission, error)
-                await backoff.wait(error, **_about(submission))
+                await self._wait(backoff, error, submission)
             except ApiUnavailable as error:
                 await backoff.wait(error, **_about(submission))
+
+    async def _wait(self, backoff: Backoff, error: QuasarError, submission: Submission) -> None:
+        """Wait before the next attempt; until a ban of this address ends, looking again every hour."""
+        left_s = ban_s(error) if isinstance(error, ApiRefused) else None
+        if left_s is None:
+            await backoff.wait(error, **_about(submission))
+            return
+        _log.error("this address is banned, the submission waits", reason=str(error), **_about(submission))
+        await self._clock.sleep(min(left_s, LOOK_AT_BAN_S))
 
     async def _must_wait_in_line(self, error: ApiRefused) -> bool:
         """True when a conflict is one with an own submission that waits for its verdict."""

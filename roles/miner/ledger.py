@@ -1,4 +1,4 @@
-"""What the miner must not forget: its submissions with their salts, and the candidates it has tried."""
+"""What the miner must not forget: its submissions with their salts."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,7 +10,6 @@ from protocol.types import BlockHeight, CommitHash, SubmissionId
 from protocol.verdicts import Status
 
 SUBMISSION: Final = "submission"
-CANDIDATE: Final = "candidate"
 
 
 class Stage(StrEnum):
@@ -59,6 +58,11 @@ class Submission:
         return (
             f"Submission({self.key[:16]}, {self.stage}, id={self.submission_id}, commit={self.commit_hash})"
         )
+
+    @property
+    def is_in_flight(self) -> bool:
+        """True from its draft until its verdict, or until it is over without one."""
+        return self.stage in UNFINISHED or self.stage is Stage.REVEALED
 
     @property
     def is_live(self) -> bool:
@@ -131,34 +135,3 @@ class SubmissionLedger:
         """The newest submissions in the given stages (in any when none is given), oldest first."""
         records = await self._journal.list(SUBMISSION, stages or None, newest=count)
         return [Submission.read(record) for record in records]
-
-
-class Trial(StrEnum):
-    """What became of a candidate."""
-
-    FAILED = "failed"
-    """Measured, and the referee did not pass it."""
-    KEPT = "kept"
-    """Passed, but not better than what is submitted."""
-    OFFERED = "offered"
-    """Committed in the fork and handed over for submission."""
-
-
-class CandidateLedger:
-    """The candidates that were tried, so that a restart repeats neither a measurement nor a submission."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-
-    async def record(self, digest: str, target_sequence_length: int, trial: Trial, **data: Any) -> None:
-        """Write down how a candidate ended."""
-        data["target_sequence_length"] = target_sequence_length
-        await self._journal.put(CANDIDATE, f"{digest}:{target_sequence_length}", trial, data)
-
-    async def find(self, digest: str, target_sequence_length: int) -> Record | None:
-        """What is known about a candidate for a target length."""
-        return await self._journal.get(CANDIDATE, f"{digest}:{target_sequence_length}")
-
-    async def offered(self) -> list[Record]:
-        """Candidates that were handed over, oldest first."""
-        return await self._journal.list(CANDIDATE, [Trial.OFFERED])

@@ -1,39 +1,32 @@
-"""The optimisation loop: propose, measure with the validator's referee, hand over what is better."""
+"""The optimisation loop: propose, write down, measure with the validator's referee, write down."""
 
 import asyncio
-import shutil
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Final
 
-from kernels.fork_base import write_fla_base
-from node.bus import Bus
 from node.clock import Clock
 from node.logs import get_logger
 from node.settings_model import MinerSection
-from protocol.errors import SourceRejected
-from protocol.events import CandidateVerified
-from protocol.leagues import weighted_score
-from protocol.messages import DirectorySource, Figures
-from protocol.types import CommitHash
+from protocol.leagues import league_of, weighted_score
 from protocol.verdicts import Status
-from roles.evaluator import Evaluator
-from roles.miner.fork import Fork, write_kernels
-from roles.miner.ledger import CandidateLedger, Stage, SubmissionLedger, Trial
-from roles.miner.proposer import Candidate, Proposer
+from roles.miner.candidate import Proposer, Unusable
+from roles.miner.history import ROUNDS, Entry, History, Phase
+from roles.miner.measuring import Measuring, reason_of
+from roles.miner.target import FACT, Target, TargetChooser
 
-MEASURE_ATTEMPTS: Final = 3
-"""A referee that fails for reasons of this machine is asked again."""
-FORK_RETRY_S: Final = 30.0
+IDLE_S: Final = 1.0
+"""The least pause after a round in which there was nothing new."""
 
 _log = get_logger(__name__)
 
 
 class Optimiser:
-    """Component that works through `agent_iterations` rounds, then waits.
+    """Component that works through `agent_iterations` rounds, one each `optimization_interval_s`, then waits.
 
-    A candidate that passes and beats the best live submission by `submit_margin` is committed to the fork and
-    published as CandidateVerified. Everything tried is in the journal and is not tried again after a restart.
+    A candidate is in the history before it is measured, and its figures before the round ends: a restart
+    measures what was cut off, counts its rounds on, and tries nothing twice. A round is one in which
+    something new was tried; once all are done, the next start begins anew. What is worth a submission, the
+    submitter decides.
     """
 
     name = "optimiser"
@@ -43,153 +36,110 @@ class Optimiser:
         *,
         settings: MinerSection,
         proposer: Proposer,
-        referee: Evaluator,
-        fork: Fork,
-        candidates: CandidateLedger,
-        submissions: SubmissionLedger,
-        work_dir: Path,
-        bus: Bus,
+        measuring: Measuring,
+        history: History,
+        target: Target,
+        chooser: TargetChooser | None,
         clock: Clock,
     ) -> None:
         self._settings = settings
         self._proposer = proposer
-        self._referee = referee
-        self._fork = fork
-        self._candidates = candidates
-        self._submissions = submissions
-        self._work_dir = work_dir
-        self._bus = bus
+        self._measuring = measuring
+        self._history = history
+        self._target = target
+        self._chooser = chooser
         self._clock = clock
-        self._target = settings.target_sequence_length
+        self._state: dict[str, Any] = {"doing": "starting"}
 
     async def run(self) -> None:
-        """Work through the rounds, then wait until cancelled."""
-        await self._repeat_offers()
-        for number in range(1, self._settings.agent_iterations + 1):
-            started_s = self._clock.monotonic()
-            await self._round(number)
-            spent_s = self._clock.monotonic() - started_s
-            if number < self._settings.agent_iterations:
-                await self._clock.sleep(self._settings.optimization_interval_s - spent_s)
-        _log.info("optimisation finished", rounds=self._settings.agent_iterations)
+        """Settle on the target, measure what was cut off, work through the rounds, wait until cancelled."""
+        if self._chooser is not None:
+            self._state = {"doing": "measuring every league"}
+            self._target.set(await self._chooser.choose())
+        target = await self._target.known()
+        for entry in await self._history.entries(Phase.PROPOSED, target_sequence_length=target):
+            _log.info("measurement taken up again", candidate=entry.number)
+            await self._measure(entry)
+        await self._rounds(target)
         await asyncio.Event().wait()
 
-    async def _repeat_offers(self) -> None:
-        """Hand over again what a crash kept from becoming a submission, or what expired meanwhile."""
-        for record in await self._candidates.offered():
-            offer = CandidateVerified(**record.data["offer"])
-            known = await self._submissions.find_code(offer.commit_hash, offer.target_sequence_length)
-            if offer.fork_url != self._fork.url or offer.target_sequence_length != self._target:
-                continue
-            is_lost = known is None or (
-                known.stage is Stage.EXPIRED and await self._beats_the_best(record.data["score"])
-            )
-            if is_lost:
-                _log.info("candidate handed over again", candidate=record.data["name"])
-                await self._bus.publish(offer)
+    async def _rounds(self, target: int) -> None:
+        rounds = self._settings.agent_iterations
+        done = await self._history.fact(ROUNDS) or 0
+        done = done if done < rounds else 0
+        while done < rounds:
+            started_s = self._clock.monotonic()
+            has_tried = await self._round(done + 1, target)
+            done += has_tried
+            if done < rounds:
+                self._state = {"doing": "waiting for the next round", "round": done}
+                spent_s = self._clock.monotonic() - started_s
+                least_s = 0.0 if has_tried else IDLE_S
+                await self._proposer.rest(max(least_s, self._settings.optimization_interval_s - spent_s))
+        _log.info("optimisation finished", rounds=rounds)
+        self._state = {"doing": "finished", "round": rounds}
 
-    async def _round(self, number: int) -> None:
-        candidate = await self._proposer.propose()
-        if candidate is None:
+    async def describe(self) -> dict[str, Any]:
+        """What it is doing, for the status file."""
+        target = self._target.length
+        described = self._state | {
+            "rounds": self._settings.agent_iterations,
+            "target_sequence_length": target,
+        }
+        if self._chooser is not None:
+            described["leagues"] = (await self._history.fact(FACT) or {}).get("leagues")
+        if target is None:
+            return described
+        best = await self._history.best(target)
+        return described | {
+            "league": league_of(target).name,
+            "best": None
+            if best is None
+            else {"candidate": best.number, "tokens_per_sec": best.tokens_per_sec, "score": best.score},
+        }
+
+    async def _round(self, number: int, target: int) -> bool:
+        """Try what is proposed; False when there was nothing new, which does not count as a round."""
+        self._state = {"doing": "waiting for a proposal", "round": number}
+        proposal = await self._proposer.propose()
+        if proposal is None:
             _log.info("nothing new to try", round=number)
-            return
-        known = await self._candidates.find(candidate.digest, self._target)
-        if known is not None:
-            _log.info("candidate was tried before", round=number, candidate=candidate.name, was=known.state)
-            return
-        figures = await self._measure(candidate)
-        await self._decide(number, candidate, figures)
-
-    async def _measure(self, candidate: Candidate) -> Figures:
-        folder = self._work_dir / "candidate"
-        await asyncio.to_thread(_lay_out, folder, candidate.files)
-        for attempt in range(1, MEASURE_ATTEMPTS + 1):
-            report = await self._referee.evaluate(
-                DirectorySource(path=str(folder)),
-                target_sequence_length=self._target,
-                claimed_tokens_per_sec=None,
-            )
-            if report.figures.status is not Status.INFRASTRUCTURE:
-                break
-            _log.warning(
-                "the referee could not measure",
-                candidate=candidate.name,
-                attempt=attempt,
-                reason=reason_of(report.figures),
-            )
-        return report.figures
-
-    async def _decide(self, number: int, candidate: Candidate, figures: Figures) -> None:
-        measured = figures.measured_tokens_per_sec if figures.status is Status.PASSED else None
-        score = None if measured is None else weighted_score(measured, self._target)
-        note: dict[str, Any] = {
-            "name": candidate.name,
-            "status": figures.status.value,
-            "reason": reason_of(figures),
-            "tokens_per_sec": measured,
-            "score": score,
-            "figures": figures.model_dump(mode="json"),
-        }
-        log = _log.bind(
-            round=number, candidate=candidate.name, status=figures.status, tokens_per_sec=measured
-        )
-        if not self._settings.verify_before_submit:
-            log.info("submitting unverified, as miner.verify_before_submit says", reason=note["reason"])
-            await self._offer(candidate, figures, measured, note)
-        elif measured is None:
-            log.info("candidate failed", reason=note["reason"])
-            # A machine that could not measure says nothing about the candidate: it may be tried again.
-            if figures.status is not Status.INFRASTRUCTURE:
-                await self._candidates.record(candidate.digest, self._target, Trial.FAILED, **note)
-        elif await self._beats_the_best(score):
-            log.info("candidate is better than what is submitted")
-            await self._offer(candidate, figures, measured, note)
-        else:
-            log.info("candidate passed but is no better", submit_margin=self._settings.submit_margin)
-            await self._candidates.record(candidate.digest, self._target, Trial.KEPT, **note)
-
-    async def _beats_the_best(self, score: float | None) -> bool:
-        live = [submission.score for submission in await self._submissions.all() if submission.is_live]
-        if score is None or not live:
+            return False
+        if proposal.parent is None:
+            proposal = replace(proposal, parent=await self._history.latest(proposal.proposer, target))
+        if isinstance(proposal, Unusable):
+            entry = await self._history.refuse(proposal, target, number)
+            _log.info("proposal refused", round=number, candidate=entry.number, reason=proposal.reason)
             return True
-        return score > max(live) * (1 + self._settings.submit_margin)
+        entry = await self._history.propose(proposal, target, number)
+        if entry.phase is not Phase.PROPOSED:
+            _log.info("candidate was tried before", round=number, candidate=entry.number, was=entry.phase)
+            return False
+        await self._measure(entry, number)
+        return True
 
-    async def _offer(
-        self, candidate: Candidate, figures: Figures, measured: float | None, note: dict[str, Any]
-    ) -> None:
-        """Commit to the fork, remember, publish: in this order a crash loses nothing and repeats nothing."""
-        if self._settings.verify_before_submit and measured is not None:
-            claim = measured * self._settings.claim_fraction
+    async def _measure(self, entry: Entry, number: int | None = None) -> None:
+        self._state = {"doing": "measuring", "round": number, "candidate": entry.number, "name": entry.name}
+        files = await self._history.files(entry.number)
+        figures = await self._measuring.measure(files, entry.target_sequence_length)
+        is_passed = figures.status is Status.PASSED
+        measured = figures.measured_tokens_per_sec if is_passed else None
+        log = _log.bind(round=number, candidate=entry.number, name=entry.name, status=figures.status.value)
+        is_sent_anyway = not self._settings.verify_before_submit
+        if figures.status is Status.INFRASTRUCTURE and not is_sent_anyway:
+            # A machine that could not measure says nothing about the candidate: the next start tries again.
+            log.warning("candidate could not be measured", reason=reason_of(figures))
+            return
+        await self._history.measured(
+            entry.number,
+            Phase.READY if is_passed or is_sent_anyway else Phase.FAILED,
+            status=figures.status.value,
+            reason=reason_of(figures),
+            tokens_per_sec=measured,
+            score=None if measured is None else weighted_score(measured, entry.target_sequence_length),
+            figures=figures.model_dump(mode="json"),
+        )
+        if measured is None:
+            log.info("candidate failed", reason=reason_of(figures))
         else:
-            claim = self._settings.unverified_claim_tokens_per_sec
-        offer: dict[str, Any] = {
-            "fork_url": self._fork.url,
-            "commit_hash": await self._commit(candidate),
-            "target_sequence_length": self._target,
-            "tokens_per_sec": claim if measured is None else measured,
-            "claim_tokens_per_sec": claim,
-            "vram_mb": figures.vram_mb,
-        }
-        await self._candidates.record(candidate.digest, self._target, Trial.OFFERED, **note, offer=offer)
-        await self._bus.publish(CandidateVerified(**offer))
-
-    async def _commit(self, candidate: Candidate) -> CommitHash:
-        while True:
-            try:
-                return await self._fork.commit(candidate.files, f"Kernels: {candidate.name}")
-            except SourceRejected as error:
-                _log.warning("the fork cannot be used now", reason=str(error), retry_in_s=FORK_RETRY_S)
-                await self._clock.sleep(FORK_RETRY_S)
-
-
-def reason_of(figures: Figures) -> str:
-    """The referee's sentence on its decision."""
-    return str(figures.evidence.get("reason", ""))
-
-
-def _lay_out(folder: Path, files: Mapping[str, str]) -> None:
-    """A working tree with the candidate: the base and its kernels."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    write_fla_base(folder)
-    write_kernels(folder, files)
+            log.info("candidate passed", tokens_per_sec=measured)

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Final
 
 from node.devices import resolve_device
+from node.host import registered_node
 from node.metrics import LoopLagMonitor
 from node.runtime import Component
 from node.settings_model import Settings
@@ -16,9 +17,13 @@ from roles.inference.server import InferenceServer
 from roles.miner.axon import AxonPublisher
 from roles.miner.coordinator import CommitRevealCoordinator
 from roles.miner.fork import WORK_FOLDER, open_fork
-from roles.miner.ledger import UNFINISHED, CandidateLedger, Stage, SubmissionLedger
+from roles.miner.history import HISTORY_FILE, History
+from roles.miner.ledger import UNFINISHED, Stage, SubmissionLedger
+from roles.miner.measuring import Measuring
 from roles.miner.optimiser import Optimiser
-from roles.miner.proposer import open_proposer
+from roles.miner.proposers import open_proposer
+from roles.miner.submitter import Submitter
+from roles.miner.target import Target, open_chooser
 from roles.miner.verdicts import VerdictFollower
 from roles.permission import require_registered
 from roles.status import StatusKeeper
@@ -30,10 +35,10 @@ SHOWN: Final = 20
 async def build(settings: Settings) -> Graph:
     """Open what the miner stands on and join its parts.
 
-    optimiser --CandidateVerified--> coordinator --SubmissionRevealed--> verdict follower; blocks drive the
-    coordinator; the inference server answers validators, who find it by the axon.
+    optimiser --history--> submitter --CandidateVerified--> coordinator --SubmissionRevealed--> verdict
+    follower; blocks drive the coordinator; the inference server answers validators, who find it by the axon.
 
-    Raises ConfigError (GPU, GitHub, kernels), WalletError, NotPermitted, DeviceBusy, PortInUse.
+    Raises ConfigError (GPU, GitHub, kernels, model), WalletError, NotPermitted, DeviceBusy, PortInUse.
     """
     device = resolve_device(settings.node.device)
     own, data_dir = settings.miner, settings.node.data_dir
@@ -41,15 +46,31 @@ async def build(settings: Settings) -> Graph:
         base = await open_base(settings, "miner", settings.wallet.name or settings.wallet.miner_name, opened)
         await require_registered(base.chain, base.hotkey, netuid=settings.chain.netuid)
         clock, bus, api = base.clock, base.bus, base.api
-        fork, ledger = open_fork(settings), SubmissionLedger(base.journal)
+        opened.enter_context(registered_node("miner", base.hotkey, device, data_dir))
+        fork, ledger = open_fork(settings, clock), SubmissionLedger(base.journal)
+        history = History(data_dir / HISTORY_FILE, clock)
+        opened.push_async_callback(history.close)
+        referee = Referee(settings, data_dir)
+        measuring = Measuring(referee, data_dir / WORK_FOLDER)
+        target = Target(None if own.choose_league else own.target_sequence_length)
         optimiser = Optimiser(
             settings=own,
-            proposer=open_proposer(own, device),
-            referee=Referee(settings, data_dir),
-            fork=fork,
-            candidates=CandidateLedger(base.journal),
+            proposer=open_proposer(
+                settings, device, referee=referee, history=history, target=target, clock=clock
+            ),
+            measuring=measuring,
+            history=history,
+            target=target,
+            chooser=await open_chooser(settings, device, measuring, history, clock),
+            clock=clock,
+        )
+        submitter = Submitter(
+            settings=own,
+            target=target,
+            history=history,
             submissions=ledger,
-            work_dir=data_dir / WORK_FOLDER,
+            api=api,
+            fork=fork,
             bus=bus,
             clock=clock,
         )
@@ -82,16 +103,13 @@ async def build(settings: Settings) -> Graph:
             sections={
                 "chain": base.watcher.describe,
                 "pending_reveals": lambda: describe_submissions(ledger, base, *UNFINISHED),
+                "optimiser": optimiser.describe,
                 "submissions": lambda: describe_submissions(ledger, base),
             },
         )
-        parts: list[Component] = [
-            base.metrics_server,
-            LoopLagMonitor(base.metrics),
-            base.watchdog,
-            base.watcher,
-        ]
-        parts += [status, optimiser, coordinator, follower, axon, *([] if server is None else [server])]
+        parts: list[Component] = [base.metrics_server, LoopLagMonitor(base.metrics), base.watchdog]
+        parts += [base.watcher, status, optimiser, submitter, coordinator, follower, axon]
+        parts += [] if server is None else [server]
         return Graph(components=parts, closers=[opened.pop_all().aclose])
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from kernels.harness.session import CandidateFailed
-from node.locks import device_lock
+from node.device_turns import BackgroundTurn
 from node.sandbox import SandboxTier
 from protocol.errors import DeviceBusy, SandboxUnavailable
 from protocol.judging import Measurements, fault_of, judge
@@ -75,16 +75,21 @@ def _measure(
 ) -> Measurements:
     # Measurements on one machine take turns: two busy processes double a median.
     with record.stage("wait for device", announce):
-        lock = device_lock(job.device, timeout_s=LOCK_TIMEOUT_S)
-        lock.acquire()
+        turn = BackgroundTurn(job.device, timeout_s=LOCK_TIMEOUT_S)
+        turn.acquire()
     try:
-        return _measure_undisturbed(job, sources, tier, record, announce)
+        return _measure_in_turn(job, sources, tier, turn, record, announce)
     finally:
-        lock.release()
+        turn.release()
 
 
-def _measure_undisturbed(
-    job: EvaluationJob, sources: dict[str, str], tier: SandboxTier, record: Record, announce: Announce
+def _measure_in_turn(
+    job: EvaluationJob,
+    sources: dict[str, str],
+    tier: SandboxTier,
+    turn: BackgroundTurn,
+    record: Record,
+    announce: Announce,
 ) -> Measurements:
     deadline = time.monotonic() + job.deadline_s
 
@@ -100,7 +105,7 @@ def _measure_undisturbed(
                 yardstick = _settled_yardstick(job, drawing, opened, left_s)
         try:
             with running_worker(sources, job, tier, left_s) as worker:
-                measurements = _measure_worker(job, worker, drawing, yardstick, record, announce)
+                measurements = _measure_worker(job, worker, drawing, yardstick, turn, record, announce)
         finally:
             if yardstick is not None:
                 record.evidence["yardstick"] = yardstick.evidence()
@@ -129,17 +134,19 @@ def _measure_worker(
     worker: Worker,
     drawing: Drawing,
     yardstick: Yardstick | None,
+    turn: BackgroundTurn,
     record: Record,
     announce: Announce,
 ) -> Measurements:
     watch = None if job.device == "cpu" else MemoryWatch(torch.device(job.device), job.vram_limit_bytes)
-    measuring = Measuring(
-        job,
-        worker.contestant,
-        drawing,
-        yardstick,
-        after_trial=watch.look if watch is not None else lambda: None,
-    )
+
+    def after_trial() -> None:
+        if watch is not None:
+            watch.look()
+        # A challenge to a model on this device does not wait for the rest of the trials.
+        turn.give_way()
+
+    measuring = Measuring(job, worker.contestant, drawing, yardstick, after_trial=after_trial)
     try:
         with record.stage("build", announce):
             worker.contestant.wait_ready()

@@ -26,12 +26,17 @@ class CountingProxy:
         self._target = target
         self.posts: list[tuple[str, int]] = []
 
+    async def before(self, path: str) -> None:
+        """Called with the path of every POST before it is passed on."""
+
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:
         async with aiohttp.ClientSession() as session:
 
             async def forward(request: web.Request) -> web.Response:
                 body = await request.read()
+                if request.method == "POST":
+                    await self.before(request.path)
                 headers = {
                     k: v for k, v in request.headers.items() if k.lower() not in ("host", "content-length")
                 }

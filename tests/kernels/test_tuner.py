@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from kernels.harness.inputs import Shape
 from kernels.launch import Launch
 from kernels.presets import DEFAULT
 from kernels.tuned import keep, key_of, tuned_file, tuned_for_entry, tuned_launch
-from kernels.tuner import Tuner
+from kernels.tuner import CHOICES, CHUNK, RECURRENT, Choice, Outcome, Tuner
 from protocol.errors import ConfigError
 from tests.kernels.conftest import Draw
 
@@ -31,14 +32,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tuned.forget()
 
 
-def make(tmp_path: Path, device: torch.device) -> tuple[Tuner, list[tuple[Launch, float | None, str]]]:
-    told: list[tuple[Launch, float | None, str]] = []
+def make(tmp_path: Path, device: torch.device, **options: Any) -> tuple[Tuner, list[Outcome]]:
+    told: list[Outcome] = []
     benchmark = Benchmark(device, repetitions=2)
-
-    def on_trial(*outcome: object) -> None:
-        told.append(outcome)  # type: ignore[arg-type]
-
-    return Tuner(SHAPE, benchmark, database=tmp_path / "tune.sqlite", on_trial=on_trial), told
+    database = tmp_path / "tune.sqlite"
+    return Tuner(SHAPE, benchmark, database=database, on_trial=told.append, **options), told
 
 
 def test_study_is_resumed_and_its_best_is_kept(tmp_path: Path, device: torch.device) -> None:
@@ -50,12 +48,74 @@ def test_study_is_resumed_and_its_best_is_kept(tmp_path: Path, device: torch.dev
     found = second.run(4)
     assert len(told) == 2
     assert found is not None
-    launch, milliseconds = found
     entry = json.loads(tuned_file().read_text())[second.key]
-    assert {name: entry[name] for name in asdict(launch)} == asdict(launch)
-    assert entry["milliseconds"] == milliseconds
+    assert set(asdict(LAUNCH)) <= set(entry)
+    assert entry["milliseconds"] >= found.milliseconds
     assert entry["trials"] == 4
     assert second.run(4) == found
+
+
+def test_nothing_is_tried_twice_until_everything_was(
+    tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = dict.fromkeys(CHOICES, (1,)) | {"chunk_size": (16, 32), "block_v": (16,), "num_warps": (2, 4)}
+    monkeypatch.setattr(tuner, "CHOICES", few)
+    asked: list[None] = []
+    study, told = make(tmp_path, device, start="baseline", between=lambda: asked.append(None))
+    study.run()
+    tried = [outcome.choice for outcome in told]
+    assert tried[0] == Choice(RECURRENT)
+    assert sorted(map(str, tried[1:])) == sorted(
+        str(Choice(CHUNK, Launch(size, 16, warps, 1, 1))) for size in (16, 32) for warps in (2, 4)
+    )
+    assert study.done == 5
+    assert len(asked) == 6
+
+
+def test_search_ends_with_its_time(tmp_path: Path, device: torch.device) -> None:
+    study, told = make(tmp_path, device)
+    assert study.run(budget_s=1e-9) is None
+    assert told == []
+
+
+def test_trial_that_a_kill_cut_off_comes_first(
+    tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(launch: Launch, *tensors: torch.Tensor) -> NoReturn:
+        cut_off.append(Choice(CHUNK, launch))
+        raise Killed
+
+    cut_off: list[Choice] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(tuner, "launch_chunk_quasar", killed)
+        study, told = make(tmp_path, device)
+        with pytest.raises(Killed):
+            study.run(1)
+    assert told == []
+    again, told = make(tmp_path, device)
+    again.run(3)
+    assert cut_off[0] in [outcome.choice for outcome in told]
+    assert len({outcome.choice for outcome in told}) == 3
+
+
+def test_finalists_are_timed_side_by_side_and_wrong_ones_left_out(
+    tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, _ = make(tmp_path, device)
+    right, wrong = Choice(CHUNK, LAUNCH), Choice(CHUNK, replace(LAUNCH, num_warps=8))
+    honest = tuner.launch_chunk_quasar
+
+    def spoilt(launch: Launch, *tensors: torch.Tensor) -> tuple[torch.Tensor, None]:
+        factor = 1.001 if launch.num_warps == 8 else 1.0
+        return factor * honest(launch, *tensors)[0], None
+
+    monkeypatch.setattr(tuner, "launch_chunk_quasar", spoilt)
+    timed = study.side_by_side([right, wrong, Choice(RECURRENT), right])
+    assert set(timed) == {right, Choice(RECURRENT)}
+    assert all(milliseconds > 0 for milliseconds in timed.values())
 
 
 def test_wrong_and_failing_parameters_never_win(
@@ -69,10 +129,11 @@ def test_wrong_and_failing_parameters_never_win(
         return 1.001 * honest(launch, *tensors)[0], None
 
     monkeypatch.setattr(tuner, "launch_chunk_quasar", spoilt)
+    monkeypatch.setattr(tuner, "fused_recurrent_quasar", lambda *tensors: (torch.zeros(()), None))
     study, told = make(tmp_path, device)
     assert study.run(4) is None
-    assert all(milliseconds is None for _, milliseconds, _ in told)
-    reasons = " ".join(reason for _, _, reason in told)
+    assert all(outcome.milliseconds is None for outcome in told)
+    reasons = " ".join(outcome.reason for outcome in told)
     assert "wrong: relative error" in reasons
     assert "does not run: RuntimeError" in reasons
     assert not tuned_file().exists()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from node.git import Author, GitStore, GitWorkTree, create_bare_repository, git_environment
+from node.git import GitStore, create_bare_repository, git_environment
+from node.git_work_tree import Author, GitWorkTree
 from protocol.errors import InvalidForkUrl, SourceRejected
 from protocol.forks import TARGET_DIR
 from protocol.types import CommitHash

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from node.git import Author, GitStore, GitWorkTree, create_bare_repository
+from node.git import GitStore, create_bare_repository
+from node.git_work_tree import Author, GitWorkTree
 from protocol.errors import SourceRejected
 from protocol.types import CommitHash
 

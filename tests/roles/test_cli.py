@@ -186,8 +186,25 @@ def test_tune_finds_parameters_and_says_where_they_are(tmp_path: Path) -> None:
     document = json.loads(result.stdout)
     assert document["trials"] == 2
     assert Path(document["file"]).is_file()
-    assert document["launch"]["chunk_size"] in (16, 32, 64)
+    assert document["configuration"]["schedule"] in ("chunk", "recurrent")
+    assert len(document["curve"]) == 2
     assert_sentence(run("tune", "--trials", "0", cwd=tmp_path, env=env), 2, "--trials", "0")
+    assert_sentence(run("tune", "--time-limit", "-1", cwd=tmp_path, env=env), 2, "--time-limit", "-1")
+
+
+def test_tune_from_the_baseline_begins_with_the_plain_kernel_and_ends_beside_the_preset(
+    tmp_path: Path,
+) -> None:
+    env = {"DEVICE": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    picture = tmp_path / "search.png"
+    flags = ("--from-baseline", "--seq-len", "32", "--trials", "3", "--json", "--plot", str(picture))
+    result = run("tune", *flags, cwd=tmp_path, env=env)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["curve"][0]["configuration"] == {"schedule": "recurrent"}
+    assert document["baseline_ms"] == document["curve"][0]["milliseconds"]
+    assert document["preset_over_found"] == document["preset_ms"] / document["found_ms"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "0", "-5"])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kernels.export import export_files
-from node.git import Author, GitWorkTree
+from node.git_work_tree import Author, GitWorkTree
 from node.sandbox import SandboxTier, detect_tier
 from protocol.forks import TARGET_DIR
 from protocol.messages import StoredVerdict, SubmissionDetail

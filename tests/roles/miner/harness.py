@@ -26,11 +26,16 @@ from protocol.rules import RULES_VERSION
 from protocol.types import BlockHeight
 from protocol.verdicts import Fault, Status
 from roles.api_client import SubnetApi, open_api
-from roles.miner.coordinator import Anchor, CommitRevealCoordinator
+from roles.miner.anchoring import Anchor
+from roles.miner.candidate import Candidate, Proposer, Unusable
+from roles.miner.coordinator import CommitRevealCoordinator
 from roles.miner.fork import Fork, open_fork
-from roles.miner.ledger import CandidateLedger, SubmissionLedger
+from roles.miner.history import HISTORY_FILE, History
+from roles.miner.ledger import SubmissionLedger
+from roles.miner.measuring import Measuring
 from roles.miner.optimiser import Optimiser
-from roles.miner.proposer import Candidate, Proposer
+from roles.miner.submitter import Submitter
+from roles.miner.target import Target
 from roles.miner.verdicts import VerdictFollower
 from tests.roles.api.harness import Subnet
 
@@ -72,6 +77,13 @@ class ScriptedReferee:
     asked: list[dict[str, Any]] = field(default_factory=list)
     hold: asyncio.Event | None = None
     cancelled: int = 0
+    device: str = "cpu"
+    works: list[bool] = field(default_factory=list)
+    """Answers to whether the device works, in turn; it does from then on."""
+
+    async def is_device_working(self) -> bool:
+        """Look the answer up."""
+        return self.works.pop(0) if self.works else True
 
     async def evaluate(
         self,
@@ -107,12 +119,16 @@ class ScriptedReferee:
 class ListProposer:
     """Proposes what it was given."""
 
-    def __init__(self, *candidates: Candidate) -> None:
+    def __init__(self, *candidates: Candidate | Unusable) -> None:
         self._left = list(candidates)
 
-    async def propose(self) -> Candidate | None:
+    async def propose(self) -> Candidate | Unusable | None:
         """The next one."""
         return self._left.pop(0) if self._left else None
+
+    async def rest(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(seconds)
 
 
 class Recorder:
@@ -158,6 +174,7 @@ class Miner:
         self.bus: Bus
         self.recorder: Recorder
         self.fork: Fork
+        self.history: History
 
     def change(self, **values: Any) -> None:
         """Set other values in [miner]."""
@@ -170,7 +187,7 @@ class Miner:
         self.journal = Journal(self.settings.node.data_dir / "miner.sqlite", KEY)
         self.ledger = SubmissionLedger(self.journal)
         self.api = open_api(self.settings, self.key, self.clock)
-        self.fork = open_fork(self.settings)
+        self.fork = open_fork(self.settings, self.clock)
         self.recorder = Recorder(self.bus)
         self.coordinator = CommitRevealCoordinator(
             ledger=self.ledger,
@@ -181,14 +198,24 @@ class Miner:
             is_direct=self.settings.miner.submission == "direct",
             anchor=self.anchor,
         )
+        self.history = History(self.settings.node.data_dir / HISTORY_FILE, self.clock)
+        target = Target(self.settings.miner.target_sequence_length)
         self.optimiser = Optimiser(
             settings=self.settings.miner,
             proposer=self.proposer,
-            referee=self.referee,
-            fork=self.fork,
-            candidates=CandidateLedger(self.journal),
+            measuring=Measuring(self.referee, self.settings.node.data_dir / "work"),
+            history=self.history,
+            target=target,
+            chooser=None,
+            clock=self.clock,
+        )
+        self.submitter = Submitter(
+            settings=self.settings.miner,
+            target=target,
+            history=self.history,
             submissions=self.ledger,
-            work_dir=self.settings.node.data_dir / "work",
+            api=self.api,
+            fork=self.fork,
             bus=self.bus,
             clock=self.clock,
         )
@@ -238,6 +265,8 @@ class Miner:
             await self.api.close()
             with contextlib.suppress(RuntimeError):
                 await self.journal.close()
+            with contextlib.suppress(RuntimeError):
+                await self.history.close()
 
     def check(self) -> None:
         """Raise what a part has failed with."""

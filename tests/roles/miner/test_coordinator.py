@@ -244,11 +244,11 @@ async def _was_refused(proxy: SwitchedProxy) -> bool:
 async def test_refused_commitment_is_rejected_with_the_apis_sentence(
     miner: Miner, proxy: SwitchedProxy
 ) -> None:
-    proxy.replies["/commit_submission"] = [_refusal(403, "hotkey is banned for 3 hours")]
+    proxy.replies["/commit_submission"] = [_refusal(403, "hotkey is not registered")]
     await miner.start()
     await miner.offer()
     rejected = await miner.until_stage(Stage.REJECTED)
-    assert "banned for 3 hours" in rejected.reason
+    assert "hotkey is not registered" in rejected.reason
     assert "403" in rejected.reason
     assert rejected.submission_id is None
 
@@ -258,6 +258,17 @@ async def test_limited_commitment_is_sent_again(miner: Miner, proxy: SwitchedPro
     await miner.start()
     await miner.offer()
     await miner.until_stage(Stage.COMMITTED)
+
+
+async def test_ban_of_the_address_is_waited_for(
+    miner: Miner, proxy: SwitchedProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    ban = "address 127.0.0.1 is banned for another 0.0001 hours: 5 submissions from it failed"
+    proxy.replies["/commit_submission"] = [_refusal(403, ban), _refusal(403, ban)]
+    await miner.start()
+    await miner.offer()
+    await miner.until_stage(Stage.COMMITTED)
+    assert "this address is banned, the submission waits" in caplog.text
 
 
 def _refusal(status: int, detail: str, headers: dict[str, str] | None = None) -> web.Response:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from node.git import Author, GitStore, create_bare_repository
+from node.clock import SystemClock
+from node.git import GitStore, create_bare_repository
+from node.git_work_tree import Author
 from node.settings_model import MinerSection, Settings
 from protocol.errors import ConfigError, SourceRejected
 from protocol.forks import TARGET_DIR
@@ -139,7 +141,7 @@ def settings(network: str = "test", **miner: object) -> Settings:
 )
 def test_github_settings_are_demanded_together(given: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
-        open_fork(settings(**given))
+        open_fork(settings(**given), SystemClock())
     assert "GITHUB_USERNAME" in str(caught.value)
     assert "GITHUB_TOKEN" in str(caught.value)
     assert "ghp_secret" not in str(caught.value)

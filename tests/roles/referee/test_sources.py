@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from kernels.export import export_files
-from node.git import Author, GitWorkTree, create_bare_repository
+from node.git import create_bare_repository
+from node.git_work_tree import Author, GitWorkTree
 from protocol.forks import TARGET_DIR, TARGET_FILES
 from protocol.messages import DirectorySource, EvaluationJob, GitSource
 from protocol.verdicts import Status
