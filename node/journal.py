@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -104,9 +104,17 @@ class Journal:
         """The record, None when there is none."""
         return await self._run(lambda: self._get(kind, key))
 
-    async def list(self, kind: str, states: Collection[str] | None = None) -> Records:
-        """All records of a kind (in one of `states` when given), oldest first."""
-        return await self._run(lambda: self._list(kind, states))
+    async def list(
+        self,
+        kind: str,
+        states: Collection[str] | None = None,
+        *,
+        where: Mapping[str, str | int] | None = None,
+        newest: int | None = None,
+    ) -> Records:
+        """Records of a kind, oldest first; all, or those in one of `states`, whose data holds what `where`
+        says, and of these the `newest` ones."""
+        return await self._run(lambda: self._list(kind, states, where or {}, newest))
 
     async def delete(self, kind: str, key: str) -> None:
         """Forget a record; nothing happens when there is none."""
@@ -220,13 +228,23 @@ class Journal:
         ).fetchone()
         return None if row is None else self._record(row)
 
-    def _list(self, kind: str, states: Collection[str] | None) -> Records:
+    def _list(
+        self, kind: str, states: Collection[str] | None, where: Mapping[str, str | int], newest: int | None
+    ) -> Records:
         rows = self._database.execute(
-            f"SELECT {_COLUMNS} FROM records WHERE kind = ? "  # noqa: S608 - constant columns
-            "AND (?2 IS NULL OR state IN (SELECT value FROM json_each(?2))) ORDER BY created_at, rowid",
-            (kind, None if states is None else json.dumps(sorted(states))),
+            f"SELECT {_COLUMNS} FROM records WHERE kind = ?1 "  # noqa: S608 - constant columns
+            "AND (?2 IS NULL OR state IN (SELECT value FROM json_each(?2))) "
+            "AND NOT EXISTS (SELECT 1 FROM json_each(?3) AS wanted "
+            "WHERE json_extract(data, '$.' || wanted.key) IS NOT wanted.value) "
+            "ORDER BY created_at DESC, rowid DESC LIMIT ?4",
+            (
+                kind,
+                None if states is None else json.dumps(sorted(states)),
+                json.dumps(dict(where)),
+                -1 if newest is None else newest,
+            ),
         ).fetchall()
-        return [self._record(row) for row in rows]
+        return [self._record(row) for row in reversed(rows)]
 
     def _delete(self, kind: str, key: str) -> None:
         self._database.execute("DELETE FROM records WHERE kind = ? AND key = ?", (kind, key))

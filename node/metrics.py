@@ -55,6 +55,15 @@ class Metrics:
             registry=self.registry,
         )
         self.block_height = Gauge("quasar_block_height", "Chain head last seen", registry=self.registry)
+        self.block_lag = Gauge(
+            "quasar_block_lag_seconds", "By how long the next block is overdue", registry=self.registry
+        )
+        self.chain_connections = Counter(
+            "quasar_chain_connections", "Connections opened to the chain", registry=self.registry
+        )
+        self.chain_failures = Counter(
+            "quasar_chain_failures", "Chain calls that failed", ["reason"], registry=self.registry
+        )
         self.blocks_since_weights = Gauge(
             "quasar_blocks_since_weights",
             "Blocks since this hotkey's weights changed on chain",

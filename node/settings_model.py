@@ -30,6 +30,8 @@ class NodeSection(Section):
     metrics_port: Port = 9464
     drain_s: Positive = 10.0
     """How long running work may take to finish after SIGTERM."""
+    watchdog_s: Positive = 150.0
+    """Without progress of the event loop or the block watcher for so long, the process ends with code 70."""
     journal_key: SecretStr | None = None
     """Encrypts the journal's secrets: 64 hex digits. Default: the file `journal.key` in data_dir."""
 
@@ -43,6 +45,8 @@ class ChainSection(Section):
     netuid: Annotated[int, Field(ge=0, le=65535)] = 24
     local_state: Path | None = None
     """SQLite file of the embedded local chain."""
+    local_endpoint: str | None = None
+    """Node of a local chain on this machine, instead of the embedded one (`network` is `local`)."""
     call_timeout_s: Positive = 30.0
     unreachable_after_s: Positive = 300.0
     """A chain silent for this long ends the process with exit code 69."""
@@ -99,6 +103,8 @@ class MinerSection(Section):
     kernel_dir: Path | None = None
     """Folder with the five files, for the `files` proposer."""
     submission: Literal["commit-reveal", "direct"] = "commit-reveal"
+    anchor_commitment: bool = False
+    """Puts the commitment's hash on chain first, so that its block counts and nobody has to trust the API."""
     submit_margin: Fraction = 0.02
     """A candidate must beat the last submission by this fraction."""
     claim_quantile: Fraction = 0.1

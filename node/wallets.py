@@ -1,6 +1,8 @@
 """Bittensor wallets on disk: the hotkey that signs, and sentences for everything that can be wrong."""
 
+import getpass
 import stat
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,8 @@ def list_wallets(path: Path) -> list[str]:
 def load_wallet(section: WalletSection, name: str) -> bt.Wallet:
     """The wallet `name` with the section's hotkey unlocked, ready to sign.
 
-    The coldkey is never touched. Raises WalletError: missing (lists what exists), unreadable, encrypted
+    The coldkey is never touched. The password of an encrypted key comes from the settings, or is asked for on
+    a terminal. Raises WalletError: missing (lists what exists), unreadable, writable for others, encrypted
     without a password or with a wrong one, or watch-only.
     """
     root = section.path.expanduser()
@@ -66,8 +69,7 @@ def load_wallet(section: WalletSection, name: str) -> bt.Wallet:
         raise WalletError(_missing_hotkey(root, name, section.hotkey, wallet))
     keypair = _unlocked(wallet, section)
     _check_signs(keypair, f"{name}/{section.hotkey}")
-    if stat.S_IMODE(file.stat().st_mode) & 0o077:
-        log.warning("keyfile is readable by others", file=str(file), fix="chmod 600")
+    _check_mode(file)
     return wallet
 
 
@@ -122,13 +124,24 @@ def _unlocked(wallet: bt.Wallet, section: WalletSection) -> Any:
             return wallet.get_hotkey()
         given = section.password.get_secret_value() if section.password else None
         password = resolve_key_password(given, env_var_name=file.env_var_name(), allow_prompt=False)
-        if password is None:
-            raise WalletError(f"hotkey {label} is encrypted: set WALLET_PASSWORD")
+        if password is None and sys.stdin.isatty():
+            password = getpass.getpass(f"Password of hotkey {label}: ")
+        if not password:
+            raise WalletError(f"hotkey {label} is encrypted: set WALLET_PASSWORD, or start it on a terminal")
         return wallet.get_hotkey(password)
     except WrongPasswordError as error:
         raise WalletError(f"hotkey {label} is encrypted and the password is wrong") from error
     except (KeyfileError, OSError, ValueError) as error:
         raise WalletError(f"hotkey {label} cannot be read from {file.path!r}: {error}") from error
+
+
+def _check_mode(file: Path) -> None:
+    """Refuse a key that others may replace, warn about one that they may read."""
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if mode & 0o022:
+        raise WalletError(f"keyfile {str(file)!r} may be changed by others (mode {mode:04o}): chmod 600 it")
+    if mode & 0o044:
+        log.warning("keyfile is readable by others", file=str(file), mode=f"{mode:04o}", fix="chmod 600")
 
 
 def _check_signs(keypair: Any, label: str) -> None:

@@ -97,6 +97,8 @@ class CommitSubmission(Message):
     miner_hotkey: HotkeyText
     commitment_hash: Sha256Text
     target_sequence_length: TargetLength
+    is_anchored: bool = False
+    """The hotkey's commitment on chain holds the hash; not signed, because the API asks the chain."""
     signature: SignatureText
 
 

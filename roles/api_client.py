@@ -82,13 +82,16 @@ class SubnetApi:
 
     # --- miners
 
-    async def commit(self, commitment_hash: str, target_sequence_length: int) -> CommitSubmissionAnswer:
-        """Send a commitment; the same one again gives the same answer."""
+    async def commit(
+        self, commitment_hash: str, target_sequence_length: int, *, is_anchored: bool = False
+    ) -> CommitSubmissionAnswer:
+        """Send a commitment; the same one again gives the same answer. `is_anchored`: the chain shows it."""
         body = signed(
             self._signer,
             CommitSubmission,
             commitment_hash=commitment_hash,
             target_sequence_length=target_sequence_length,
+            is_anchored=is_anchored,
         )
         return await self._http.request(
             "POST", "/commit_submission", body=body, answer=CommitSubmissionAnswer

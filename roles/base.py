@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from node.bus import Bus
-from node.chain import Chain, open_chain
+from node.chain import SDK_FOLDER, Chain, open_chain
 from node.chain.watcher import BlockWatcher
 from node.clock import Clock, SystemClock
 from node.http_server import HttpServer, base_app
@@ -15,6 +15,7 @@ from node.locks import FileLock
 from node.metrics import Metrics
 from node.settings_model import Settings
 from node.wallets import HotkeySigner, hotkey_signer, load_wallet
+from node.watchdog import Watchdog, open_watchdog
 from protocol.types import Hotkey
 from roles.api_client import SubnetApi, open_api
 
@@ -37,6 +38,7 @@ class Base:
     journal: Journal
     api: SubnetApi
     metrics_server: HttpServer
+    watchdog: Watchdog
 
     @property
     def hotkey(self) -> Hotkey:
@@ -54,7 +56,7 @@ async def open_base(settings: Settings, role: str, wallet_name: str, opened: Asy
     wallet = load_wallet(settings.wallet, wallet_name)
     signer = hotkey_signer(wallet)
     bus = Bus()
-    chain = open_chain(settings.chain, clock, observe=lambda _call, s: metrics.chain_rpc_duration.observe(s))
+    chain = open_chain(settings.chain, clock, metrics=metrics, caches=settings.node.data_dir / SDK_FOLDER)
     opened.push_async_callback(chain.close)
     data_dir = settings.node.data_dir
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -64,7 +66,9 @@ async def open_base(settings: Settings, role: str, wallet_name: str, opened: Asy
     opened.push_async_callback(journal.close)
     api = open_api(settings, signer, clock)
     opened.push_async_callback(api.close)
-    watcher = BlockWatcher(chain, bus, clock, unreachable_after_s=settings.chain.unreachable_after_s)
+    watcher = BlockWatcher(
+        chain, bus, clock, unreachable_after_s=settings.chain.unreachable_after_s, metrics=metrics
+    )
 
     async def readiness() -> str | None:
         if watcher.height is None:
@@ -91,4 +95,5 @@ async def open_base(settings: Settings, role: str, wallet_name: str, opened: Asy
         journal=journal,
         api=api,
         metrics_server=server,
+        watchdog=open_watchdog(settings, {watcher.name: lambda: watcher.idle_s}),
     )

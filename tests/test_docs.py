@@ -40,6 +40,17 @@ def test_documented_command_parses(page: str, command: str) -> None:
     elif program == "quasar-node":
         parsed = build_parser().parse_args(words[1:])
         assert parsed.role is not None or parsed.command is not None
+    elif program == "btcli":
+        known = subprocess.run(
+            [Path(sys.executable).with_name("btcli"), *words[1:], "--help"], capture_output=True, timeout=60
+        )
+        assert known.returncode == 0, known.stderr.decode()
+    elif program == "systemctl":
+        assert "@" not in command or "quasar-node@" in command
+        assert (ROOT / "deploy/systemd/quasar-node@.service").exists()
+    elif program in ("pm2", "npm"):
+        # The ecosystem file is run with a real pm2 elsewhere.
+        assert all((ROOT / word).exists() for word in words if "/" in word)
     elif program == "python":
         assert words[1] == "-m"
         importlib.import_module(words[2]).parse(words[3:])

@@ -2,13 +2,21 @@
 
 import asyncio
 import ipaddress
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar
 
 import bittensor as bt
 
 from node.chain.connection import Connection
-from node.chain.interface import AxonAddress, HotkeyHolder, Metagraph, Neuron, WeightRules
+from node.chain.interface import (
+    AxonAddress,
+    HotkeyHolder,
+    Metagraph,
+    Neuron,
+    OnChainCommitment,
+    WeightRules,
+)
+from node.chain.local_rules import raw_values
 from node.chain.local_views import ZERO_ADDRESS
 from node.chain.weights import (
     INCLUSION_BLOCKS,
@@ -16,13 +24,15 @@ from node.chain.weights import (
     check_rate_limit,
     submit_and_confirm,
     weights_by_uid,
+    with_enough_targets,
 )
 from protocol.errors import ChainRejected, ChainUnavailable, ConfigError, NotPermitted
 from protocol.types import BlockCount, BlockHeight, Coldkey, Hotkey, Uid
 
+T = TypeVar("T")
 RAO_PER_TAO = 10**9
 U16_MAX = 65_535
-SMALL_READ_S = 5.0
+SMALL_READ_S = 3.0
 """Limit of one attempt at a read of a few bytes; a healthy chain answers in well under a second."""
 
 
@@ -114,7 +124,7 @@ class BittensorChain:
         metagraph = await self.metagraph()
         neuron = check_permission(metagraph.neurons.get(hotkey), hotkey, rules, netuid=self.netuid)
         check_rate_limit(neuron, rules, metagraph.height, block_time_s=block_time_s)
-        uids = weights_by_uid(weights, metagraph)
+        uids = with_enough_targets(weights_by_uid(weights, metagraph), rules, metagraph)
         # The keypair itself, not the wallet: from a wallet the SDK would unlock an encrypted key anew.
         await submit_and_confirm(
             self._connection,
@@ -157,34 +167,80 @@ class BittensorChain:
                 f"axon address {ip!r} is not an IP address: set inference.external_ip"
             ) from error
         hotkey = Hotkey(wallet.hotkey.ss58_address)
-        if await self._axon(hotkey) == wanted:
+
+        async def is_shown() -> bool | None:
+            return await self._axon(hotkey) == wanted or None
+
+        if await is_shown():
             return
-        block_time_s = await self.block_time_s()
 
         async def submit(client: Any) -> None:
             intent = bt.ServeAxon(netuid=self.netuid, ip=wanted.ip, port=port)
             result = await client.execute(intent, wallet.hotkey, wait_for_finalization=False)
             result.raise_for_failure()
 
-        timeout_s = self._connection.call_timeout_s + INCLUSION_BLOCKS * block_time_s
-        lost: ChainUnavailable | None = None
-        try:
-            await self._connection.write("publish the axon", submit, timeout_s=timeout_s)
-        except ChainUnavailable as error:
-            lost = error
-        # Only what the chain shows counts: a lost answer may have been a success.
-        for attempt in range(INCLUSION_BLOCKS + 1):
-            if attempt:
-                await asyncio.sleep(block_time_s)
-            if await self._axon(hotkey) == wanted:
-                return
-        raise lost or ChainRejected(
-            f"the chain reported axon {wanted} of {hotkey} as published but does not show it: try again"
-        )
+        await self._publish(f"publish axon {wanted} of {hotkey}", submit, is_shown)
+
+    async def commitment(self, hotkey: Hotkey) -> OnChainCommitment | None:
+        """What the hotkey has committed on chain, None when it has nothing there."""
+
+        async def read(client: Any) -> OnChainCommitment | None:
+            record = await client.query(("Commitments", "CommitmentOf"), [self.netuid, hotkey])
+            return None if record is None else _commitment(record)
+
+        return await self._connection.read("tell a commitment", read)
+
+    async def commit(self, wallet: HotkeyHolder, data: bytes) -> OnChainCommitment:
+        """Put `data` into the hotkey's slot and return it as the chain shows it."""
+        hotkey = Hotkey(wallet.hotkey.ss58_address)
+
+        async def shown() -> OnChainCommitment | None:
+            found = await self.commitment(hotkey)
+            return found if found is not None and found.data == data else None
+
+        known = await shown()
+        if known is not None:
+            return known
+
+        async def submit(client: Any) -> None:
+            info = {"fields": [[{f"Raw{len(data)}": f"0x{data.hex()}"}]]}
+            call = bt.calls.Commitments.set_commitment(netuid=self.netuid, info=info)
+            result = await client.submit_call(
+                call, wallet.hotkey, signer="hotkey", wait_for_finalization=False
+            )
+            result.raise_for_failure()
+
+        return await self._publish(f"commit {data.hex()} for {hotkey}", submit, shown)
+
+    def reconnect(self) -> None:
+        """Give the connection up: the next call opens another, at the next endpoint."""
+        self._connection.discard()
 
     async def close(self) -> None:
         """Release the connection."""
         await self._connection.close()
+
+    async def _publish(
+        self, what: str, submit: Callable[[Any], Awaitable[None]], shown: Callable[[], Awaitable[T | None]]
+    ) -> T:
+        """Submit, and return what the chain then shows.
+
+        Only that counts: a lost answer may have been a success, and a success that does not show is an error.
+        """
+        block_time_s = await self.block_time_s()
+        timeout_s = self._connection.call_timeout_s + INCLUSION_BLOCKS * block_time_s
+        lost: ChainUnavailable | None = None
+        try:
+            await self._connection.write(what, submit, timeout_s=timeout_s)
+        except ChainUnavailable as error:
+            lost = error
+        for attempt in range(INCLUSION_BLOCKS + 1):
+            if attempt:
+                await asyncio.sleep(block_time_s)
+            found = await shown()
+            if found is not None:
+                return found
+        raise lost or ChainRejected(f"the chain reported success to {what} but does not show it: try again")
 
     async def _axon(self, hotkey: Hotkey) -> AxonAddress | None:
         neuron = (await self.metagraph()).neurons.get(hotkey)
@@ -204,6 +260,14 @@ def _neuron(neuron: Any) -> Neuron:
         validator_permit=bool(neuron.validator_permit),
         axon=_address(neuron.axon),
         last_update=BlockHeight(int(neuron.last_update)),
+    )
+
+
+def _commitment(record: Mapping[str, Any]) -> OnChainCommitment:
+    payloads = [value for field in record["info"]["fields"] for value in raw_values(field)]
+    return OnChainCommitment(
+        height=BlockHeight(int(record["block"])),
+        data=b"".join(bytes.fromhex(str(payload).removeprefix("0x")) for payload in payloads),
     )
 
 

@@ -11,6 +11,7 @@ import structlog
 from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 from websockets.exceptions import WebSocketException
 
+from node.metrics import Metrics
 from protocol.errors import ChainRejected, ChainUnavailable, NotPermitted, QuasarError
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ PERMISSION_NAMES = ("NotEnoughStakeToSetWeights", "NeuronNoValidatorPermit")
 class Connection:
     """Runs operations on a `bittensor.Client` that `open_client` makes, unconnected.
 
-    `where` names the chain in messages; `observe` is told each operation's name and seconds.
+    `where` names the chain in messages; `metrics` counts connections, calls and failures.
     """
 
     def __init__(
@@ -48,12 +49,12 @@ class Connection:
         *,
         where: str,
         call_timeout_s: float,
-        observe: Callable[[str, float], None] | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.where = where
         self.call_timeout_s = call_timeout_s
         self._open_client = open_client
-        self._observe = observe
+        self._metrics = metrics or Metrics()
         self._client: Any = None
         self._opening = asyncio.Lock()
         self._closing: set[asyncio.Task[None]] = set()
@@ -95,14 +96,24 @@ class Connection:
         """
         return await self._attempt(what, operation, timeout_s)
 
+    def discard(self) -> None:
+        """Throw the client away; the next operation opens another."""
+        self._discard(self._client)
+
     async def close(self) -> None:
         """Close the client, and wait a little for those still closing."""
-        if self._client is not None:
-            self._discard(self._client)
+        self.discard()
         if self._closing:
             await asyncio.wait(self._closing, timeout=CLOSE_PATIENCE_S)
 
     async def _attempt(self, what: str, operation: Callable[[Any], Awaitable[T]], limit_s: float) -> T:
+        try:
+            return await self._tried(what, operation, limit_s)
+        except QuasarError as error:
+            self._metrics.chain_failures.labels(type(error).__name__).inc()
+            raise
+
+    async def _tried(self, what: str, operation: Callable[[Any], Awaitable[T]], limit_s: float) -> T:
         client: Any = None
         began = time.perf_counter()
         try:
@@ -123,13 +134,13 @@ class Connection:
         except (bt.BittensorError, ValueError) as error:
             raise ChainRejected(f"chain {self.where} cannot {what}: {error}") from error
         finally:
-            if self._observe is not None:
-                self._observe(what, time.perf_counter() - began)
+            self._metrics.chain_rpc_duration.observe(time.perf_counter() - began)
 
     async def _connected(self) -> Any:
         async with self._opening:
             if self._client is None:
                 client = self._open_client()
+                self._metrics.chain_connections.inc()
                 try:
                     await client.connect()
                 except BaseException:

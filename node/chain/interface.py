@@ -41,6 +41,14 @@ class Metagraph:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OnChainCommitment:
+    """What a hotkey's one slot on the chain holds, and the height at which it was put there."""
+
+    height: BlockHeight
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightRules:
     """What the subnet demands of weights; `max_weight` is the largest share of one miner (0..1)."""
 
@@ -95,6 +103,21 @@ class Chain(Protocol):
 
     async def serve_axon(self, wallet: HotkeyHolder, ip: str, port: int) -> None:
         """Publish the wallet's address; nothing is sent when the chain already has it."""
+
+    async def commitment(self, hotkey: Hotkey) -> OnChainCommitment | None:
+        """What the hotkey has committed on chain, None when it has nothing there."""
+
+    async def commit(self, wallet: HotkeyHolder, data: bytes) -> OnChainCommitment:
+        """Put `data` (at most 128 bytes) into the hotkey's slot and return it as the chain shows it.
+
+        Nothing is sent when the slot holds it already; what it held before is replaced.
+        """
+
+    def reconnect(self) -> None:
+        """Give the connection up: the next call opens another, at the next endpoint where there are several.
+
+        For an endpoint that answers and yet does not follow the chain any more.
+        """
 
     async def close(self) -> None:
         """Release the connection; the chain cannot be used afterwards."""

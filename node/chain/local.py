@@ -4,7 +4,6 @@ Height follows the wall clock; state exists at the head only. Refusals carry the
 chain uses, so that everything above sees the same errors on both.
 """
 
-import hashlib
 import ipaddress
 import json
 import os
@@ -16,19 +15,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from node.chain.interface import AxonAddress
-from node.chain.local_rules import check_commitment, check_setter, checked_row
+from node.chain.local_rows import insert_neuron, read_neuron, read_parameters, registered
+from node.chain.local_rules import check_commitment
 from node.chain.local_state import (
     FIRST_HEIGHT,
+    HEIGHT_DIGITS,
     RAO_PER_TAO,
     U16_MAX,
     ExtrinsicRefused,
-    LocalNeuron,
     LocalParameters,
     LocalState,
     Registration,
 )
 from node.chain.local_store import SCHEMA, LocalStore
+from node.chain.local_weights import commit_weights, open_oldest_commit, set_plain_weights, unopened_commits
 from protocol.errors import ConfigError
 from protocol.types import BlockHeight, Hotkey, Uid
 
@@ -61,6 +61,8 @@ class LocalChain:
         min_allowed_weights: int = 1,
         max_weight: float = 1.0,
         version_key: int = 0,
+        commit_reveal: bool = False,
+        reveal_period_epochs: int = 1,
         now: Callable[[], float] = time.time,
     ) -> Self:
         """Write a new chain whose first block is now; the file appears complete or not at all.
@@ -82,6 +84,8 @@ class LocalChain:
             max_weight_u16=round(max_weight * U16_MAX),
             min_stake_rao=round(min_stake_tao * RAO_PER_TAO),
             version_key=version_key,
+            commit_reveal=int(commit_reveal),
+            reveal_period_epochs=reveal_period_epochs,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_genesis(path, parameters, neurons)
@@ -101,21 +105,34 @@ class LocalChain:
     def height(self) -> BlockHeight:
         """The head's block number."""
         with self._store.reading() as connection:
-            return self._height(_parameters(connection))
+            return self._height(read_parameters(connection))
 
     def block_hash(self, height: int) -> str | None:
         """Deterministic hash of a block, 0x-hex; None for a block that does not exist yet."""
         with self._store.reading() as connection:
-            parameters = _parameters(connection)
+            parameters = read_parameters(connection)
         if not 0 <= height <= self._height(parameters):
             return None
-        return "0x" + hashlib.sha256(f"{parameters.chain_id}:{height}".encode()).hexdigest()
+        return parameters.block_hash(height)
+
+    def find_block(self, block_hash: str) -> BlockHeight | None:
+        """Height of the block with a hash; None when there is no such block (yet)."""
+        with self._store.reading() as connection:
+            parameters = read_parameters(connection)
+        try:
+            height = int(block_hash[-HEIGHT_DIGITS:], 16)
+        except ValueError:
+            return None
+        is_known = height <= self._height(parameters) and parameters.block_hash(height) == block_hash
+        return BlockHeight(height) if is_known else None
 
     def state(self) -> LocalState:
         """Everything on the chain, read in one snapshot."""
         with self._store.reading() as connection:
-            parameters = _parameters(connection)
-            neurons = tuple(_neuron(row) for row in connection.execute("SELECT * FROM neurons ORDER BY uid"))
+            parameters = read_parameters(connection)
+            neurons = tuple(
+                read_neuron(row) for row in connection.execute("SELECT * FROM neurons ORDER BY uid")
+            )
             weights: dict[int, list[tuple[int, int]]] = {}
             for row in connection.execute("SELECT uid, target, value FROM weights ORDER BY uid, target"):
                 weights.setdefault(row["uid"], []).append((row["target"], row["value"]))
@@ -123,11 +140,13 @@ class LocalChain:
                 row["hotkey"]: (row["block"], json.loads(row["fields"]))
                 for row in connection.execute("SELECT hotkey, block, fields FROM commitments")
             }
+            weight_commits = unopened_commits(connection)
         return LocalState(
             height=self._height(parameters),
             parameters=parameters,
             neurons=neurons,
             weights=weights,
+            weight_commits=weight_commits,
             commitments=commitments,
         )
 
@@ -135,7 +154,7 @@ class LocalChain:
         """Skip ahead (tests: a negative count goes back) and return the new height."""
         with self._store.writing() as connection:
             connection.execute("UPDATE parameters SET offset_blocks = offset_blocks + ?", (blocks,))
-            return self._height(_parameters(connection))
+            return self._height(read_parameters(connection))
 
     def register(self, registration: Registration, *, replace_uid: int | None = None) -> Uid:
         """Register a neuron on the next free UID, or in place of the neuron that holds `replace_uid`.
@@ -149,7 +168,7 @@ class LocalChain:
                 raise ExtrinsicRefused(
                     "HotKeyAlreadyRegisteredInSubNet", f"hotkey {registration.hotkey} is already registered"
                 )
-            height = self._height(_parameters(connection))
+            height = self._height(read_parameters(connection))
             if replace_uid is None:
                 uid = connection.execute("SELECT COALESCE(MAX(uid) + 1, 0) FROM neurons").fetchone()[0]
             else:
@@ -158,7 +177,8 @@ class LocalChain:
                     raise ExtrinsicRefused("NoNeuronIdAvailable", f"UID {uid} is not taken")
                 connection.execute("DELETE FROM neurons WHERE uid = ?", (uid,))
                 connection.execute("DELETE FROM weights WHERE uid = ?", (uid,))
-            _insert_neuron(connection, uid, registration, height)
+                connection.execute("DELETE FROM weight_commits WHERE uid = ?", (uid,))
+            insert_neuron(connection, uid, registration, height)
             return Uid(uid)
 
     def adjust(
@@ -166,7 +186,7 @@ class LocalChain:
     ) -> None:
         """Change a neuron's stake or permit, as staking and epochs do on the real chain."""
         with self._store.writing() as connection:
-            neuron = self._registered(connection, hotkey)
+            neuron = registered(connection, hotkey)
             stake_rao = neuron.stake_rao if stake_tao is None else round(stake_tao * RAO_PER_TAO)
             permit = neuron.validator_permit if validator_permit is None else validator_permit
             connection.execute(
@@ -179,24 +199,30 @@ class LocalChain:
     ) -> BlockHeight:
         """Replace a validator's weights (u16 each) and return the height at which they were set."""
         with self._store.writing() as connection:
-            parameters = _parameters(connection)
+            parameters = read_parameters(connection)
             height = self._height(parameters)
-            neuron = self._registered(connection, hotkey)
-            check_setter(neuron, parameters, height)
-            if version_key < parameters.version_key:
-                raise ExtrinsicRefused(
-                    "IncorrectWeightVersionKey",
-                    f"version key {version_key} is older than the chain's {parameters.version_key}",
-                )
-            known = {row["uid"] for row in connection.execute("SELECT uid FROM neurons")}
-            row = checked_row(neuron, targets, values, known, parameters)
-            connection.execute("DELETE FROM weights WHERE uid = ?", (neuron.uid,))
-            connection.executemany(
-                "INSERT INTO weights (uid, target, value) VALUES (?, ?, ?)",
-                [(neuron.uid, target, value) for target, value in row],
-            )
-            connection.execute("UPDATE neurons SET last_update = ? WHERE uid = ?", (height, neuron.uid))
+            neuron = registered(connection, hotkey)
+            set_plain_weights(connection, neuron, parameters, height, targets, values, version_key)
             return height
+
+    def commit_weights(self, hotkey: str, data: bytes, reveal_round: int) -> BlockHeight:
+        """Keep a validator's encrypted weights and return the height; they count once `open_commit` shows
+        them."""
+        with self._store.writing() as connection:
+            parameters = read_parameters(connection)
+            height = self._height(parameters)
+            neuron = registered(connection, hotkey)
+            commit_weights(connection, neuron, parameters, height, data, reveal_round)
+            return height
+
+    def open_commit(self, hotkey: str, targets: Sequence[int], values: Sequence[int]) -> None:
+        """Show the oldest commit's weights, as the real chain does when the drand round has come.
+
+        The local chain follows no drand, so that the weights inside have to be told.
+        """
+        with self._store.writing() as connection:
+            neuron = registered(connection, hotkey)
+            open_oldest_commit(connection, neuron, read_parameters(connection), targets, values)
 
     def serve_axon(self, hotkey: str, ip: str, port: int) -> None:
         """Publish a neuron's address; unlike the real chain, loopback addresses are allowed."""
@@ -209,7 +235,7 @@ class LocalChain:
         if not 0 < port <= U16_MAX:
             raise ExtrinsicRefused("InvalidPort", f"axon port {port} is not between 1 and {U16_MAX}")
         with self._store.writing() as connection:
-            neuron = self._registered(connection, hotkey)
+            neuron = registered(connection, hotkey)
             connection.execute(
                 "UPDATE neurons SET axon_ip = ?, axon_port = ? WHERE uid = ?",
                 (str(address), port, neuron.uid),
@@ -220,8 +246,8 @@ class LocalChain:
         text = json.dumps(list(fields))
         check_commitment(fields)
         with self._store.writing() as connection:
-            height = self._height(_parameters(connection))
-            self._registered(connection, hotkey)
+            height = self._height(read_parameters(connection))
+            registered(connection, hotkey)
             connection.execute(
                 "INSERT OR REPLACE INTO commitments (hotkey, block, fields) VALUES (?, ?, ?)",
                 (hotkey, height, text),
@@ -231,12 +257,6 @@ class LocalChain:
     def _height(self, parameters: LocalParameters) -> BlockHeight:
         elapsed_blocks = int((self._now() - parameters.genesis_unix_s) / parameters.block_time_s)
         return BlockHeight(max(0, FIRST_HEIGHT + elapsed_blocks + parameters.offset_blocks))
-
-    def _registered(self, connection: sqlite3.Connection, hotkey: str) -> LocalNeuron:
-        row = connection.execute("SELECT * FROM neurons WHERE hotkey = ?", (hotkey,)).fetchone()
-        if row is None:
-            raise ExtrinsicRefused("HotKeyNotRegisteredInSubNet", f"hotkey {hotkey} is not registered")
-        return _neuron(row)
 
 
 def _write_genesis(path: Path, parameters: LocalParameters, neurons: Sequence[Registration]) -> None:
@@ -255,7 +275,7 @@ def _write_genesis(path: Path, parameters: LocalParameters, neurons: Sequence[Re
                 [getattr(parameters, column) for column in columns],
             )
             for uid, registration in enumerate(neurons):
-                _insert_neuron(connection, uid, registration, FIRST_HEIGHT)
+                insert_neuron(connection, uid, registration, FIRST_HEIGHT)
         except sqlite3.IntegrityError as error:
             raise ConfigError(f"the local chain's neurons are not distinct: {error}") from error
         finally:
@@ -269,36 +289,3 @@ def _write_genesis(path: Path, parameters: LocalParameters, neurons: Sequence[Re
         raise ConfigError(f"local chain {str(path)!r} already exists: remove it or open it") from error
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _insert_neuron(connection: sqlite3.Connection, uid: int, registration: Registration, height: int) -> None:
-    connection.execute(
-        "INSERT INTO neurons (uid, hotkey, coldkey, stake_rao, validator_permit, registered_at) "
-        "VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            uid,
-            registration.hotkey,
-            registration.coldkey,
-            round(registration.stake_tao * RAO_PER_TAO),
-            registration.validator_permit,
-            height,
-        ),
-    )
-
-
-def _parameters(connection: sqlite3.Connection) -> LocalParameters:
-    row = connection.execute("SELECT * FROM parameters").fetchone()
-    return LocalParameters(**{column: row[column] for column in LocalParameters.__slots__})
-
-
-def _neuron(row: sqlite3.Row) -> LocalNeuron:
-    return LocalNeuron(
-        uid=row["uid"],
-        hotkey=row["hotkey"],
-        coldkey=row["coldkey"],
-        stake_rao=row["stake_rao"],
-        validator_permit=bool(row["validator_permit"]),
-        registered_at=row["registered_at"],
-        last_update=row["last_update"],
-        axon=None if row["axon_ip"] is None else AxonAddress(row["axon_ip"], row["axon_port"]),
-    )

@@ -18,16 +18,31 @@ def _check_netuid(chain: LocalChain, params: Mapping[str, Any]) -> None:
         )
 
 
-def _set_weights(chain: LocalChain, hotkey: str, params: Mapping[str, Any]) -> None:
-    _check_netuid(chain, params)
+def _check_mechanism(params: Mapping[str, Any]) -> None:
     if int(params.get("mecid", 0)) != 0:
         raise ExtrinsicRefused("MechanismDoesNotExist", f"mechanism {params['mecid']} does not exist")
+
+
+def _set_weights(chain: LocalChain, hotkey: str, params: Mapping[str, Any]) -> None:
+    _check_netuid(chain, params)
+    _check_mechanism(params)
     chain.set_weights(
         hotkey,
         [int(uid) for uid in params["dests"]],
         [int(value) for value in params["weights"]],
         version_key=int(params["version_key"]),
     )
+
+
+def _commit_weights(chain: LocalChain, hotkey: str, params: Mapping[str, Any]) -> None:
+    _check_netuid(chain, params)
+    _check_mechanism(params)
+    chain.commit_weights(hotkey, _bytes(params["commit"]), int(params["reveal_round"]))
+
+
+def _bytes(value: Any) -> bytes:
+    """A byte string as it is, or as the hex text that decoding a call gives."""
+    return bytes.fromhex(value.removeprefix("0x")) if isinstance(value, str) else bytes(value)
 
 
 def _serve_axon(chain: LocalChain, hotkey: str, params: Mapping[str, Any]) -> None:
@@ -51,6 +66,7 @@ def _set_commitment(chain: LocalChain, hotkey: str, params: Mapping[str, Any]) -
 CALLS: Mapping[tuple[str, str], Apply] = {
     ("SubtensorModule", "set_weights"): _set_weights,
     ("SubtensorModule", "set_mechanism_weights"): _set_weights,
+    ("SubtensorModule", "commit_timelocked_mechanism_weights"): _commit_weights,
     ("SubtensorModule", "serve_axon"): _serve_axon,
     ("Commitments", "set_commitment"): _set_commitment,
 }

@@ -1,5 +1,6 @@
 """What the embedded local chain holds, as plain values."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ RAO_PER_TAO = 10**9
 U16_MAX = 65_535
 FIRST_HEIGHT = 1
 """Height at genesis; 0 stands for 'never' in `last_update`."""
+HEIGHT_DIGITS = 16
+"""Hex digits at the end of a block's hash that hold its height, so that a hash leads back to its block."""
 
 
 class ExtrinsicRefused(ChainRejected):
@@ -47,6 +50,18 @@ class LocalParameters:
     max_weight_u16: int
     min_stake_rao: int
     version_key: int
+    commit_reveal: int
+    """1: weights are committed encrypted and shown epochs later."""
+    reveal_period_epochs: int
+
+    def epoch(self, height: int) -> int:
+        """Number of the epoch that a block belongs to."""
+        return height // (self.tempo + 1)
+
+    def block_hash(self, height: int) -> str:
+        """Hash of a block, 0x-hex of 32 bytes: the same for ever, different on every chain."""
+        digest = hashlib.sha256(f"{self.chain_id}:{height}".encode()).hexdigest()
+        return f"0x{digest[:-HEIGHT_DIGITS]}{height:0{HEIGHT_DIGITS}x}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +80,14 @@ class LocalNeuron:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalState:
-    """The whole chain at one moment; `weights` by UID, `commitments` by hotkey as (height, fields)."""
+    """The whole chain at one moment; `weights` by UID, `weight_commits` by UID as (height, drand round),
+    `commitments` by hotkey as (height, fields)."""
 
     height: BlockHeight
     parameters: LocalParameters
     neurons: tuple[LocalNeuron, ...]
     weights: dict[int, list[tuple[int, int]]]
+    weight_commits: dict[int, list[tuple[int, int]]]
     commitments: dict[str, tuple[int, list[Any]]]
 
     def neuron(self, hotkey: str) -> LocalNeuron | None:

@@ -10,7 +10,7 @@ from protocol.errors import ChainUnavailable, ConfigError
 
 APPLICATION_ID = 0x51_55_41_53
 """'QUAS': tells a local chain from any other SQLite file."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_S = 5.0
 
 SCHEMA = f"""
@@ -28,7 +28,9 @@ CREATE TABLE parameters (
     min_allowed_weights INTEGER NOT NULL,
     max_weight_u16 INTEGER NOT NULL,
     min_stake_rao INTEGER NOT NULL,
-    version_key INTEGER NOT NULL
+    version_key INTEGER NOT NULL,
+    commit_reveal INTEGER NOT NULL,
+    reveal_period_epochs INTEGER NOT NULL
 );
 CREATE TABLE neurons (
     uid INTEGER PRIMARY KEY,
@@ -46,6 +48,13 @@ CREATE TABLE weights (
     target INTEGER NOT NULL,
     value INTEGER NOT NULL,
     PRIMARY KEY (uid, target)
+);
+CREATE TABLE weight_commits (
+    id INTEGER PRIMARY KEY,
+    uid INTEGER NOT NULL,
+    block INTEGER NOT NULL,
+    reveal_round INTEGER NOT NULL,
+    data BLOB NOT NULL
 );
 CREATE TABLE commitments (
     hotkey TEXT PRIMARY KEY,

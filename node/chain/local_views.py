@@ -107,6 +107,14 @@ def _epoch_start(state: LocalState, netuid: int) -> int:
     return state.height - _since_epoch(state) if _own(state, netuid) else 0
 
 
+def _epoch(state: LocalState, netuid: int) -> int:
+    return state.parameters.epoch(state.height) if _own(state, netuid) else 0
+
+
+def _blocks_since_epoch(state: LocalState, netuid: int) -> int:
+    return _since_epoch(state) if _own(state, netuid) else 0
+
+
 def _since_epoch(state: LocalState) -> int:
     return state.height % (state.parameters.tempo + 1)
 
@@ -175,8 +183,8 @@ def _neurons(state: LocalState, netuid: int) -> list[dict[str, Any]]:
     ]
 
 
-def _never(_state: LocalState, *_params: Any) -> bool:
-    return False
+def _commits(state: LocalState, netuid: int) -> bool:
+    return _own(state, netuid) and bool(state.parameters.commit_reveal)
 
 
 def _yuma(_state: LocalState, *_params: Any) -> str:
@@ -207,7 +215,11 @@ STORAGE: Mapping[tuple[str, str], View] = {
     ("SubtensorModule", "NetworksAdded"): _own,
     ("SubtensorModule", "StakeThreshold"): lambda state: state.parameters.min_stake_rao,
     ("SubtensorModule", "LastEpochBlock"): _epoch_start,
-    ("SubtensorModule", "CommitRevealWeightsEnabled"): _never,
+    ("SubtensorModule", "CommitRevealWeightsEnabled"): _commits,
+    ("SubtensorModule", "RevealPeriodEpochs"): _parameter("reveal_period_epochs", 1),
+    ("SubtensorModule", "SubnetEpochIndex"): _epoch,
+    ("SubtensorModule", "BlocksSinceLastStep"): _blocks_since_epoch,
+    ("SubtensorModule", "PendingEpochAt"): lambda _state, _netuid: 0,
     ("SubtensorModule", "SubnetEpochConsensus"): _yuma,
     ("Commitments", "CommitmentOf"): _commitment,
     ("Commitments", "RevealedCommitments"): _nothing,

@@ -1,7 +1,9 @@
 """From settings to a chain."""
 
 import os
-from collections.abc import Callable
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +15,35 @@ from node.chain.local import LocalChain
 from node.chain.remote import ClosingRpcSubstrate
 from node.chain.substrate import LocalSubstrate
 from node.clock import Clock
+from node.metrics import Metrics
 from node.settings_model import ChainSection
 from protocol.errors import ConfigError
 
+SDK_FOLDER = "sdk"
+"""In a node's data directory: what the SDK remembers of a local chain."""
+LOOPBACK_URL = re.compile(r"ws://(127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}")
+
 
 def open_chain(
-    chain: ChainSection, clock: Clock, *, observe: Callable[[str, float], None] | None = None
+    chain: ChainSection, clock: Clock, *, metrics: Metrics | None = None, caches: Path | None = None
 ) -> BittensorChain:
     """The chain that the settings name; it connects at the first call.
 
-    `observe` is told the name and the seconds of every call. Raises ConfigError for an unknown network,
-    and for a local chain whose state is not named, missing, something else or of another subnet.
+    `metrics` counts its calls; `caches` is the folder for what the SDK remembers of a local chain's node.
+    Raises ConfigError for an unknown network, and for a local chain whose state is not named, missing,
+    something else or of another subnet.
     """
-    open_client = _local_client(chain, clock) if chain.network == "local" else _public_client(chain)
+    if chain.network != "local":
+        open_client = _public_client(chain)
+    elif chain.local_endpoint is not None:
+        _check_local_endpoint(chain)
+        if caches is not None:
+            _keep_home_clean(caches)
+        open_client = _endpoint_client("local", [chain.local_endpoint])
+    else:
+        open_client = _embedded_client(chain, clock)
     connection = Connection(
-        open_client, where=repr(chain.network), call_timeout_s=chain.call_timeout_s, observe=observe
+        open_client, where=repr(chain.network), call_timeout_s=chain.call_timeout_s, metrics=metrics
     )
     return BittensorChain(connection, netuid=chain.netuid)
 
@@ -41,19 +57,45 @@ def _public_client(chain: ChainSection) -> Callable[[], Any]:
                 f"chain network {name!r} is unknown: use finney, test, local or a ws:// or wss:// address"
             ) from error
 
-    _, endpoint = bt.settings.resolve_endpoint(chain.network)
+    names = (chain.network, *chain.fallback_endpoints)
+    return _endpoint_client(chain.network, [bt.settings.resolve_endpoint(name)[1] for name in names])
+
+
+def _check_local_endpoint(chain: ChainSection) -> None:
+    if not LOOPBACK_URL.fullmatch(chain.local_endpoint or ""):
+        # What is allowed on a local chain only (file:// remotes, unsandboxed verdicts) must not be had by
+        # calling a public network local.
+        raise ConfigError(
+            f"chain.local_endpoint {chain.local_endpoint!r} must be ws://127.0.0.1:<port>: a public network "
+            "is named by chain.network"
+        )
+    if chain.local_state is not None:
+        raise ConfigError(
+            f"chain.local_state {str(chain.local_state)!r} and chain.local_endpoint {chain.local_endpoint!r} "
+            "name two local chains: leave one out"
+        )
+
+
+def _endpoint_client(label: str, addresses: Sequence[str]) -> Callable[[], Any]:
+    # The endpoints of the settings alone: by itself the SDK would add public ones.
+    endpoints = deque(dict.fromkeys(addresses))
 
     def open_client() -> Any:
-        # The endpoints of the settings alone: by itself the SDK would add public ones.
-        substrate = ClosingRpcSubstrate(endpoint, fallback_endpoints=list(chain.fallback_endpoints))
-        return bt.Client(chain.network, substrate=substrate)
+        first, *others = endpoints
+        # A client is opened anew because the one before failed. Another endpoint comes first then: the SDK
+        # waits for a handshake longer than a call may take, and would never get past one that is mute.
+        endpoints.rotate(-1)
+        return bt.Client(label, substrate=ClosingRpcSubstrate(first, fallback_endpoints=others))
 
     return open_client
 
 
-def _local_client(chain: ChainSection, clock: Clock) -> Callable[[], Any]:
+def _embedded_client(chain: ChainSection, clock: Clock) -> Callable[[], Any]:
     if chain.local_state is None:
-        raise ConfigError("chain.network is 'local' but chain.local_state names no file: set it")
+        raise ConfigError(
+            "chain.network is 'local' but neither chain.local_state nor chain.local_endpoint says where "
+            "it is: set one"
+        )
     path = chain.local_state.expanduser()
     local = LocalChain.open(path, now=lambda: clock.now().timestamp())
     netuid = local.state().parameters.netuid
@@ -61,7 +103,7 @@ def _local_client(chain: ChainSection, clock: Clock) -> Callable[[], Any]:
         raise ConfigError(
             f"chain.netuid is {chain.netuid} but local chain {str(path)!r} holds subnet {netuid}"
         )
-    _keep_home_clean(path)
+    _keep_home_clean(path.resolve().with_name(path.name + ".sdk"))
 
     def open_client() -> Any:
         # The label matters: without it the SDK takes this chain for finney.
@@ -70,9 +112,8 @@ def _local_client(chain: ChainSection, clock: Clock) -> Callable[[], Any]:
     return open_client
 
 
-def _keep_home_clean(path: Path) -> None:
-    """Send what the SDK caches about this chain to a private folder beside its state."""
-    folder = path.resolve().with_name(path.name + ".sdk")
-    folder.mkdir(mode=0o700, exist_ok=True)
+def _keep_home_clean(folder: Path) -> None:
+    """Send what the SDK caches about this chain to a private folder: it is no chain of the user's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ["BTCLI_TOKEN_SYMBOLS_CACHE"] = str(folder / "token_symbols.json")
     os.environ["BITTENSOR_RUNTIME_CACHE_DIR"] = str(folder / "runtime")

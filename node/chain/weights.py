@@ -72,6 +72,32 @@ def weights_by_uid(weights: Mapping[Hotkey, float], metagraph: Metagraph) -> dic
     return found
 
 
+def with_enough_targets(
+    uids: Mapping[int, float], rules: WeightRules, metagraph: Metagraph
+) -> dict[int, float]:
+    """Weights for at least as many UIDs as the subnet demands; those added get the smallest weight there is.
+
+    It demands a number, and, by the largest share that one may have, implies another. Without enough the
+    chain would refuse everything that fewer have earned, and old weights would stay. The owner comes first,
+    then validators by stake: none of them earns by a miner's weight what a miner would.
+    """
+    lacking = max(rules.min_allowed, math.ceil(1 / rules.max_weight) if rules.max_weight else 0) - len(uids)
+    if lacking <= 0:
+        return dict(uids)
+    others = sorted(
+        (neuron for neuron in metagraph.neurons.values() if int(neuron.uid) not in uids),
+        key=lambda one: (
+            one.hotkey != metagraph.owner_hotkey,
+            not one.validator_permit,
+            -one.stake_tao,
+            one.uid,
+        ),
+    )[:lacking]
+    least = max(uids.values()) / U16_MAX
+    log.info("weights filled up", earned=len(uids), min_allowed=rules.min_allowed, added=len(others))
+    return {**uids, **{int(neuron.uid): least for neuron in others}}
+
+
 def within_limit(uids: Mapping[int, float], rules: WeightRules) -> dict[int, float]:
     """Weights as shares of 1 with none above the subnet's limit.
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from node.bus import Bus
-from node.chain.interface import Chain, Metagraph, Neuron
+from node.chain.interface import Chain, Metagraph, Neuron, OnChainCommitment
 from node.clock import Clock
 from node.metrics import Metrics
 from protocol.errors import ChainRejected, ChainUnavailable, NotPermitted
@@ -170,6 +170,14 @@ class ChainView:
                 return await self._chain.block_hash(height)
         except (TimeoutError, ChainRejected) as error:
             raise ChainUnavailable(f"the chain did not give the hash of block {height}: try again") from error
+
+    async def commitment(self, hotkey: str) -> OnChainCommitment | None:
+        """What a hotkey has committed on chain. Raises ChainUnavailable."""
+        try:
+            async with asyncio.timeout(REQUEST_PATIENCE_S):
+                return await self._chain.commitment(Hotkey(hotkey))
+        except (TimeoutError, ChainRejected) as error:
+            raise ChainUnavailable(f"the chain did not tell the commitment of {hotkey}: try again") from error
 
     async def metagraph(self) -> Metagraph:
         """The subnet's neurons; an older copy while the chain is slow or away.

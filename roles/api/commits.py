@@ -38,7 +38,7 @@ class CommitHandler:
         api = self._api
         message, neuron = await api.authentication.miner(request, CommitSubmission, commit_text)
         address = api.limits.address_of(request)
-        height = await api.chain.fresh_height()
+        height = await self._anchored_at(message) if message.is_anchored else await api.chain.fresh_height()
         block_hash = await api.chain.block_hash(height)
         block_time_s = await api.chain.block_time_s()
 
@@ -58,6 +58,26 @@ class CommitHandler:
 
         row = await api.database.write(work, turn=message.miner_hotkey, effect=Effect.SHOWN)
         return model_answer(self._commit_answer(row, block_time_s))
+
+    async def _anchored_at(self, message: CommitSubmission) -> BlockHeight:
+        """The block in which the chain took the hash: the miner's waiting time counts from there."""
+        shown = await self._api.chain.commitment(message.miner_hotkey)
+        if shown is None or shown.data.hex() != message.commitment_hash:
+            # Too early rather than wrong: the chain may be seen later here than where the miner sees it.
+            raise ApiProblem(
+                425,
+                f"is_anchored is true, but the chain shows no commitment {message.commitment_hash} of "
+                f"{message.miner_hotkey}: wait for its block, or send the commitment without an anchor",
+            )
+        height = await self._api.chain.fresh_height()
+        window = reveal_window(shown.height, self._blocks_until_reveal, self._window_blocks)
+        if window.state(height) == "expired":
+            raise ApiProblem(
+                409,
+                f"commitment_hash {message.commitment_hash} was anchored at block {shown.height}, could be "
+                f"revealed before block {window.expires}, and it is block {height}: make a new commitment",
+            )
+        return shown.height
 
     def _insert_commitment(
         self,

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Final
 
 from node.bus import Bus
-from node.chain import open_chain
+from node.chain import SDK_FOLDER, open_chain
 from node.chain.watcher import BlockWatcher
 from node.clock import Clock, SystemClock
 from node.http_server import HttpServer
 from node.locks import FileLock
 from node.metrics import LoopLagMonitor, Metrics
 from node.settings_model import Settings
+from node.watchdog import open_watchdog
 from roles.api.authentication import Authentication
 from roles.api.chain_view import ChainView
 from roles.api.context import Api
@@ -42,7 +43,7 @@ async def build(settings: Settings, clock: Clock | None = None) -> Graph:
     clock = clock or SystemClock()
     metrics = Metrics(role="api")
     bus = Bus()
-    chain = open_chain(settings.chain, clock, observe=lambda _call, s: metrics.chain_rpc_duration.observe(s))
+    chain = open_chain(settings.chain, clock, metrics=metrics, caches=settings.node.data_dir / SDK_FOLDER)
     view = ChainView(
         chain,
         bus,
@@ -51,7 +52,9 @@ async def build(settings: Settings, clock: Clock | None = None) -> Graph:
         netuid=settings.chain.netuid,
         metagraph_max_age_s=own.metagraph_max_age_s,
     )
-    watcher = BlockWatcher(chain, bus, clock, unreachable_after_s=settings.chain.unreachable_after_s)
+    watcher = BlockWatcher(
+        chain, bus, clock, unreachable_after_s=settings.chain.unreachable_after_s, metrics=metrics
+    )
     signer = load_identity(settings)
     trusted_proxies = parse_networks(own.trusted_proxies)
     database, unlock = await open_database(settings)
@@ -78,8 +81,9 @@ async def build(settings: Settings, clock: Clock | None = None) -> Graph:
     )
     page, live = build_page(api)
     server = HttpServer(build_app(api, page), own.host, own.port, name="api", drain_s=settings.node.drain_s)
+    watchdog = open_watchdog(settings, {watcher.name: lambda: watcher.idle_s})
     return Graph(
-        components=[server, watcher, view, rounds, live, LoopLagMonitor(metrics)],
+        components=[server, watcher, view, rounds, live, LoopLagMonitor(metrics), watchdog],
         closers=[unlock, database.close, chain.close, view.close, standing.close],
     )
 

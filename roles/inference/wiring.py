@@ -2,12 +2,13 @@
 
 from collections.abc import Awaitable, Callable
 
-from node.chain import open_chain
+from node.chain import SDK_FOLDER, open_chain
 from node.clock import SystemClock
 from node.logs import get_logger
 from node.metrics import LoopLagMonitor, Metrics
 from node.settings_model import Settings
 from node.wallets import HotkeySigner, hotkey_signer, load_wallet
+from node.watchdog import open_watchdog
 from protocol.errors import WalletError
 from roles.graph import Graph
 from roles.inference.callers import MetagraphProvider
@@ -28,13 +29,11 @@ async def build(settings: Settings) -> Graph:
     metagraph: MetagraphProvider | None = None
     closers: list[Callable[[], Awaitable[None]]] = []
     if requires_auth(settings):
-        chain = open_chain(
-            settings.chain, clock, observe=lambda _call, s: metrics.chain_rpc_duration.observe(s)
-        )
+        chain = open_chain(settings.chain, clock, metrics=metrics, caches=settings.node.data_dir / SDK_FOLDER)
         metagraph = chain.metagraph
         closers.append(chain.close)
     server = InferenceServer(settings, signer, metagraph, metrics=metrics, clock=clock)
-    return Graph(components=[server, LoopLagMonitor(metrics)], closers=closers)
+    return Graph(components=[server, LoopLagMonitor(metrics), open_watchdog(settings, {})], closers=closers)
 
 
 def load_signer(settings: Settings) -> HotkeySigner | None:

@@ -9,16 +9,16 @@ from node.bus import Bus
 from node.clock import Clock
 from node.logs import get_logger
 from protocol.commitments import bound_commitment_hash, new_salt
-from protocol.errors import ApiRefused, ApiUnavailable, QuasarError, SignatureInvalid, SourceRejected
+from protocol.errors import ApiRefused, ApiUnavailable, ChainUnavailable, QuasarError, SourceRejected
 from protocol.events import CandidateVerified, CommitmentRecorded, SubmissionRevealed
-from protocol.messages import CommitSubmissionAnswer
-from protocol.signing import verify_message
 from protocol.types import BlockHeight, SubmissionId
 from roles.api_client import SubnetApi, ban_s, is_final_refusal
 from roles.backoff import Backoff
+from roles.miner.anchoring import Anchor, is_anchored
 from roles.miner.fork import Fork
 from roles.miner.heights import Heights
 from roles.miner.ledger import UNFINISHED, Stage, Submission, SubmissionLedger
+from roles.miner.receipt import receipt_fault
 
 TAKEN: Final = ("queued", "evaluating", "judged")
 """States of a submission whose code the API has."""
@@ -50,6 +50,7 @@ class CommitRevealCoordinator:
         bus: Bus,
         clock: Clock,
         is_direct: bool,
+        anchor: Anchor | None = None,
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._ledger = ledger
@@ -58,6 +59,9 @@ class CommitRevealCoordinator:
         self._bus = bus
         self._clock = clock
         self._is_direct = is_direct
+        self._anchor = anchor
+        # A hotkey has one slot on chain: the next hash may replace this one only once the API has seen it.
+        self._slot = asyncio.Lock()
         self._random_bytes = random_bytes
         self._candidates = bus.subscribe(CandidateVerified)
         self._heights = Heights(bus)
@@ -116,11 +120,21 @@ class CommitRevealCoordinator:
                 submission = await self._reveal(submission, may_be_sent=is_resumed)
 
     async def _commit(self, submission: Submission) -> Submission:
+        if self._anchor is None:
+            return await self._send_commitment(submission)
+        async with self._slot:
+            return await self._send_commitment(submission)
+
+    async def _send_commitment(self, submission: Submission) -> Submission:
         backoff = Backoff(self._clock)
         while True:
             try:
-                answer = await self._api.commit(submission.key, submission.target_sequence_length)
-            except (ApiRefused, ApiUnavailable) as error:
+                answer = await self._api.commit(
+                    submission.key,
+                    submission.target_sequence_length,
+                    is_anchored=await is_anchored(self._anchor, submission.key, **_about(submission)),
+                )
+            except (ApiRefused, ApiUnavailable, ChainUnavailable) as error:
                 if isinstance(error, ApiRefused) and is_final_refusal(error):
                     return await self._reject(submission, error)
                 await self._wait(backoff, error, submission)
@@ -133,7 +147,9 @@ class CommitRevealCoordinator:
                 expires_block=answer.expires_block,
                 receipt=answer.receipt.model_dump(mode="json"),
             )
-            _check_receipt(answer, submission)
+            fault = receipt_fault(answer, submission.key)
+            if fault is not None:
+                _log.warning("the API's receipt would convince nobody", reason=fault, **_about(submission))
             _log.info("commitment recorded", reveal_block=answer.reveal_block, **_about(submission))
             await self._bus.publish(
                 CommitmentRecorded(
@@ -258,18 +274,6 @@ class CommitRevealCoordinator:
         reason = f"{error} (HTTP {error.status})"
         _log.error("submission rejected by the API", reason=reason, **_about(submission))
         return await self._ledger.advance(submission, Stage.REJECTED, reason=reason)
-
-
-def _check_receipt(answer: CommitSubmissionAnswer, submission: Submission) -> None:
-    """Tell the operator when the receipt would not convince anybody."""
-    receipt = answer.receipt
-    try:
-        verify_message(receipt)
-    except SignatureInvalid as error:
-        _log.warning("the API's receipt is not signed by its hotkey", reason=str(error), **_about(submission))
-        return
-    if (receipt.submission_id, receipt.commitment_hash) != (answer.submission_id, submission.key):
-        _log.warning("the API's receipt is for something else", **_about(submission))
 
 
 def _about(submission: Submission) -> dict[str, object]:

@@ -126,10 +126,12 @@ class SubmissionLedger:
 
     async def find_code(self, commit_hash: CommitHash, target_sequence_length: int) -> Submission | None:
         """The newest submission of a commit for a target length."""
-        for submission in reversed(await self.all()):
-            if (submission.commit_hash, submission.target_sequence_length) == (
-                commit_hash,
-                target_sequence_length,
-            ):
-                return submission
+        code = {"commit_hash": commit_hash, "target_sequence_length": target_sequence_length}
+        for record in await self._journal.list(SUBMISSION, where=code, newest=1):
+            return Submission.read(record)
         return None
+
+    async def latest(self, count: int, *stages: Stage) -> list[Submission]:
+        """The newest submissions in the given stages (in any when none is given), oldest first."""
+        records = await self._journal.list(SUBMISSION, stages or None, newest=count)
+        return [Submission.read(record) for record in records]

@@ -1,7 +1,8 @@
 """The whole miner role on one screen."""
 
 from contextlib import AsyncExitStack
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 from node.devices import resolve_device
 from node.host import registered_node
@@ -17,7 +18,7 @@ from roles.miner.axon import AxonPublisher
 from roles.miner.coordinator import CommitRevealCoordinator
 from roles.miner.fork import WORK_FOLDER, open_fork
 from roles.miner.history import HISTORY_FILE, History
-from roles.miner.ledger import SubmissionLedger
+from roles.miner.ledger import UNFINISHED, Stage, SubmissionLedger
 from roles.miner.measuring import Measuring
 from roles.miner.optimiser import Optimiser
 from roles.miner.proposers import open_proposer
@@ -26,6 +27,9 @@ from roles.miner.target import Target, open_chooser
 from roles.miner.verdicts import VerdictFollower
 from roles.permission import require_registered
 from roles.status import StatusKeeper
+
+SHOWN: Final = 20
+"""Submissions in the status file."""
 
 
 async def build(settings: Settings) -> Graph:
@@ -71,7 +75,13 @@ async def build(settings: Settings) -> Graph:
             clock=clock,
         )
         coordinator = CommitRevealCoordinator(
-            ledger=ledger, api=api, fork=fork, bus=bus, clock=clock, is_direct=own.submission == "direct"
+            ledger=ledger,
+            api=api,
+            fork=fork,
+            bus=bus,
+            clock=clock,
+            is_direct=own.submission == "direct",
+            anchor=partial(base.chain.commit, base.wallet) if own.anchor_commitment else None,
         )
         follower = VerdictFollower(ledger=ledger, api=api, bus=bus, clock=clock, poll_s=own.poll_s)
         server = await open_inference(settings, base)
@@ -91,12 +101,15 @@ async def build(settings: Settings) -> Graph:
             metrics=base.metrics,
             facts=(CommitmentRecorded, SubmissionRevealed),
             sections={
+                "chain": base.watcher.describe,
+                "pending_reveals": lambda: describe_submissions(ledger, base, *UNFINISHED),
                 "optimiser": optimiser.describe,
                 "submissions": lambda: describe_submissions(ledger, base),
             },
         )
-        parts: list[Component] = [base.metrics_server, LoopLagMonitor(base.metrics), base.watcher, status]
-        parts += [optimiser, submitter, coordinator, follower, axon, *([] if server is None else [server])]
+        parts: list[Component] = [base.metrics_server, LoopLagMonitor(base.metrics), base.watchdog]
+        parts += [base.watcher, status, optimiser, submitter, coordinator, follower, axon]
+        parts += [] if server is None else [server]
         return Graph(components=parts, closers=[opened.pop_all().aclose])
 
 
@@ -111,8 +124,8 @@ async def open_inference(settings: Settings, base: Base) -> InferenceServer | No
     return server
 
 
-async def describe_submissions(ledger: SubmissionLedger, base: Base) -> list[dict[str, Any]]:
-    """The newest submissions for the status file; salts stay in the journal."""
+async def describe_submissions(ledger: SubmissionLedger, base: Base, *stages: Stage) -> list[dict[str, Any]]:
+    """The newest submissions (at the stages, when some are named); salts stay in the journal."""
     height = base.watcher.height
     return [
         {
@@ -129,5 +142,5 @@ async def describe_submissions(ledger: SubmissionLedger, base: Base) -> list[dic
             "rank": one.rank,
             "reason": one.reason,
         }
-        for one in (await ledger.all())[-20:]
+        for one in await ledger.latest(SHOWN, *stages)
     ]

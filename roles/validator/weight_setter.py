@@ -18,6 +18,7 @@ from roles.validator.verdict_store import VerdictStore
 SAME_SHARE: Final = 1e-3
 """The chain keeps weights in 16 bits: shares closer than this are the same."""
 LONGEST_RETRY_BLOCKS: Final = 64
+STALE_INTERVALS: Final = 3
 CONFIRM_PATIENCE_S: Final = 600.0
 """Challenges before the weights take no longer than this; a pass from earlier counts then."""
 
@@ -67,6 +68,7 @@ class WeightSetter:
         self._not_before = BlockHeight(0)
         self._refresh_at = BlockHeight(0)
         self._failures = 0
+        self._warned_at = BlockHeight(0)
         self._updated_at: BlockHeight | None = None
         """When the weights on chain were last set (0: never), as far as it was read."""
         self._settled: list[Entry] | None = None
@@ -80,6 +82,7 @@ class WeightSetter:
             self._height = event.height
             if self._updated_at is not None:
                 self._metrics.blocks_since_weights.set(event.height - self._updated_at)
+                self._warn_when_stale(event.height - self._updated_at)
             if self._is_due():
                 await self._try()
 
@@ -87,6 +90,13 @@ class WeightSetter:
         if self._height < self._not_before:
             return False
         return self._height >= self._refresh_at or self._entries() != self._settled
+
+    def _warn_when_stale(self, since_blocks: int) -> None:
+        """Say so, once an interval, when weights are much older than they should be."""
+        limit_blocks = STALE_INTERVALS * self._interval_blocks
+        if since_blocks > limit_blocks and self._height >= self._warned_at + self._interval_blocks:
+            self._warned_at = self._height
+            _log.error("weights on chain are stale", blocks=since_blocks, limit_blocks=limit_blocks)
 
     def _entries(self) -> list[Entry]:
         self._silent = {hotkey for hotkey in self._silent if not self._store.has_answered(hotkey)}
@@ -184,7 +194,7 @@ class WeightSetter:
         if not rules.commit_reveal:
             # With commit-reveal the chain shows them epochs later; the last update is all there is to see.
             shown = await self._chain.weights_of(self._hotkey)
-            if shown.keys() != wanted.keys():
+            if not wanted.keys() <= shown.keys():
                 raise ChainRejected(
                     f"the chain shows weights for {sorted(shown)} after weights for {sorted(wanted)} were set"
                 )
@@ -197,10 +207,12 @@ class WeightSetter:
 
     async def _shows(self, wanted: Mapping[Hotkey, float], rules: WeightRules) -> bool:
         """True when the chain has these weights already, from an earlier run for instance."""
-        shown = self._weights if rules.commit_reveal else await self._chain.weights_of(self._hotkey)
+        is_hidden = rules.commit_reveal and bool(self._weights)
+        shown = self._weights if is_hidden else await self._chain.weights_of(self._hotkey)
         self._weights = dict(shown)
-        return shown.keys() == wanted.keys() and all(
-            abs(shown[hotkey] - share) <= SAME_SHARE for hotkey, share in wanted.items()
+        return all(
+            abs(shown.get(hotkey, 0.0) - wanted.get(hotkey, 0.0)) <= SAME_SHARE
+            for hotkey in shown.keys() | wanted.keys()
         )
 
     def _settle(self, entries: list[Entry], refresh_at: BlockHeight) -> None:
@@ -213,6 +225,7 @@ class WeightSetter:
         return {
             "ranking": _told(self._places),
             "weights": dict(self._weights),
+            "updated_at": self._updated_at,
             "refresh_at": self._refresh_at,
         }
 

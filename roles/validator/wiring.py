@@ -91,10 +91,10 @@ async def build(settings: Settings) -> Graph:
             clock=clock,
             metrics=base.metrics,
             facts=(KernelJudged, LogitsChecked, WeightsSet),
-            sections={"verdicts": verdicts, "weights": setter.describe},
+            sections={"chain": base.watcher.describe, "verdicts": verdicts, "weights": setter.describe},
         )
-        parts: list[Component] = [base.metrics_server, LoopLagMonitor(base.metrics), base.watcher, status]
-        parts += [*loops, challenger, setter]
+        parts: list[Component] = [base.metrics_server, LoopLagMonitor(base.metrics), base.watchdog]
+        parts += [base.watcher, status, *loops, challenger, setter]
         return Graph(components=parts, closers=[opened.pop_all().aclose])
 
 

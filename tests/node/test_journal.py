@@ -290,3 +290,24 @@ def test_key_from_the_environment(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must be 64 hex digits") as caught:
         load_key(tmp_path, {"QUASAR_JOURNAL_KEY": "hunter2"})
     assert "hunter2" not in str(caught.value)
+
+
+async def test_lists_are_narrowed_by_what_records_hold_and_to_the_newest(path: Path) -> None:
+    clock = FakeClock()
+    async with Journal(path, KEY, clock=clock) as journal:
+        for number in range(5):
+            await journal.put("commit", str(number), "sent", {"code": f"c{number % 2}", "length": number})
+            await clock.advance(1)
+        await journal.put("commit", "bare", "done", {})
+
+        async def keys(**options: Any) -> list[str]:
+            return [record.key for record in await journal.list("commit", **options)]
+
+        assert await keys() == ["0", "1", "2", "3", "4", "bare"]
+        assert await keys(where={"code": "c0"}) == ["0", "2", "4"]
+        assert await keys(where={"code": "c0", "length": 2}) == ["2"]
+        assert await keys(where={"code": "c0", "length": "2"}) == []
+        assert await keys(where={"other": "x"}) == []
+        assert await keys(newest=2) == ["4", "bare"]
+        assert await keys(states=["sent"], where={"code": "c0"}, newest=1) == ["4"]
+        assert await keys(newest=0) == []

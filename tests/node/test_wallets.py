@@ -129,3 +129,44 @@ def test_keyfiles_open_to_others_are_reported(tmp_path: Path) -> None:
         Path(wallet.hotkey_file.path).chmod(0o644)
         load_wallet(section(tmp_path), "miner")
     assert [entry["event"] for entry in logs] == ["keyfile is readable by others"]
+
+
+def encrypted(root: Path) -> None:
+    """A wallet whose hotkey is encrypted with "secret"."""
+    wallet = bt.Wallet(name="miner", path=str(root))
+    wallet.create_new_coldkey(use_password=False, suppress=True)
+    wallet.create_new_hotkey(use_password=True, hotkey_password="secret", suppress=True)
+
+
+class Terminal:
+    """Standard input of somebody who sits in front of it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_password_is_asked_for_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encrypted(tmp_path)
+    asked: list[str] = []
+
+    def answer(prompt: str) -> str:
+        asked.append(prompt)
+        return "secret"
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    monkeypatch.setattr("getpass.getpass", answer)
+    assert load_wallet(section(tmp_path), "miner").hotkey.ss58_address
+    assert asked == ["Password of hotkey miner/default: "]
+    monkeypatch.setattr("getpass.getpass", lambda prompt: "wrong")
+    with pytest.raises(WalletError, match="the password is wrong"):
+        load_wallet(section(tmp_path), "miner")
+    monkeypatch.setattr("getpass.getpass", lambda prompt: "")
+    with pytest.raises(WalletError, match="WALLET_PASSWORD"):
+        load_wallet(section(tmp_path), "miner")
+
+
+def test_key_that_others_may_replace_is_refused(tmp_path: Path) -> None:
+    wallet = create_wallet(tmp_path, "miner")
+    Path(wallet.hotkey_file.path).chmod(0o622)
+    with pytest.raises(WalletError, match=r"may be changed by others \(mode 0622\): chmod 600"):
+        load_wallet(section(tmp_path), "miner")

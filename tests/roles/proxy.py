@@ -1,7 +1,9 @@
 """A reverse proxy that loses requests and answers when a test says so."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 from aiohttp import web
@@ -18,6 +20,7 @@ class SwitchedProxy:
         self._target = target
         self.url = ""
         self.posts: list[tuple[str, int]] = []
+        self._bodies: list[tuple[str, bytes]] = []
         self.cut_before: dict[str, int] = {}
         self.cut_after: dict[str, int] = {}
         self.replies: dict[str, list[web.Response]] = {}
@@ -26,6 +29,10 @@ class SwitchedProxy:
     def accepted(self, path: str) -> int:
         """How many POSTs to a path the API has taken."""
         return self.posts.count((path, 200))
+
+    def answers(self, path: str) -> list[dict[str, Any]]:
+        """What the API said to the POSTs to a path that it has taken."""
+        return [json.loads(body) for where, body in self._bodies if where == path]
 
     @classmethod
     @asynccontextmanager
@@ -52,10 +59,19 @@ class SwitchedProxy:
             return self.replies[request.path].pop(0)
         headers = {k: v for k, v in request.headers.items() if k.lower() not in ("host", "content-length")}
         url = f"{self._target}{request.rel_url.raw_path_qs}"
-        async with self._session.request(request.method, url, data=body or None, headers=headers) as answer:
-            data = await answer.read()
+        try:
+            asked = await self._session.request(request.method, url, data=body or None, headers=headers)
+        except aiohttp.ClientError:
+            return _hang_up(request)
+        async with asked as answer:
+            try:
+                data = await answer.read()
+            except aiohttp.ClientError:
+                return _hang_up(request)
             if request.method == "POST":
                 self.posts.append((request.path, answer.status))
+                if answer.status == 200:
+                    self._bodies.append((request.path, data))
         if self._takes(self.cut_after, request.path):
             return _hang_up(request)
         passed = {k: v for k, v in answer.headers.items() if k in ("Content-Type", "Retry-After")}

@@ -17,6 +17,7 @@ from node.settings_model import (
 )
 from roles.api.database import SQLITE_FILE, Database, database_url
 from roles.api.schema import upgrade
+from tests.node.chain.fronts import IN_PROCESS, chain_section
 from tests.roles.api.harness import Client, Subnet, registration, running
 from tests.roles.proxy import SwitchedProxy
 
@@ -61,13 +62,26 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def api_settings(subnet: Subnet, migrated: Path, tmp_path: Path) -> Settings:
+def front_kind() -> str:
+    """How the chain is reached; modules that test the chain run over both fronts."""
+    return IN_PROCESS
+
+
+@pytest.fixture
+async def chain_settings(front_kind: str, subnet: Subnet) -> AsyncIterator[ChainSection]:
+    """Settings that lead to the subnet's chain."""
+    async with chain_section(front_kind, subnet.path, subnet.chain) as section:
+        yield section
+
+
+@pytest.fixture
+def api_settings(chain_settings: ChainSection, migrated: Path, tmp_path: Path) -> Settings:
     """Settings of the API; commitments may be revealed after ten blocks, for twenty blocks."""
     (tmp_path / "api").mkdir(mode=0o700)
     shutil.copyfile(migrated, tmp_path / "api" / SQLITE_FILE)
     return Settings(
         node=NodeSection(data_dir=tmp_path / "api", drain_s=0.5, device="cpu"),
-        chain=ChainSection(network="local", local_state=subnet.path, call_timeout_s=5.0),
+        chain=chain_settings,
         wallet=WalletSection(path=tmp_path / "wallets"),
         api=ApiSection(
             port=0,

@@ -14,9 +14,27 @@ from protocol.verdicts import Fault, LogitOutcome, Status
 from roles.api_client import SubnetApi, is_about_content, is_final_refusal, open_api
 from tests.roles.api.harness import Client, Key, Subnet, digest
 from tests.roles.proxy import SwitchedProxy
-from tests.roles.running_subnet import api, api_settings, migrated, private_caches, proxy, subnet
+from tests.roles.running_subnet import (
+    api,
+    api_settings,
+    chain_settings,
+    front_kind,
+    migrated,
+    private_caches,
+    proxy,
+    subnet,
+)
 
-__all__ = ["api", "api_settings", "migrated", "private_caches", "proxy", "subnet"]
+__all__ = [
+    "api",
+    "api_settings",
+    "chain_settings",
+    "front_kind",
+    "migrated",
+    "private_caches",
+    "proxy",
+    "subnet",
+]
 
 SALT = "ab" * 16
 URL = "https://github.com/miner/fork"

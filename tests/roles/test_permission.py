@@ -11,9 +11,16 @@ from protocol.errors import NotPermitted
 from protocol.types import Hotkey
 from roles.permission import require_registered, require_validator
 from tests.roles.api.harness import Subnet, key, registration
-from tests.roles.running_subnet import api_settings, migrated, private_caches, subnet
+from tests.roles.running_subnet import (
+    api_settings,
+    chain_settings,
+    front_kind,
+    migrated,
+    private_caches,
+    subnet,
+)
 
-__all__ = ["api_settings", "migrated", "private_caches", "subnet"]
+__all__ = ["api_settings", "chain_settings", "front_kind", "migrated", "private_caches", "subnet"]
 
 
 @pytest.fixture

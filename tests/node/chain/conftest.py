@@ -1,14 +1,19 @@
 """Fixtures: chains whose blocks hardly move by themselves, so that tests call `advance`."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from node.chain import LocalChain
+from node.chain.client import BittensorChain
 from node.wallets import create_wallet
 from tests.fakes.subnet import NETUID, MakeSubnet, Subnet, registration
+from tests.node.chain.fronts import FRONTS, Front, fronted
+
+PutFront = Callable[[Subnet], Awaitable[Front]]
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +49,35 @@ def make_subnet(tmp_path: Path, wallets: list[Any]) -> Iterator[MakeSubnet]:
 @pytest.fixture
 def subnet(make_subnet: MakeSubnet) -> Subnet:
     return make_subnet()
+
+
+@pytest.fixture(params=FRONTS)
+def front_kind(request: pytest.FixtureRequest) -> str:
+    """Tests that use it run over both fronts."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def put_front(front_kind: str) -> AsyncIterator[PutFront]:
+    """Puts a front before a subnet's chain; each test runs over every kind of front in turn."""
+    async with AsyncExitStack() as opened:
+
+        async def put(subnet: Subnet) -> Front:
+            return await opened.enter_async_context(fronted(front_kind, subnet))
+
+        yield put
+
+
+@pytest.fixture
+async def front(put_front: PutFront, subnet: Subnet) -> Front:
+    """The subnet's chain behind each front in turn."""
+    return await put_front(subnet)
+
+
+@pytest.fixture
+def chain(front: Front) -> BittensorChain:
+    """A client of the subnet's chain over each front in turn."""
+    return front.chain()
 
 
 @pytest.fixture(autouse=True)

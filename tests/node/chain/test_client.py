@@ -1,102 +1,21 @@
-"""The node's chain interface over the SDK, on a good day and on bad ones."""
+"""The node's chain interface over the SDK, over both fronts."""
 
 import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import bittensor as bt
 import pytest
 
-from node.chain import AxonAddress, LocalChain, Registration, open_chain
+from node.chain import AxonAddress, OnChainCommitment
 from node.chain.client import BittensorChain
-from node.chain.connection import Connection
-from node.chain.substrate import LocalSubstrate
-from node.clock import SystemClock
-from node.settings_model import ChainSection
 from protocol.errors import ChainRejected, ChainUnavailable, ConfigError, NotPermitted
-from protocol.types import BlockHeight, Coldkey, Hotkey
-from tests.fakes.subnet import NETUID, MakeSubnet, Subnet
-
-
-@dataclass
-class Faults:
-    """What goes wrong on the way to the chain; counts what was opened, closed and submitted."""
-
-    opened: int = 0
-    closed: int = 0
-    submitted: int = 0
-    read: Callable[[], BaseException | None] = lambda: None
-    hang: bool = False
-    lose_answer: bool = False
-    swallow: bool = False
-    missing: frozenset[str] = frozenset()
-    override: dict[str, Any] = field(default_factory=dict)
-
-
-class FaultySubstrate(LocalSubstrate):
-    def __init__(self, chain: LocalChain, faults: Faults) -> None:
-        super().__init__(chain)
-        self.faults = faults
-
-    async def connect(self) -> None:
-        self.faults.opened += 1
-
-    async def close(self) -> None:
-        self.faults.closed += 1
-
-    async def block_number(self) -> int:
-        if self.faults.hang:
-            await asyncio.Event().wait()
-        error = self.faults.read()
-        if error is not None:
-            raise error
-        return await super().block_number()
-
-    async def query(self, module: str, storage_function: str, *args: Any, **options: Any) -> Any:
-        if storage_function in self.faults.missing:
-            raise ValueError(f"storage function {module}.{storage_function} not found")
-        if storage_function in self.faults.override:
-            return self.faults.override[storage_function]
-        return await super().query(module, storage_function, *args, **options)
-
-    async def submit(self, call: Any, keypair: Any, **options: Any) -> Any:
-        self.faults.submitted += 1
-        if self.faults.swallow:
-            return bt.ExtrinsicResult(success=True)
-        result = await super().submit(call, keypair, **options)
-        if self.faults.lose_answer:
-            raise bt.ChainError("received 1006 (connection closed abnormally)")
-        return result
-
-
-@pytest.fixture
-def faults() -> Faults:
-    return Faults()
-
-
-@pytest.fixture
-async def chain(subnet: Subnet, faults: Faults) -> AsyncIterator[BittensorChain]:
-    chain = faulty(subnet, faults)
-    yield chain
-    await chain.close()
-
-
-def faulty(subnet: Subnet, faults: Faults, *, call_timeout_s: float = 2.0) -> BittensorChain:
-    def open_client() -> Any:
-        return bt.Client("local", substrate=FaultySubstrate(subnet.chain, faults))
-
-    connection = Connection(open_client, where="'local'", call_timeout_s=call_timeout_s)
-    return BittensorChain(connection, netuid=NETUID)
-
-
-def section(subnet: Subnet, **options: Any) -> ChainSection:
-    return ChainSection(**({"network": "local", "netuid": NETUID, "local_state": subnet.path} | options))
+from protocol.types import BlockHeight, Hotkey
+from tests.fakes.subnet import NETUID, MakeSubnet, Subnet, registration
+from tests.node.chain.conftest import PutFront
+from tests.node.chain.fronts import Front, InProcess
 
 
 async def test_reads(subnet: Subnet, chain: BittensorChain) -> None:
@@ -120,7 +39,7 @@ async def test_reads(subnet: Subnet, chain: BittensorChain) -> None:
     assert validator.axon is None
 
 
-async def test_weight_rules(make_subnet: MakeSubnet, wallets: list[Any]) -> None:
+async def test_weight_rules(make_subnet: MakeSubnet, put_front: PutFront, wallets: list[Any]) -> None:
     owner = Hotkey(wallets[2].hotkey.ss58_address)
     subnet = make_subnet(
         owner_hotkey=owner,
@@ -130,14 +49,13 @@ async def test_weight_rules(make_subnet: MakeSubnet, wallets: list[Any]) -> None
         max_weight=0.5,
         version_key=4,
     )
-    chain = faulty(subnet, Faults())
+    chain = (await put_front(subnet)).chain()
     rules = await chain.weight_rules()
     assert (rules.rate_limit_blocks, rules.min_allowed, rules.tempo, rules.version_key) == (7, 2, 99, 4)
     assert rules.max_weight == pytest.approx(0.5, abs=1e-4)
     assert rules.min_stake_tao == 1000.0
     assert rules.owner_hotkey == owner == (await chain.metagraph()).owner_hotkey
     assert not rules.commit_reveal
-    await chain.close()
 
 
 async def test_weights_read_back_in_their_ratio(subnet: Subnet, chain: BittensorChain) -> None:
@@ -153,7 +71,7 @@ async def test_weights_read_back_in_their_ratio(subnet: Subnet, chain: Bittensor
 
 
 async def test_rate_limit_is_read_before_anything_is_sent(
-    subnet: Subnet, chain: BittensorChain, faults: Faults
+    subnet: Subnet, chain: BittensorChain, front: Front
 ) -> None:
     await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
     subnet.chain.advance(4)
@@ -161,14 +79,14 @@ async def test_rate_limit_is_read_before_anything_is_sent(
         ChainRejected, match=r"set 4 blocks ago .* rate limit is 10 blocks: try again in 6 blocks"
     ):
         await chain.set_weights(subnet.wallets[0], {subnet.hotkey(2): 1.0})
-    assert faults.submitted == 1
+    assert front.submitted == 1
     subnet.chain.advance(6)
     await chain.set_weights(subnet.wallets[0], {subnet.hotkey(2): 1.0})
     assert await chain.weights_of(subnet.hotkey(0)) == {subnet.hotkey(2): 1.0}
 
 
 async def test_permit_and_stake_are_read_before_anything_is_sent(
-    subnet: Subnet, chain: BittensorChain, faults: Faults
+    subnet: Subnet, chain: BittensorChain, front: Front
 ) -> None:
     weights = {subnet.hotkey(1): 1.0}
     with pytest.raises(NotPermitted, match=f"{subnet.hotkey(4)} is not registered on subnet 24"):
@@ -180,16 +98,17 @@ async def test_permit_and_stake_are_read_before_anything_is_sent(
         await chain.set_weights(subnet.wallets[0], weights)
     with pytest.raises(NotPermitted, match="not registered"):
         await chain.weights_of(subnet.hotkey(4))
-    assert faults.submitted == 0
+    assert front.submitted == 0
 
 
-async def test_the_owner_needs_no_permit(make_subnet: MakeSubnet, wallets: list[Any]) -> None:
+async def test_the_owner_needs_no_permit(
+    make_subnet: MakeSubnet, put_front: PutFront, wallets: list[Any]
+) -> None:
     subnet = make_subnet(owner_hotkey=Hotkey(wallets[1].hotkey.ss58_address))
     subnet.chain.adjust(subnet.hotkey(1), stake_tao=1000.0)
-    chain = faulty(subnet, Faults())
+    chain = (await put_front(subnet)).chain()
     await chain.set_weights(subnet.wallets[1], {subnet.hotkey(2): 1.0})
     assert await chain.weights_of(subnet.hotkey(1)) == {subnet.hotkey(2): 1.0}
-    await chain.close()
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
@@ -199,79 +118,147 @@ async def test_weights_that_are_no_numbers(subnet: Subnet, chain: BittensorChain
 
 
 async def test_unknown_hotkey_is_named_and_nothing_set(
-    subnet: Subnet, chain: BittensorChain, faults: Faults
+    subnet: Subnet, chain: BittensorChain, front: Front
 ) -> None:
     with pytest.raises(ChainRejected, match=f"{subnet.hotkey(4)} has weight 0.25 but is not registered"):
         await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 0.6, subnet.hotkey(4): 0.25})
     with pytest.raises(ChainRejected, match="nothing to set"):
         await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 0.0})
-    assert faults.submitted == 0
+    assert front.submitted == 0
     assert await chain.weights_of(subnet.hotkey(0)) == {}
 
 
 async def test_recycled_uid_is_not_paid(subnet: Subnet, chain: BittensorChain) -> None:
-    newcomer = Registration(subnet.hotkey(4), Coldkey("coldkey"))
-    subnet.chain.register(newcomer, replace_uid=1)
+    subnet.chain.register(registration(subnet.wallets[4]), replace_uid=1)
     with pytest.raises(ChainRejected, match=subnet.hotkey(1)):
         await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
     await chain.set_weights(subnet.wallets[0], {subnet.hotkey(4): 1.0})
     assert await chain.weights_of(subnet.hotkey(0)) == {subnet.hotkey(4): 1.0}
 
 
-async def test_too_few_weights_and_clipped_weights(make_subnet: MakeSubnet) -> None:
-    subnet = make_subnet(min_allowed_weights=2, max_weight=0.75, weights_rate_limit=0)
-    chain = faulty(subnet, Faults())
-    with pytest.raises(ChainRejected, match="at least 2 weights"):
-        await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+async def test_too_few_weights_are_filled_up_and_large_ones_clipped(
+    make_subnet: MakeSubnet, put_front: PutFront, wallets: list[Any]
+) -> None:
+    owner = Hotkey(wallets[2].hotkey.ss58_address)
+    subnet = make_subnet(min_allowed_weights=3, weights_rate_limit=0, owner_hotkey=owner)
+    chain = (await put_front(subnet)).chain()
+    await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+    found = await chain.weights_of(subnet.hotkey(0))
+    assert found.keys() == {subnet.hotkey(1), owner, subnet.hotkey(0)}, "the owner, then who has a permit"
+    assert found[subnet.hotkey(1)] > 0.9999
+
+
+async def test_large_weights_are_clipped(make_subnet: MakeSubnet, put_front: PutFront) -> None:
+    subnet = make_subnet(max_weight=0.75, weights_rate_limit=0)
+    chain = (await put_front(subnet)).chain()
     await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 0.9, subnet.hotkey(2): 0.1})
     found = await chain.weights_of(subnet.hotkey(0))
     assert found[subnet.hotkey(1)] == pytest.approx(0.75, abs=0.001)
-    await chain.close()
+    await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+    found = await chain.weights_of(subnet.hotkey(0))
+    assert found == pytest.approx({subnet.hotkey(1): 0.75, subnet.hotkey(0): 0.25}, abs=0.005)
 
 
-async def test_runtime_without_epoch_consensus(make_subnet: MakeSubnet) -> None:
-    faults = Faults(missing=frozenset({"SubnetEpochConsensus"}))
+async def test_a_subnet_too_small_for_its_own_rule_says_so(
+    make_subnet: MakeSubnet, put_front: PutFront
+) -> None:
+    subnet = make_subnet(min_allowed_weights=5, weights_rate_limit=0)
+    chain = (await put_front(subnet)).chain()
+    with pytest.raises(ChainRejected, match="at least 5 weights"):
+        await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+
+
+async def test_runtime_without_epoch_consensus(make_subnet: MakeSubnet, put_front: PutFront) -> None:
     subnet = make_subnet(max_weight=0.75, min_allowed_weights=2, version_key=5, weights_rate_limit=0)
-    chain = faulty(subnet, faults)
-    with pytest.raises(ChainRejected, match="at least 2 weights"):
-        await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+    front = await put_front(subnet)
+    front.lose_consensus()
+    chain = front.chain()
     await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 0.9, subnet.hotkey(2): 0.1})
     found = await chain.weights_of(subnet.hotkey(0))
     assert found[subnet.hotkey(1)] == pytest.approx(0.75, abs=0.001)
-    faults.override["CommitRevealWeightsEnabled"] = True
+
+
+async def test_commit_reveal_on_a_runtime_that_the_sdk_cannot_serve(
+    make_subnet: MakeSubnet, put_front: PutFront
+) -> None:
+    subnet = make_subnet(commit_reveal=True)
+    front = await put_front(subnet)
+    front.lose_consensus()
     with pytest.raises(ChainRejected, match="commit-reveal"):
-        await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 0.6, subnet.hotkey(2): 0.4})
-    await chain.close()
+        await front.chain().set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+    assert front.submitted == 0
+
+
+async def test_weights_of_a_commit_reveal_subnet_are_committed_and_confirmed(
+    make_subnet: MakeSubnet, put_front: PutFront
+) -> None:
+    subnet = make_subnet(commit_reveal=True, tempo=9)
+    chain = (await put_front(subnet)).chain()
+    subnet.chain.advance(20)
+    assert (await chain.weight_rules()).commit_reveal
+    await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 0.6, subnet.hotkey(2): 0.4})
+    ((height, drand_round),) = subnet.chain.state().weight_commits[0]
+    assert height == 21 == (await chain.metagraph()).neurons[subnet.hotkey(0)].last_update
+    assert drand_round > 0
+    assert await chain.weights_of(subnet.hotkey(0)) == {}, "nobody sees weights before their reveal"
+    with pytest.raises(ChainRejected, match="rate limit"):
+        await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+    subnet.chain.open_commit(subnet.hotkey(0), [1, 2], [65_535, 43_690])
+    found = await chain.weights_of(subnet.hotkey(0))
+    assert found[subnet.hotkey(1)] == pytest.approx(0.6, abs=0.001)
+
+
+async def test_unrevealed_commits_are_limited(make_subnet: MakeSubnet, put_front: PutFront) -> None:
+    subnet = make_subnet(commit_reveal=True, weights_rate_limit=0)
+    chain = (await put_front(subnet)).chain()
+    for _ in range(10):
+        await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+        subnet.chain.advance(1)
+    with pytest.raises(ChainRejected, match="TooManyUnrevealedCommits"):
+        await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+    subnet.chain.advance(361)
+    await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
 
 
 async def test_a_lost_answer_is_settled_by_reading_back(
-    subnet: Subnet, chain: BittensorChain, faults: Faults
+    subnet: Subnet, chain: BittensorChain, front: Front
 ) -> None:
-    faults.lose_answer = True
+    front.lose_answers(1)
     await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
+    front.lose_answers(1)
     await chain.serve_axon(subnet.wallets[1], "10.0.0.1", 8091)
-    assert faults.submitted == 2
+    assert front.submitted == 2
     assert await chain.weights_of(subnet.hotkey(0)) == {subnet.hotkey(1): 1.0}
 
 
-async def test_a_success_that_does_not_show_is_an_error(make_subnet: MakeSubnet) -> None:
-    faults = Faults(swallow=True)
+async def test_a_success_that_does_not_show_is_an_error(make_subnet: MakeSubnet, put_front: PutFront) -> None:
     subnet = make_subnet(block_time_s=0.05)
-    chain = faulty(subnet, faults)
+    front = await put_front(subnet)
+    front.swallow(2)
+    chain = front.chain()
     with pytest.raises(ChainRejected, match="last update is still before"):
         await chain.set_weights(subnet.wallets[0], {subnet.hotkey(1): 1.0})
     with pytest.raises(ChainRejected, match="does not show it"):
         await chain.serve_axon(subnet.wallets[1], "10.0.0.1", 8091)
-    assert faults.submitted == 2
-    await chain.close()
+    assert front.submitted == 2
+
+
+async def test_a_black_hole_ends_at_the_deadline(front: Front) -> None:
+    chain = front.chain(call_timeout_s=0.6)
+    assert await chain.height() == 1
+    front.hang(True)
+    with pytest.raises(ChainUnavailable, match="did not tell its height within"):
+        await chain.height()
+    front.hang(False)
+    assert await chain.height() == 1
 
 
 async def test_axon_is_published_only_when_it_changed(
-    subnet: Subnet, chain: BittensorChain, faults: Faults
+    subnet: Subnet, chain: BittensorChain, front: Front
 ) -> None:
     for _ in range(2):
         await chain.serve_axon(subnet.wallets[1], "10.0.0.1", 8091)
-    assert faults.submitted == 1
+    assert front.submitted == 1
     await chain.serve_axon(subnet.wallets[1], "10.0.0.1", 8092)
     assert (await chain.metagraph()).neurons[subnet.hotkey(1)].axon == AxonAddress("10.0.0.1", 8092)
     with pytest.raises(ConfigError, match="'my-host' is not an IP address"):
@@ -282,143 +269,30 @@ async def test_axon_is_published_only_when_it_changed(
         await chain.serve_axon(subnet.wallets[1], "0.0.0.0", 8091)
 
 
-async def test_a_read_survives_failures_on_a_fresh_client(
-    subnet: Subnet, chain: BittensorChain, faults: Faults
+async def test_a_commitment_on_chain_shows_when_it_was_made(
+    subnet: Subnet, chain: BittensorChain, front: Front
 ) -> None:
-    errors: list[BaseException] = [
-        bt.RpcConnectionError("gone"),
-        ConnectionResetError("reset"),
-        bt.ChainError("received 1000 (OK)"),
-    ]
-    faults.read = lambda: errors.pop() if errors else None
-    assert await chain.height() == 1
-    assert faults.opened == 4
-    await chain.close()
-    assert faults.closed == 4
+    subnet.chain.advance(40)
+    assert await chain.commitment(subnet.hotkey(1)) is None
+    first = await chain.commit(subnet.wallets[1], bytes(range(32)))
+    assert first == OnChainCommitment(height=BlockHeight(41), data=bytes(range(32)))
+    subnet.chain.advance(5)
+    assert await chain.commit(subnet.wallets[1], bytes(range(32))) == first, "it is there already"
+    assert front.submitted == 1
+    second = await chain.commit(subnet.wallets[1], b"other")
+    assert await chain.commitment(subnet.hotkey(1)) == second
+    assert (second.height, second.data) == (46, b"other")
+    front.lose_answers(1)
+    assert (await chain.commit(subnet.wallets[1], b"lost")).data == b"lost"
+    with pytest.raises(NotPermitted, match="commit"):
+        await chain.commit(subnet.wallets[4], b"stranger")
+    assert await chain.commitment(subnet.hotkey(4)) is None
 
 
-async def test_a_chain_that_stays_down(subnet: Subnet, faults: Faults) -> None:
-    chain = faulty(subnet, faults, call_timeout_s=0.3)
-    faults.read = lambda: bt.RpcConnectionError("no route to host")
-    with pytest.raises(
-        ChainUnavailable, match="'local' cannot be reached to tell its height: no route to host"
-    ):
-        await chain.height()
-    assert faults.opened > 1
-    await chain.close()
-    assert faults.closed == faults.opened
-
-
-async def test_a_black_hole_ends_at_the_deadline(subnet: Subnet, faults: Faults) -> None:
-    chain = faulty(subnet, faults, call_timeout_s=0.2)
-    faults.hang = True
-    with pytest.raises(ChainUnavailable, match="did not tell its height within"):
-        await chain.height()
-    assert faults.opened >= 2
-    faults.hang = False
-    assert await chain.height() == 1
-    await chain.close()
-
-
-async def test_an_endpoint_that_refuses_is_left_alone(
-    subnet: Subnet, chain: BittensorChain, faults: Faults
-) -> None:
-    faults.read = lambda: bt.RpcPolicyError("429 too many requests", status_code=429)
-    with pytest.raises(ChainUnavailable, match="429"):
-        await chain.height()
-    assert faults.opened == 1
-
-
-async def test_cancelling_a_call_cancels_it(subnet: Subnet, chain: BittensorChain, faults: Faults) -> None:
-    faults.hang = True
-    call = asyncio.create_task(chain.height())
-    await asyncio.sleep(0.05)
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-
-
-async def test_missing_state_is_named(subnet: Subnet, faults: Faults) -> None:
-    faults.missing = frozenset({"Tempo"})
-    chain = faulty(subnet, faults)
-    with pytest.raises(ChainRejected, match=r"cannot tell the rules for weights: .*Tempo"):
-        await chain.weight_rules()
-    await chain.close()
-
-
-async def test_open_chain_on_the_local_network(subnet: Subnet) -> None:
-    calls: list[tuple[str, float]] = []
-    chain = open_chain(section(subnet), SystemClock(), observe=lambda what, s: calls.append((what, s)))
-    assert await chain.height() == 1
-    assert calls[0][0] == "tell its height"
-    assert calls[0][1] > 0
-    subnet.path.rename(subnet.path.with_name("gone"))
-    chain._connection.call_timeout_s = 0.2
-    with pytest.raises(ChainUnavailable, match="cannot be used"):
-        await chain.height()
-    subnet.path.with_name("gone").rename(subnet.path)
-    assert await chain.height() == 1
-    await chain.close()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"local_state": None}, "chain.local_state names no file"),
-        ({"local_state": Path("/nonexistent/chain")}, "'/nonexistent/chain' does not exist"),
-        ({"netuid": 25}, "chain.netuid is 25 but .* holds subnet 24"),
-        ({"network": "fynney"}, "chain network 'fynney' is unknown"),
-        ({"network": "test", "fallback_endpoints": ("http://x",)}, "chain network 'http://x' is unknown"),
-    ],
-)
-def test_open_chain_refuses(subnet: Subnet, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        open_chain(section(subnet, **options), SystemClock())
-
-
-async def test_an_endpoint_where_nobody_listens(unused_tcp_port: int) -> None:
-    chain = open_chain(
-        ChainSection(network=f"ws://127.0.0.1:{unused_tcp_port}", call_timeout_s=1.0), SystemClock()
-    )
-    with pytest.raises(ChainUnavailable, match=f"ws://127.0.0.1:{unused_tcp_port}"):
-        await chain.height()
-    await chain.close()
-
-
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 101 Nonsense\r\n\r\n"])
-async def test_an_endpoint_that_is_no_chain_leaves_nothing_open(answer: bytes) -> None:
-    ended: list[asyncio.Event] = []
-
-    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        ended.append(asyncio.Event())
-        here = ended[-1]
-        writer.write(answer)
-        with suppress(ConnectionError):
-            await reader.read()
-        writer.close()
-        here.set()
-
-    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
-    async with server, asyncio.timeout(20):
-        port = server.sockets[0].getsockname()[1]
-        chain = open_chain(ChainSection(network=f"ws://127.0.0.1:{port}", call_timeout_s=0.6), SystemClock())
-        with pytest.raises(ChainUnavailable, match="tell its height"):
-            await chain.height()
-        await chain.close()
-        assert ended
-        for event in ended:
-            await event.wait()
-    assert [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
-
-
-async def test_a_subnet_that_does_not_exist(subnet: Subnet, faults: Faults) -> None:
-    def open_client() -> Any:
-        return bt.Client("local", substrate=FaultySubstrate(subnet.chain, faults))
-
-    chain = BittensorChain(Connection(open_client, where="'local'", call_timeout_s=2.0), netuid=NETUID + 1)
+async def test_a_subnet_that_does_not_exist(chain: BittensorChain) -> None:
+    elsewhere = BittensorChain(chain._connection, netuid=NETUID + 1)
     with pytest.raises(ConfigError, match="subnet 25 does not exist"):
-        await chain.metagraph()
-    await chain.close()
+        await elsewhere.metagraph()
 
 
 MINER = """
@@ -448,7 +322,8 @@ assert not heavy, heavy
 """
 
 
-async def test_two_processes_meet_on_one_chain(subnet: Subnet, chain: BittensorChain, tmp_path: Path) -> None:
+async def test_two_processes_meet_on_one_chain(subnet: Subnet, tmp_path: Path) -> None:
+    chain = InProcess(subnet).chain()
     home = tmp_path / "home"
     home.mkdir()
     wallet = subnet.wallets[1]
@@ -473,3 +348,4 @@ async def test_two_processes_meet_on_one_chain(subnet: Subnet, chain: BittensorC
     assert miner.returncode == 0, err.decode()
     assert float(out) == pytest.approx(0.75, abs=0.001)
     assert list(home.iterdir()) == [], "the SDK wrote into the user's home"
+    await chain.close()

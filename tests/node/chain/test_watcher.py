@@ -10,14 +10,20 @@ import pytest
 
 from node.bus import Bus, Subscription
 from node.chain import open_chain
+from node.chain.client import BittensorChain
 from node.chain.watcher import BlockWatcher
 from node.clock import SystemClock
+from node.metrics import Metrics
 from node.settings_model import ChainSection
 from protocol.errors import ChainRejected, ChainUnavailable
 from protocol.events import BlockAdvanced
 from protocol.types import BlockHeight
 from tests.fakes.clock import FakeClock
-from tests.fakes.subnet import NETUID, MakeSubnet, Subnet
+from tests.fakes.subnet import NETUID, MakeSubnet
+from tests.fakes.subtensor.fixture import required_fixture
+from tests.fakes.subtensor.node import SubtensorNode
+from tests.node.chain.conftest import PutFront
+from tests.node.chain.fronts import IN_PROCESS, fronted
 
 
 @dataclass
@@ -28,6 +34,7 @@ class ScriptedChain:
     head: int = 1
     error: Exception | None = None
     polls: int = 0
+    reconnections: int = 0
     heads: list[int] = field(default_factory=list)
 
     async def height(self) -> BlockHeight:
@@ -37,6 +44,9 @@ class ScriptedChain:
         if self.heads:
             self.head = self.heads.pop(0)
         return BlockHeight(self.head)
+
+    def reconnect(self) -> None:
+        self.reconnections += 1
 
     async def block_time_s(self) -> float:
         if self.error is not None:
@@ -51,6 +61,7 @@ class Watched:
     watcher: BlockWatcher
     subscription: Subscription[BlockAdvanced]
     task: asyncio.Task[None]
+    metrics: Metrics
 
     async def next_event(self) -> tuple[int, int | None]:
         async with asyncio.timeout(5):
@@ -60,18 +71,19 @@ class Watched:
 
 @asynccontextmanager
 async def watching(chain: ScriptedChain, *, unreachable_after_s: float = 60.0) -> AsyncIterator[Watched]:
-    bus, clock = Bus(), FakeClock()
+    bus, clock, metrics = Bus(), FakeClock(), Metrics()
     subscription = bus.subscribe(BlockAdvanced)
     watcher = BlockWatcher(
         chain,  # type: ignore[arg-type]
         bus,
         clock,
         unreachable_after_s=unreachable_after_s,
+        metrics=metrics,
     )
     task = asyncio.create_task(watcher.run())
     try:
         await clock.advance(0)
-        yield Watched(chain, clock, watcher, subscription, task)
+        yield Watched(chain, clock, watcher, subscription, task, metrics)
     finally:
         task.cancel()
         await asyncio.wait([task])
@@ -146,12 +158,11 @@ async def test_a_bug_is_not_taken_for_an_outage() -> None:
             await watched.task
 
 
-async def collect(subnet: Subnet, act: Callable[[list[BlockAdvanced]], bool]) -> list[BlockAdvanced]:
-    """Watch a real local chain until `act`, called after every event, is satisfied."""
-    section = ChainSection(network="local", netuid=NETUID, local_state=subnet.path, call_timeout_s=0.3)
-    chain, bus, clock = open_chain(section, SystemClock()), Bus(), SystemClock()
+async def collect(chain: BittensorChain, act: Callable[[list[BlockAdvanced]], bool]) -> list[BlockAdvanced]:
+    """Watch a chain until `act`, called after every event, is satisfied."""
+    bus, clock = Bus(), SystemClock()
     subscription = bus.subscribe(BlockAdvanced)
-    watcher = BlockWatcher(chain, bus, clock, unreachable_after_s=20)
+    watcher = BlockWatcher(chain, bus, clock, unreachable_after_s=20, metrics=Metrics())
     task = asyncio.create_task(watcher.run())
     events: list[BlockAdvanced] = []
     try:
@@ -164,7 +175,6 @@ async def collect(subnet: Subnet, act: Callable[[list[BlockAdvanced]], bool]) ->
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
-        await chain.close()
     return events
 
 
@@ -175,8 +185,9 @@ def assert_monotone(events: list[BlockAdvanced]) -> None:
         assert later.height > earlier.height
 
 
-async def test_the_local_chain_is_followed_through_jumps(make_subnet: MakeSubnet) -> None:
+async def test_a_chain_is_followed_through_jumps(make_subnet: MakeSubnet, put_front: PutFront) -> None:
     subnet = make_subnet(block_time_s=0.05)
+    front = await put_front(subnet)
 
     def act(events: list[BlockAdvanced]) -> bool:
         if len(events) == 3:
@@ -185,31 +196,112 @@ async def test_the_local_chain_is_followed_through_jumps(make_subnet: MakeSubnet
             subnet.chain.advance(-5)
         return len(events) == 10
 
-    events = await collect(subnet, act)
+    events = await collect(front.chain(), act)
     assert_monotone(events)
     assert any(event.previous and event.height - event.previous >= 100 for event in events)
+
+
+async def test_a_black_hole_of_a_second_is_survived(make_subnet: MakeSubnet, put_front: PutFront) -> None:
+    subnet = make_subnet(block_time_s=0.05)
+    front = await put_front(subnet)
+
+    def act(events: list[BlockAdvanced]) -> bool:
+        if len(events) == 3:
+            front.hang(True)
+            asyncio.get_running_loop().call_later(1.0, front.hang, False)
+        return len(events) >= 8
+
+    events = await collect(front.chain(call_timeout_s=0.6), act)
+    assert_monotone(events)
+    assert largest_gap(events) >= 10
+
+
+def largest_gap(events: list[BlockAdvanced]) -> int:
+    return max(later.height - (later.previous or later.height) for later in events)
 
 
 async def test_the_local_chain_goes_away_and_comes_back(make_subnet: MakeSubnet) -> None:
     subnet = make_subnet(block_time_s=0.05)
     away = subnet.path.with_name("away")
-    returns: list[asyncio.TimerHandle] = []
 
     def act(events: list[BlockAdvanced]) -> bool:
         if len(events) == 3:
             subnet.path.rename(away)
-            returns.append(asyncio.get_running_loop().call_later(0.6, away.rename, subnet.path))
+            asyncio.get_running_loop().call_later(0.6, away.rename, subnet.path)
         return len(events) >= 8
 
-    events = await collect(subnet, act)
-    assert returns
+    async with fronted(IN_PROCESS, subnet) as front:
+        events = await collect(front.chain(call_timeout_s=0.3), act)
     assert_monotone(events)
-    assert max(later.height - (later.previous or later.height) for later in events) >= 5
+    assert largest_gap(events) >= 5
 
 
 async def test_a_chain_locked_by_a_writer_is_still_read(make_subnet: MakeSubnet) -> None:
     subnet = make_subnet(block_time_s=0.05)
     with subnet.chain._store.writing() as connection:
         connection.execute("UPDATE parameters SET tempo = 1")
-        events = await collect(subnet, lambda events: len(events) >= 5)
+        section = ChainSection(network="local", netuid=NETUID, local_state=subnet.path)
+        chain = open_chain(section, SystemClock())
+        events = await collect(chain, lambda events: len(events) >= 5)
+        await chain.close()
     assert_monotone(events)
+
+
+async def test_a_node_is_followed_through_drops_closes_and_a_restart(make_subnet: MakeSubnet) -> None:
+    subnet = make_subnet(block_time_s=0.05)
+    acts: set[asyncio.Task[None]] = set()
+
+    async def restart(node: SubtensorNode) -> None:
+        await node.stop()
+        await asyncio.sleep(0.5)
+        await node.start()
+
+    async with SubtensorNode(subnet.chain, required_fixture()) as node:
+
+        def act(events: list[BlockAdvanced]) -> bool:
+            if len(events) == 3:
+                node.drop()
+            if len(events) == 6:
+                acts.add(asyncio.create_task(node.close_gracefully()))
+            if len(events) == 9:
+                acts.add(asyncio.create_task(restart(node)))
+            if len(events) == 12:
+                node.faults.stale_blocks = 10
+            if len(events) == 15:
+                node.faults.stale_blocks = 0
+            return len(events) >= 18
+
+        section = ChainSection(network=node.url, netuid=NETUID)
+        chain = open_chain(section, SystemClock())
+        events = await collect(chain, act)
+        await chain.close()
+        assert len(acts) == 2
+        await asyncio.gather(*acts)
+    assert_monotone(events)
+    assert largest_gap(events) >= 8
+    assert node.seen.connections >= 4
+
+
+async def test_a_head_that_stands_still_changes_the_connection() -> None:
+    async with watching(ScriptedChain(head=5), unreachable_after_s=10_000) as watched:
+        assert await watched.next_event() == (5, None)
+        await watched.clock.advance(60)
+        assert watched.chain.reconnections == 0
+        assert watched.watcher.lag_s == pytest.approx(48, abs=3)
+        assert watched.metrics.values()["quasar_block_lag_seconds"] == pytest.approx(48, abs=3)
+        await watched.clock.advance(30)
+        assert watched.chain.reconnections == 1
+        await watched.clock.advance(65)
+        assert watched.chain.reconnections == 2
+        watched.chain.head = 6
+        await watched.clock.advance(3)
+        assert watched.watcher.lag_s == 0
+
+
+async def test_a_silent_chain_is_no_stalled_one() -> None:
+    async with watching(ScriptedChain(head=5), unreachable_after_s=10_000) as watched:
+        assert await watched.next_event() == (5, None)
+        watched.chain.error = ChainUnavailable("no route to host")
+        await watched.clock.advance(200)
+        assert watched.chain.reconnections == 0
+        assert watched.watcher.idle_s <= 3, "an attempt that fails is progress too"

@@ -184,9 +184,17 @@ class Code:
         return bound_commitment_hash(self.salt, miner.ss58_address, TARGET, self.url, self.commit_hash)
 
 
-def commit_message(miner: Key, commitment_hash: str, target: int = TARGET) -> CommitSubmission:
+def commit_message(
+    miner: Key, commitment_hash: str, target: int = TARGET, *, is_anchored: bool = False
+) -> CommitSubmission:
     """A signed commitment."""
-    return signed(miner, CommitSubmission, commitment_hash=commitment_hash, target_sequence_length=target)
+    return signed(
+        miner,
+        CommitSubmission,
+        commitment_hash=commitment_hash,
+        target_sequence_length=target,
+        is_anchored=is_anchored,
+    )
 
 
 def reveal_message(miner: Key, submission_id: int, code: Code) -> RevealSubmission:

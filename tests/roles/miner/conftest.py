@@ -11,9 +11,27 @@ from node.settings_model import MinerSection, NodeSection, Settings
 from tests.roles.api.harness import Subnet
 from tests.roles.miner.harness import Miner
 from tests.roles.proxy import SwitchedProxy
-from tests.roles.running_subnet import api, api_settings, migrated, private_caches, proxy, subnet
+from tests.roles.running_subnet import (
+    api,
+    api_settings,
+    chain_settings,
+    front_kind,
+    migrated,
+    private_caches,
+    proxy,
+    subnet,
+)
 
-__all__ = ["api", "api_settings", "migrated", "private_caches", "proxy", "subnet"]
+__all__ = [
+    "api",
+    "api_settings",
+    "chain_settings",
+    "front_kind",
+    "migrated",
+    "private_caches",
+    "proxy",
+    "subnet",
+]
 
 
 @pytest.fixture

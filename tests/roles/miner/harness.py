@@ -26,6 +26,7 @@ from protocol.rules import RULES_VERSION
 from protocol.types import BlockHeight
 from protocol.verdicts import Fault, Status
 from roles.api_client import SubnetApi, open_api
+from roles.miner.anchoring import Anchor
 from roles.miner.candidate import Candidate, Proposer, Unusable
 from roles.miner.coordinator import CommitRevealCoordinator
 from roles.miner.fork import Fork, open_fork
@@ -166,6 +167,7 @@ class Miner:
         self.proposer: Proposer = ListProposer()
         self.referee = ScriptedReferee()
         self.tasks: list[asyncio.Task[None]] = []
+        self.anchor: Anchor | None = None
         self.journal: Journal
         self.ledger: SubmissionLedger
         self.api: SubnetApi
@@ -194,6 +196,7 @@ class Miner:
             bus=self.bus,
             clock=self.clock,
             is_direct=self.settings.miner.submission == "direct",
+            anchor=self.anchor,
         )
         self.history = History(self.settings.node.data_dir / HISTORY_FILE, self.clock)
         target = Target(self.settings.miner.target_sequence_length)

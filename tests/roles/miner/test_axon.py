@@ -11,7 +11,14 @@ from node.clock import SystemClock
 from node.settings_model import InferenceSection, Settings
 from protocol.errors import ChainRejected, NotPermitted
 from roles.miner.axon import AxonPublisher
+from tests.node.chain.fronts import FRONTS
 from tests.roles.api.harness import Subnet
+
+
+@pytest.fixture(params=FRONTS)
+def front_kind(request: pytest.FixtureRequest) -> str:
+    """Everything here runs over both fronts."""
+    return str(request.param)
 
 
 class Wallet:

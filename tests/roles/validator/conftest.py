@@ -8,10 +8,28 @@ import pytest
 from node.settings_model import NodeSection, Settings, ValidatorSection
 from tests.roles.api.harness import Subnet
 from tests.roles.proxy import SwitchedProxy
-from tests.roles.running_subnet import api, api_settings, migrated, private_caches, proxy, subnet
+from tests.roles.running_subnet import (
+    api,
+    api_settings,
+    chain_settings,
+    front_kind,
+    migrated,
+    private_caches,
+    proxy,
+    subnet,
+)
 from tests.roles.validator.harness import Validator
 
-__all__ = ["api", "api_settings", "migrated", "private_caches", "proxy", "subnet"]
+__all__ = [
+    "api",
+    "api_settings",
+    "chain_settings",
+    "front_kind",
+    "migrated",
+    "private_caches",
+    "proxy",
+    "subnet",
+]
 
 
 @pytest.fixture

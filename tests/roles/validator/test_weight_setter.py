@@ -10,13 +10,21 @@ import pytest
 from node.chain import LocalChain
 from protocol.errors import ChainRejected, ChainUnavailable
 from protocol.events import WeightsSet
+from protocol.types import Hotkey
 from protocol.verdicts import LogitOutcome, Status
 from roles.validator import weight_setter
+from tests.node.chain.fronts import FRONTS
 from tests.roles.api.harness import Subnet, key, registration
 from tests.roles.miner.harness import report
 from tests.roles.validator.harness import Validator
 
 OWNER = "owner"
+
+
+@pytest.fixture(params=FRONTS)
+def front_kind(request: pytest.FixtureRequest) -> str:
+    """Everything here runs over both fronts."""
+    return str(request.param)
 
 
 @pytest.fixture
@@ -273,6 +281,68 @@ async def test_status_tells_ranking_and_weights(validator: Validator) -> None:
     assert told["refresh_at"] == height + 100
 
 
+def change(validator: Validator, column: str, value: int) -> None:
+    """Change a rule of the subnet, as its owner may at any time."""
+    with validator.subnet.chain._store.writing() as connection:
+        connection.execute(f"UPDATE parameters SET {column} = ?", (value,))
+
+
+async def test_commit_reveal_weights_are_set_once_and_refreshed(validator: Validator) -> None:
+    change(validator, "commit_reveal", 1)
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    await validator.tick(1)
+    event = await until_set(validator, 1)
+    assert by_name(dict(event.weights)) == {"miner": 1.0}
+    assert await on_chain(validator) == {}, "what is committed is not shown yet"
+    await validator.tick(50)
+    await quiet(validator)
+    assert len(validator.subnet.chain.state().weight_commits[0]) == 1
+    await validator.tick(60)
+    await until_set(validator, 2)
+
+
+async def test_commit_reveal_weights_that_the_chain_shows_survive_a_restart(validator: Validator) -> None:
+    change(validator, "commit_reveal", 1)
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    await validator.kill()
+    validator.subnet.chain.open_commit(key("validator").ss58_address, [1], [65_535])
+    await validator.start("setter")
+    await validator.tick(20)
+    await quiet(validator)
+    assert validator.recorder.of(WeightsSet) == []
+
+
+async def test_a_minimum_of_weights_does_not_keep_the_winner_from_being_paid(validator: Validator) -> None:
+    change(validator, "min_allowed_weights", 4)
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    weights = await validator.chain.weights_of(validator.api.hotkey)
+    assert len(weights) == 4
+    assert weights[Hotkey(key("miner").ss58_address)] > 0.999
+    await validator.kill()
+    await validator.start("setter")
+    await validator.tick(20)
+    await quiet(validator)
+    assert validator.recorder.of(WeightsSet) == [], "what was filled up is no other ranking"
+
+
+async def test_a_recycled_uid_is_not_paid(validator: Validator) -> None:
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 2000.0)
+    await enter(validator, 2, "rival", 1000.0)
+    newcomer = registration("newcomer", "cold-n")
+    validator.subnet.chain.register(newcomer, replace_uid=1)
+    await validator.tick(1)
+    await until_set(validator, 1)
+    assert await on_chain(validator) == {"rival": 1.0}
+
+
 async def test_those_who_will_be_paid_are_challenged_first(validator: Validator) -> None:
     await validator.start("setter")
     for number, name in enumerate(("miner", "rival", "m3", "m4", "m5"), start=1):
@@ -325,6 +395,24 @@ async def test_miner_whose_challenge_fails_before_weights_is_not_paid(
     await validator.tick(1)
     await until_set(validator, 1)
     assert await on_chain(validator) == {"rival": 1.0}
+
+
+async def test_stale_weights_are_an_error_in_the_log(
+    validator: Validator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    await validator.start("setter")
+    await enter(validator, 1, "miner", 1000.0)
+    await validator.tick(1)
+    await until_set(validator, 1)
+
+    async def refuse(wallet: Any, weights: Mapping[Any, float]) -> None:
+        raise ChainRejected("custom error 13")
+
+    monkeypatch.setattr(validator.chain, "set_weights", refuse)
+    await validator.tick(301)
+    await quiet(validator)
+    assert "weights on chain are stale" in caplog.text
+    assert validator.metrics.values()["quasar_blocks_since_weights"] == 301
 
 
 async def test_challenges_that_take_for_ever_do_not_hold_up_the_weights(
