@@ -55,6 +55,22 @@ def count_gpus(*, dev: Path = Path("/dev"), environ: Mapping[str, str] = os.envi
     return present if visible is None else min(present, len(_chosen(visible)))
 
 
+def gpu_file(
+    uuid: str, *, dev: Path = Path("/dev"), proc: Path = Path("/proc/driver/nvidia/gpus")
+) -> Path | None:
+    """Return the device file of the GPU with this UUID (`GPU-...`); None when the driver does not tell.
+
+    CUDA's number of a GPU need not be that of its file: it counts what it may see, in an order of its own.
+    """
+    for information in proc.glob("*/information"):
+        pairs = (line.partition(":") for line in information.read_text().splitlines())
+        fields = {name.strip(): value.strip() for name, _, value in pairs}
+        if fields.get("GPU UUID") == uuid:
+            file = dev / f"nvidia{fields.get('Device Minor')}"
+            return file if file.exists() else None
+    return None
+
+
 def _chosen(visible: str) -> list[str]:
     """The GPUs that CUDA_VISIBLE_DEVICES names; CUDA stops reading at the first entry that is none."""
     chosen: list[str] = []

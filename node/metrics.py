@@ -48,6 +48,12 @@ class Metrics:
             registry=self.registry,
         )
         self.build_info.labels(product_version(), role, platform.python_version()).set(1)
+        self.device_in_service = Gauge(
+            "quasar_device_in_service",
+            "1 while a validator judges on the device, 0 while the device does not compute",
+            ["device"],
+            registry=self.registry,
+        )
         self.block_height = Gauge("quasar_block_height", "Chain head last seen", registry=self.registry)
         self.blocks_since_weights = Gauge(
             "quasar_blocks_since_weights",

@@ -178,6 +178,8 @@ class EvaluationSection(Section):
     deadline_s: Positive = 600.0
     max_sequence_length: Annotated[int, Field(ge=64)] | None = None
     """Caps the length that is really run (local chain and tests)."""
+    devices: tuple[str, ...] = ()
+    """GPUs that a validator judges on, each with a referee of its own; default: `[node] device` alone."""
     vram_limit_mb: Annotated[int, Field(ge=1)] | None = None
     """What a submission may hold of the GPU's memory; default: half of it."""
 

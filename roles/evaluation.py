@@ -22,20 +22,32 @@ CPU_SEQUENCE_LENGTH: Final = 256
 LOCK_PATIENCE_S: Final = 1800.0
 """Other measurements on this machine come first; they take turns."""
 START_S: Final = 120.0
+CHECK_S: Final = 120.0
+"""A GPU that cannot multiply two matrices in this time is taken for wedged."""
 
 _log = get_logger(__name__)
 
 
 class Referee:
-    """Has submissions judged, each in a referee process of its own."""
+    """Has submissions judged on one device (default: `[node] device`), each in a process of its own."""
 
     def __init__(
-        self, settings: Settings, data_dir: Path, *, on_stage: Callable[[str], None] | None = None
+        self,
+        settings: Settings,
+        data_dir: Path,
+        *,
+        device: str | None = None,
+        on_stage: Callable[[str], None] | None = None,
     ) -> None:
         self._settings = settings
         self._work_dir = data_dir / "evaluations"
-        self._device = resolve_device(settings.node.device)
+        self._device = resolve_device(settings.node.device if device is None else device)
         self._on_stage = on_stage
+
+    @property
+    def device(self) -> str:
+        """`cpu` or `cuda:<n>`."""
+        return self._device
 
     @property
     def profile(self) -> Literal["cpu", "gpu"]:
@@ -96,6 +108,21 @@ class Referee:
         except (WorkerFailed, ValidationError) as error:
             _log.error("the referee failed", error=str(error))
             return self._infrastructure(str(error))
+
+    async def is_device_working(self) -> bool:
+        """Ask a process of its own to compute something on the device."""
+        try:
+            await run_json_process(
+                [*module_argv("roles.referee"), "--check", self._device],
+                "",
+                timeout_s=CHECK_S,
+                env=worker_environment(),
+                on_stderr_line=self._take_line,
+            )
+        except WorkerFailed as error:
+            _log.warning("device does not work", device=self._device, reason=str(error))
+            return False
+        return True
 
     def _may_go_unsandboxed(self) -> bool:
         # Elsewhere than on the local chain an unsandboxed verdict would score beside a wallet.

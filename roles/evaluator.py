@@ -18,3 +18,10 @@ class Evaluator(Protocol):
         known_fingerprints: Mapping[str, int] | None = None,
     ) -> EvaluationReport:
         """Check and time one kernel."""
+
+    @property
+    def device(self) -> str:
+        """Where: `cpu` or `cuda:<n>`."""
+
+    async def is_device_working(self) -> bool:
+        """Tell whether anything can be computed there."""

@@ -17,6 +17,7 @@ import kernels
 from kernels.fork_base import write_fla_base
 from kernels.harness.session import Session
 from kernels.harness.wire import socket_pair
+from node.devices import gpu_file
 from node.sandbox import (
     Limits,
     Mount,
@@ -188,14 +189,11 @@ def _start(
     environment = {
         "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108 - the sandbox's own
         "OMP_NUM_THREADS": "1",
-        **({} if is_gpu else {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}),
-        **{
-            name: os.environ[name]
-            for name in ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-            if is_gpu and name in os.environ
-        },
+        **({} if is_gpu else {"TRITON_INTERPRET": "1"}),
+        **_visible_gpu(job.device),
+        **{name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if is_gpu and name in os.environ},
     }
-    descriptor = str(end.fileno())
+    descriptor, device = str(end.fileno()), "cuda:0" if is_gpu else "cpu"
     if tier is SandboxTier.NONE:
         mounts = python_mounts()
         paths = [*(str(mount.host) for mount in mounts[-2:]), str(package.parent)]
@@ -205,7 +203,7 @@ def _start(
             "TRITON_CACHE_DIR": str(triton_cache),
         }
         spec = SandboxSpec(
-            argv=python_argv(_PROGRAM, paths, descriptor, str(tree), job.device), environment=environment
+            argv=python_argv(_PROGRAM, paths, descriptor, str(tree), device), environment=environment
         )
         return start_unsandboxed(spec, pass_fds=(end.fileno(),), output=log)
     interpreter = python_mounts()
@@ -217,7 +215,7 @@ def _start(
     ]
     paths = [str(mount.inside) for mount in interpreter if mount.inside.is_relative_to("/quasar")]
     spec = SandboxSpec(
-        argv=python_argv(_PROGRAM, [*paths, "/quasar/src"], descriptor, "/quasar/tree", job.device),
+        argv=python_argv(_PROGRAM, [*paths, "/quasar/src"], descriptor, "/quasar/tree", device),
         mounts=mounts,
         # The whole fla-core, forbidden operators included; the tree has the part that submissions may use.
         hidden=[mount.inside / "fla" for mount in interpreter if (mount.host / "fla").is_dir()],
@@ -232,8 +230,22 @@ def _start(
 def _devices(device: str) -> list[Path]:
     if device == "cpu":
         return []
-    numbered = [path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
-    files = sorted(numbered, key=lambda path: int(path.name[6:]))
-    index = int(device.partition(":")[2] or 0)
-    chosen = files[index : index + 1]
-    return [*chosen, *(Path("/dev") / name for name in _GPU_CONTROL)]
+    file = gpu_file(_uuid(device))
+    if file is None:
+        numbered = [path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
+        files = sorted(numbered, key=lambda path: int(path.name[6:]))
+        file = files[int(device.partition(":")[2] or 0)]
+    return [file, *(Path("/dev") / name for name in _GPU_CONTROL)]
+
+
+def _uuid(device: str) -> str:
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+
+
+def _visible_gpu(device: str) -> dict[str, str]:
+    """What makes the leased GPU the only one, number 0, of a worker."""
+    if device == "cpu":
+        return {"CUDA_VISIBLE_DEVICES": ""}
+    if torch.cuda.device_count() > 1:
+        return {"CUDA_VISIBLE_DEVICES": _uuid(device)}
+    return {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}

@@ -11,13 +11,16 @@ from node.settings_model import Settings
 from protocol.errors import ApiRefused, ApiUnavailable
 from protocol.events import KernelJudged
 from protocol.leagues import league_of
-from protocol.messages import EvaluationReport, Figures, GitSource, LeaseAnswer, Verdict
+from protocol.messages import EvaluationReport, Figures, GitSource, LeaseAnswer
 from protocol.types import LeaseId, SubmissionId
+from protocol.verdicts import Status
 from roles.api_client import SubnetApi, is_about_content
 from roles.evaluator import Evaluator
+from roles.validator.verdict_sender import VerdictSender
 from roles.validator.verdict_store import VerdictStore
 
 LONGEST_WAIT_S: Final = 60.0
+RECHECK_S: Final = 300.0
 
 _log = get_logger(__name__)
 
@@ -27,12 +30,11 @@ class LeaseLost(Exception):
 
 
 class EvaluationLoop:
-    """Component that judges one submission at a time.
+    """Component that judges one submission at a time, on one device.
 
-    A verdict is on disk before it is sent, and is sent until the API answers, also by the next process.
+    A verdict is on disk before it is sent, and is sent until the API answers, also by the next process. A
+    device that no longer computes is out of service until it does; loops of other devices go on.
     """
-
-    name = "evaluation loop"
 
     def __init__(
         self,
@@ -41,14 +43,17 @@ class EvaluationLoop:
         api: SubnetApi,
         referee: Evaluator,
         store: VerdictStore,
+        sender: VerdictSender,
         bus: Bus,
         clock: Clock,
         metrics: Metrics,
     ) -> None:
+        self.name = f"evaluation loop on {referee.device}"
         self._settings = settings
         self._api = api
         self._referee = referee
         self._store = store
+        self._sender = sender
         self._bus = bus
         self._clock = clock
         self._metrics = metrics
@@ -56,9 +61,10 @@ class EvaluationLoop:
 
     async def run(self) -> None:
         """Judge until cancelled."""
+        self._metrics.device_in_service.labels(self._referee.device).set(1)
         while True:
             try:
-                await self._send_verdicts()
+                await self._sender.send_all()
                 lease = await self._api.lease()
             except (ApiRefused, ApiUnavailable) as error:
                 _log.warning("no work from the API", reason=str(error), wait_s=self._wait_s)
@@ -69,9 +75,21 @@ class EvaluationLoop:
             if lease is None:
                 await self._clock.sleep(self._settings.validator.poll_s)
                 continue
-            await self._judge(lease)
+            status = await self._judge(lease)
+            if status is Status.INFRASTRUCTURE:
+                await self._until_device_works()
 
-    async def _judge(self, lease: LeaseAnswer) -> None:
+    async def _until_device_works(self) -> None:
+        """Return at once when it does; otherwise say so and try again every few minutes."""
+        device = self._referee.device
+        while not await self._referee.is_device_working():
+            self._metrics.device_in_service.labels(device).set(0)
+            _log.error("device out of service", device=device, next_try_s=RECHECK_S)
+            await self._clock.sleep(RECHECK_S)
+        self._metrics.device_in_service.labels(device).set(1)
+
+    async def _judge(self, lease: LeaseAnswer) -> Status | None:
+        """Have a submission judged; returns how, or None when the lease was lost meanwhile."""
         log = _log.bind(
             submission_id=lease.submission_id, hotkey=lease.miner_hotkey, commit=lease.commit_hash
         )
@@ -80,7 +98,7 @@ class EvaluationLoop:
             report = await self._evaluate(lease)
         except LeaseLost as lost:
             log.warning("lease lost, the evaluation was stopped", reason=str(lost))
-            return
+            return None
         figures = report.figures
         verdict = self._api.sign_verdict(
             **{name: getattr(figures, name) for name in Figures.model_fields},
@@ -106,6 +124,7 @@ class EvaluationLoop:
                 tokens_per_sec=judgement.measured_tokens_per_sec,
             )
         )
+        return figures.status
 
     async def _evaluate(self, lease: LeaseAnswer) -> EvaluationReport:
         """Have the submission judged while the lease is kept alive. Raises LeaseLost."""
@@ -146,28 +165,6 @@ class EvaluationLoop:
                 if is_about_content(error):
                     raise LeaseLost(str(error)) from error
                 _log.warning("heartbeat refused", submission_id=lease.submission_id, reason=str(error))
-
-    async def _send_verdicts(self) -> None:
-        """Hand in what the API has not acknowledged; raises when it cannot be reached."""
-        for verdict in await self._store.unacknowledged_verdicts():
-            await self._send(verdict)
-
-    async def _send(self, verdict: Verdict) -> None:
-        try:
-            await self._api.send_verdict(verdict)
-        except ApiRefused as error:
-            if not is_about_content(error):
-                raise
-            _log.error(
-                "the API refused a verdict, it counts for the own weights only",
-                submission_id=verdict.submission_id,
-                reason=str(error),
-                http_status=error.status,
-            )
-            await self._store.close_verdict(verdict, is_refused=True)
-            return
-        _log.info("verdict delivered", submission_id=verdict.submission_id, status=verdict.status.value)
-        await self._store.close_verdict(verdict)
 
     def _count(self, figures: Figures, lease: LeaseAnswer) -> None:
         self._metrics.evaluations.labels(figures.status.value, figures.fault.value).inc()

@@ -9,7 +9,7 @@ from node.metrics import LoopLagMonitor
 from node.runtime import Component
 from node.sandbox import SandboxTier, detect_tier
 from node.settings_model import Settings
-from protocol.errors import SandboxUnavailable
+from protocol.errors import ConfigError, SandboxUnavailable
 from protocol.events import KernelJudged, LogitsChecked, WeightsSet
 from roles.base import open_base
 from roles.evaluation import Referee
@@ -19,6 +19,7 @@ from roles.status import StatusKeeper
 from roles.validator.evaluation_loop import EvaluationLoop
 from roles.validator.logit_challenger import LogitChallenger
 from roles.validator.logits import LogitVerifier
+from roles.validator.verdict_sender import VerdictSender
 from roles.validator.verdict_store import VerdictStore
 from roles.validator.weight_setter import WeightSetter
 
@@ -31,7 +32,7 @@ async def build(settings: Settings) -> Graph:
 
     Raises ConfigError (GPU, model), WalletError, NotPermitted, SandboxUnavailable, DeviceBusy, PortInUse.
     """
-    resolve_device(settings.node.device)
+    devices = devices_of(settings)
     own, data_dir = settings.validator, settings.node.data_dir
     async with AsyncExitStack() as opened:
         name = settings.wallet.name or settings.wallet.validator_name
@@ -44,15 +45,20 @@ async def build(settings: Settings) -> Graph:
         await store.load()
         verifier = LogitVerifier(settings, base.signer, clock=clock)
         opened.push_async_callback(verifier.close)
-        loop = EvaluationLoop(
-            settings=settings,
-            api=api,
-            referee=Referee(settings, data_dir),
-            store=store,
-            bus=bus,
-            clock=clock,
-            metrics=base.metrics,
-        )
+        sender = VerdictSender(api=api, store=store)
+        loops = [
+            EvaluationLoop(
+                settings=settings,
+                api=api,
+                referee=Referee(settings, data_dir, device=device),
+                store=store,
+                sender=sender,
+                bus=bus,
+                clock=clock,
+                metrics=base.metrics,
+            )
+            for device in devices
+        ]
         challenger = LogitChallenger(
             verifier=verifier,
             store=store,
@@ -88,8 +94,17 @@ async def build(settings: Settings) -> Graph:
             sections={"verdicts": verdicts, "weights": setter.describe},
         )
         parts: list[Component] = [base.metrics_server, LoopLagMonitor(base.metrics), base.watcher, status]
-        parts += [loop, challenger, setter]
+        parts += [*loops, challenger, setter]
         return Graph(components=parts, closers=[opened.pop_all().aclose])
+
+
+def devices_of(settings: Settings) -> list[str]:
+    """Return what the validator judges on. Raises ConfigError: no such GPU, or one that is named twice."""
+    named = settings.evaluation.devices or (settings.node.device,)
+    devices = [resolve_device(name) for name in named]
+    if len(set(devices)) < len(devices):
+        raise ConfigError(f"[evaluation] devices {list(named)}: one of them is named twice")
+    return devices
 
 
 async def require_sandbox(settings: Settings) -> None:

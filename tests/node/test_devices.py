@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from node.devices import count_gpus, resolve_device
+from node.devices import count_gpus, gpu_file, resolve_device
 from protocol.errors import ConfigError
 
 NOTHING = {"PATH": "/nowhere"}
@@ -63,3 +63,27 @@ def test_nvidia_smi_is_asked_where_the_driver_leaves_no_nodes(tmp_path: Path) ->
 def test_unknown_words_are_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="is unknown: use auto, cpu, cuda or cuda:<n>"):
         resolve_device(word)
+
+
+INFORMATION = """Model: \t\t NVIDIA H100 80GB HBM3
+IRQ:   \t\t 42
+GPU UUID: \t GPU-{uuid}
+Bus Location: \t 0000:{bus}:00.0
+Device Minor: \t {minor}
+"""
+
+
+def test_a_gpus_file_is_found_by_its_uuid(tmp_path: Path) -> None:
+    dev, proc = tmp_path / "dev", tmp_path / "proc"
+    dev.mkdir()
+    for bus, uuid, minor in (("0a", "aaaa", 3), ("1b", "bbbb", 0), ("2c", "cccc", 5)):
+        folder = proc / f"0000:{bus}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(INFORMATION.format(uuid=uuid, bus=bus, minor=minor))
+    (dev / "nvidia0").touch()
+    (dev / "nvidia3").touch()
+    assert gpu_file("GPU-aaaa", dev=dev, proc=proc) == dev / "nvidia3"
+    assert gpu_file("GPU-bbbb", dev=dev, proc=proc) == dev / "nvidia0"
+    assert gpu_file("GPU-cccc", dev=dev, proc=proc) is None
+    assert gpu_file("GPU-dddd", dev=dev, proc=proc) is None
+    assert gpu_file("GPU-aaaa", dev=dev, proc=tmp_path / "nothing") is None

@@ -76,6 +76,13 @@ class ScriptedReferee:
     asked: list[dict[str, Any]] = field(default_factory=list)
     hold: asyncio.Event | None = None
     cancelled: int = 0
+    device: str = "cpu"
+    works: list[bool] = field(default_factory=list)
+    """Answers to whether the device works, in turn; it does from then on."""
+
+    async def is_device_working(self) -> bool:
+        """Look the answer up."""
+        return self.works.pop(0) if self.works else True
 
     async def evaluate(
         self,

@@ -21,6 +21,7 @@ from roles.api_client import SubnetApi, open_api
 from roles.validator.evaluation_loop import EvaluationLoop
 from roles.validator.logit_challenger import LogitChallenger
 from roles.validator.logits import LogitResult
+from roles.validator.verdict_sender import VerdictSender
 from roles.validator.verdict_store import VerdictStore
 from roles.validator.weight_setter import WeightSetter
 from tests.roles.api.harness import Subnet
@@ -107,15 +108,8 @@ class Validator:
         self.api = open_api(self.settings, self.subnet.validator, SystemClock())
         self.chain = open_chain(self.settings.chain, SystemClock())
         self.recorder = Recorder(self.bus)
-        self.loop = EvaluationLoop(
-            settings=self.settings,
-            api=self.api,
-            referee=self.referee,
-            store=self.store,
-            bus=self.bus,
-            clock=self.clock,
-            metrics=self.metrics,
-        )
+        self.sender = VerdictSender(api=self.api, store=self.store)
+        self.loop = self.make_loop(self.referee)
         self.challenger = LogitChallenger(
             verifier=self.verifier,
             store=self.store,
@@ -135,6 +129,19 @@ class Validator:
             confirm=self.confirm,
             interval_blocks=own.weights_interval_blocks,
             is_local_chain=self.is_local_chain,
+        )
+
+    def make_loop(self, referee: ScriptedReferee) -> EvaluationLoop:
+        """An evaluation loop on the referee's device."""
+        return EvaluationLoop(
+            settings=self.settings,
+            api=self.api,
+            referee=referee,
+            store=self.store,
+            sender=self.sender,
+            bus=self.bus,
+            clock=self.clock,
+            metrics=self.metrics,
         )
 
     async def confirm(self, hotkeys: Collection[Hotkey]) -> set[Hotkey]:

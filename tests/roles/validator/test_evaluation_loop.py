@@ -9,6 +9,7 @@ from aiohttp import web
 from protocol.events import KernelJudged
 from protocol.messages import GitSource
 from protocol.verdicts import Status
+from roles.validator.evaluation_loop import RECHECK_S
 from tests.roles.api.harness import Client, Code
 from tests.roles.miner.harness import ScriptedReferee, report
 from tests.roles.proxy import SwitchedProxy
@@ -203,3 +204,53 @@ async def test_infrastructure_faults_are_tried_again_by_the_apis_rule(
     await validator.until(passed)
     assert len(validator.referee.asked) == 2
     assert validator.store.passed_hotkeys() == {validator.subnet.miner.ss58_address}
+
+
+async def test_two_devices_judge_at_the_same_time_and_each_verdict_is_sent_once(
+    validator: Validator, api: Client, proxy: SwitchedProxy
+) -> None:
+    first = await api.submit(validator.subnet.miner, Code("a"))
+    second = await api.submit(validator.subnet.rival, Code("b"))
+    validator.referee.hold = asyncio.Event()
+    await validator.open()
+    validator.other_loop = validator.make_loop(validator.referee)
+    validator.run("loop", "other_loop")
+
+    async def both_asked() -> bool:
+        return len(validator.referee.asked) == 2
+
+    await validator.until(both_asked)
+    validator.referee.hold.set()
+    for submitted in (first, second):
+        assert (await until_judged(validator, api, submitted.submission_id))["status"] == "passed"
+        assert proxy.accepted(f"/evaluations/{submitted.submission_id}/verdict") == 1
+
+
+async def test_a_device_that_does_not_compute_is_out_of_service_until_it_does(
+    validator: Validator, api: Client
+) -> None:
+    submitted = await api.submit(validator.subnet.miner, Code())
+    validator.referee = ScriptedReferee(
+        [report(Status.INFRASTRUCTURE, None), report()], device="cuda:1", works=[False, False]
+    )
+    await validator.open()
+    seen: list[float] = []
+
+    class Waiting(_HastyClock):
+        async def sleep(self, seconds: float) -> None:
+            if seconds == RECHECK_S:
+                seen.append(validator.metrics.device_in_service.labels("cuda:1")._value.get())
+                assert len(validator.referee.asked) == 1
+            await super().sleep(seconds)
+
+    validator.loop._clock = Waiting()
+    validator.run("loop")
+
+    async def passed() -> bool:
+        return any(
+            verdict["status"] == "passed" for verdict in await verdicts_of(api, submitted.submission_id)
+        )
+
+    await validator.until(passed)
+    assert seen == [0.0, 0.0]
+    assert validator.metrics.device_in_service.labels("cuda:1")._value.get() == 1
