@@ -57,16 +57,19 @@ class Optimiser:
             self._state = {"doing": "measuring every league"}
             self._target.set(await self._chooser.choose())
         target = await self._target.known()
-        for entry in await self._history.entries(Phase.PROPOSED, target_sequence_length=target):
+        cut_off = await self._history.entries(Phase.PROPOSED, target_sequence_length=target)
+        for entry in cut_off:
             _log.info("measurement taken up again", candidate=entry.number)
             await self._measure(entry)
-        await self._rounds(target)
+        await self._rounds(target, is_cut_off=bool(cut_off))
         await asyncio.Event().wait()
 
-    async def _rounds(self, target: int) -> None:
+    async def _rounds(self, target: int, *, is_cut_off: bool) -> None:
+        """Go on with the rounds, or begin anew when the last start has finished all of them."""
         rounds = self._settings.agent_iterations
         done = await self._history.fact(ROUNDS) or 0
-        done = done if done < rounds else 0
+        if done >= rounds and not is_cut_off:
+            done = 0
         while done < rounds:
             started_s = self._clock.monotonic()
             has_tried = await self._round(done + 1, target)

@@ -249,6 +249,28 @@ async def test_measurement_that_a_kill_cut_off_is_taken_up_without_the_proposer(
     assert miner.referee.asked[0]["files"] == files("x = 1\n")
 
 
+async def test_last_round_that_a_kill_cut_off_is_the_last(miner: Miner) -> None:
+    miner.change(agent_iterations=1)
+    miner.proposer = candidates("x = 1\n")
+    miner.referee = ScriptedReferee(hold=asyncio.Event())
+    await miner.start("optimiser")
+
+    async def is_measuring() -> bool:
+        return len(miner.referee.asked) == 1
+
+    await miner.until(is_measuring)
+    await miner.kill()
+    miner.proposer = candidates("x = 2\n")
+    miner.referee = ScriptedReferee()
+    await miner.start("optimiser")
+
+    async def is_finished() -> bool:
+        return (await miner.optimiser.describe())["doing"] == "finished"
+
+    await miner.until(is_finished)
+    assert [entry.name for entry in await miner.history.entries()] == ["x = 1"]
+
+
 async def test_what_could_not_be_used_is_in_the_history(miner: Miner) -> None:
     refused = Unusable("answer", "the answer holds no file", "agent", note="hello")
     miner.proposer = ListProposer(refused, Candidate("x = 1", files(), parent=1))
