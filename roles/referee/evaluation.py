@@ -91,20 +91,16 @@ def _measure_in_turn(
     record: Record,
     announce: Announce,
 ) -> Measurements:
-    deadline = time.monotonic() + job.deadline_s
-
-    def left_s() -> float:
-        return deadline - time.monotonic()
-
     drawing = Drawing(job)
     with ExitStack() as opened:
         yardstick = None
         if job.profile == "gpu":
             with record.stage("yardstick", announce):
                 record.evidence["gpu_state"] = wait_until_cool(job.device)
-                yardstick = _settled_yardstick(job, drawing, opened, left_s)
+                yardstick = _settled_yardstick(job, drawing, opened)
         try:
-            with running_worker(sources, job, tier, left_s) as worker:
+            # Its time begins here: what the yardstick took is not the submission's.
+            with running_worker(sources, job, tier, _countdown(job.deadline_s)) as worker:
                 measurements = _measure_worker(job, worker, drawing, yardstick, turn, record, announce)
         finally:
             if yardstick is not None:
@@ -114,19 +110,19 @@ def _measure_in_turn(
         return measurements
 
 
-def _settled_yardstick(
-    job: EvaluationJob, drawing: Drawing, opened: ExitStack, left_s: Callable[[], float]
-) -> Yardstick:
-    worker = opened.enter_context(running_yardstick(job, left_s))
+def _settled_yardstick(job: EvaluationJob, drawing: Drawing, opened: ExitStack) -> Yardstick:
+    # It is there before the submission, and after it.
+    worker = opened.enter_context(running_yardstick(job, _countdown(3 * job.deadline_s)))
     shapes = [timed_shape(job, length) for length in drawing.lengths]
     yardstick = Yardstick(worker.contestant, drawing, shapes)
-    try:
-        worker.contestant.wait_ready()
-        yardstick.settle()
-    except CandidateFailed as failure:
-        # It is our own kernel: whatever ails it, no submission answers for it.
-        raise Ended(Status.INFRASTRUCTURE, f"the yardstick failed: {failure}") from failure
+    yardstick.settle()
     return yardstick
+
+
+def _countdown(seconds: float) -> Callable[[], float]:
+    """Return a function that says how many of the seconds are left."""
+    end = time.monotonic() + seconds
+    return lambda: end - time.monotonic()
 
 
 def _measure_worker(

@@ -6,13 +6,15 @@ the GPU was free and as fast as before, and how exact bfloat16 arithmetic is on 
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from kernels.export import export_files
 from kernels.harness.accuracy import compare
 from kernels.harness.inputs import Shape
+from kernels.harness.session import CandidateFailed
 from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
 from roles.referee.drawing import Drawing, Drawn
@@ -72,8 +74,10 @@ class Yardstick:
         """Warm up, then measure by itself until the GPU is steady.
 
         Raises:
-            Ended: infrastructure, it is not. CandidateFailed: the yardstick's own worker failed.
+            Ended: infrastructure, it is not, or the yardstick failed.
         """
+        with _nobodys_fault():
+            self._contestant.wait_ready()
         for shape in self._shapes:
             self._measure_alone([shape])
         first = self._shapes[0]
@@ -103,7 +107,8 @@ class Yardstick:
 
     def trial(self, drawn: Drawn) -> None:
         """Time the yardstick on a submission's inputs, beside it."""
-        trial = self._contestant.run(drawn.sets(self.sets))
+        with _nobodys_fault():
+            trial = self._contestant.run(drawn.sets(self.sets))
         net = trial.seconds - self._quiet.overhead_s
         self._beside.append(net / (self.sets * drawn.shape.length))
         error = compare(trial.outputs[0].float(), drawn.reference(0)).relative_error
@@ -172,13 +177,15 @@ class Yardstick:
         for shape in shapes:
             drawn = self._drawing.draw_unrecorded(shape, count=self.sets)
             alone.idle_s += [self._idle(drawn, self.sets) for _ in range(IDLE_TRIALS)]
-            seconds = self._contestant.run(drawn.sets(self.sets)).seconds
+            with _nobodys_fault():
+                seconds = self._contestant.run(drawn.sets(self.sets)).seconds
             runs.append((seconds, self.sets * shape.length))
         alone.per_token = [(seconds - alone.overhead_s) / tokens for seconds, tokens in runs]
         return alone
 
     def _idle(self, drawn: Drawn, sets: int) -> float:
-        return self._contestant.run(drawn.blank_sets(sets), calls=1, operator=IDLE_OPERATOR).seconds
+        with _nobodys_fault():
+            return self._contestant.run(drawn.blank_sets(sets), calls=1, operator=IDLE_OPERATOR).seconds
 
     def _slowing(self, per_token: Sequence[float]) -> float:
         if not per_token:
@@ -203,6 +210,15 @@ class _Alone:
     @property
     def overhead_s(self) -> float:
         return statistics.median(self.idle_s)
+
+
+@contextmanager
+def _nobodys_fault() -> Iterator[None]:
+    """It is our own kernel: whatever ails it, no submission answers for it."""
+    try:
+        yield
+    except CandidateFailed as failure:
+        raise Ended(Status.INFRASTRUCTURE, f"the yardstick failed: {failure}") from failure
 
 
 def _spread(values: Sequence[float]) -> float:

@@ -78,6 +78,9 @@ class Reader:
         if "--inference" in words:
             # Run by tests/roles/inference/test_wiring.py and tests/roles/commands/test_bench_inference.py.
             return
+        if Path(words[0]).name == "btcli":
+            # It goes to a public chain; tests/test_docs.py sees that it knows the command.
+            return
         for pattern, small in SMALLER:
             command = re.sub(pattern, small, command)
         command = command.replace("http://localhost:8000", self.layout.api_url)

@@ -9,7 +9,7 @@ import torch
 
 from kernels.harness.accuracy import reference_output
 from kernels.harness.inputs import InputSets
-from kernels.harness.session import Trial
+from kernels.harness.session import CandidateFailed, Trial
 from protocol.messages import DirectorySource, EvaluationJob
 from protocol.verdicts import Status
 from roles.referee.drawing import Drawing, timed_shape
@@ -34,6 +34,9 @@ class MadeUp:
         self._speed = speed
         self._error = error
         self._idle = idle
+
+    def wait_ready(self) -> None:
+        pass
 
     def run(self, sets: InputSets, *, operator: str = "chunk_quasar", **_: Any) -> Trial:
         output = reference_output(sets.draw(0), torch.device("cpu")) * (1 + self._error)
@@ -130,6 +133,21 @@ def test_a_yardstick_that_was_slow_beside_the_submission(
     with pytest.raises(Ended, match=f"{how_slow - 1:.0%} slower beside") as caught:
         yardstick.check_after()
     assert caught.value.status is status
+
+
+@pytest.mark.parametrize("kind", ["crash", "memory", "timeout", "tampered"])
+@pytest.mark.parametrize("trials", [0, len(WARM_UPS) + ROUNDS + 1])
+def test_a_yardstick_that_fails_is_nobodys_fault(kind: str, trials: int, job: EvaluationJob) -> None:
+    left = iter(range(trials))
+
+    def speed() -> float:
+        if next(left, None) is None:
+            raise CandidateFailed(kind, "the worker ended")
+        return 1.0
+
+    with pytest.raises(Ended, match="the yardstick failed") as caught:
+        beside(job, speed)
+    assert caught.value.status is Status.INFRASTRUCTURE
 
 
 def test_a_little_slower_is_nothing(job: EvaluationJob) -> None:
