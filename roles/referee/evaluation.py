@@ -22,7 +22,7 @@ from roles.referee.drawing import Drawing, timed_shape
 from roles.referee.gpu import MemoryWatch, roofline_tokens_per_sec, wait_until_cool
 from roles.referee.measuring import Measuring
 from roles.referee.sources import check_sources, take_sources
-from roles.referee.stages import Ended, Record, printable
+from roles.referee.stages import Countdown, Ended, Record, printable
 from roles.referee.worker import Worker, choose_tier, empty_caches, running_worker, running_yardstick
 from roles.referee.yardstick import Yardstick
 
@@ -92,16 +92,27 @@ def _measure_in_turn(
     announce: Announce,
 ) -> Measurements:
     drawing = Drawing(job)
+    # The yardstick is there before the submission, and after it.
+    yardstick_left_s = Countdown(3 * job.deadline_s)
     with ExitStack() as opened:
         yardstick = None
         if job.profile == "gpu":
             with record.stage("yardstick", announce):
                 record.evidence["gpu_state"] = wait_until_cool(job.device)
-                yardstick = _settled_yardstick(job, drawing, opened)
+                yardstick = _settled_yardstick(job, drawing, opened, yardstick_left_s)
+        # The submission's time begins here: what the yardstick took is not its own.
+        left_s = Countdown(job.deadline_s)
+
+        def give_way() -> None:
+            # A challenge to a model on this device does not wait for the rest of the trials.
+            started = time.monotonic()
+            turn.give_way()
+            for countdown in (left_s, yardstick_left_s):
+                countdown.extend(time.monotonic() - started)
+
         try:
-            # Its time begins here: what the yardstick took is not the submission's.
-            with running_worker(sources, job, tier, _countdown(job.deadline_s)) as worker:
-                measurements = _measure_worker(job, worker, drawing, yardstick, turn, record, announce)
+            with running_worker(sources, job, tier, left_s) as worker:
+                measurements = _measure_worker(job, worker, drawing, yardstick, give_way, record, announce)
         finally:
             if yardstick is not None:
                 record.evidence["yardstick"] = yardstick.evidence()
@@ -110,19 +121,14 @@ def _measure_in_turn(
         return measurements
 
 
-def _settled_yardstick(job: EvaluationJob, drawing: Drawing, opened: ExitStack) -> Yardstick:
-    # It is there before the submission, and after it.
-    worker = opened.enter_context(running_yardstick(job, _countdown(3 * job.deadline_s)))
+def _settled_yardstick(
+    job: EvaluationJob, drawing: Drawing, opened: ExitStack, left_s: Callable[[], float]
+) -> Yardstick:
+    worker = opened.enter_context(running_yardstick(job, left_s))
     shapes = [timed_shape(job, length) for length in drawing.lengths]
     yardstick = Yardstick(worker.contestant, drawing, shapes)
     yardstick.settle()
     return yardstick
-
-
-def _countdown(seconds: float) -> Callable[[], float]:
-    """Return a function that says how many of the seconds are left."""
-    end = time.monotonic() + seconds
-    return lambda: end - time.monotonic()
 
 
 def _measure_worker(
@@ -130,7 +136,7 @@ def _measure_worker(
     worker: Worker,
     drawing: Drawing,
     yardstick: Yardstick | None,
-    turn: BackgroundTurn,
+    give_way: Callable[[], None],
     record: Record,
     announce: Announce,
 ) -> Measurements:
@@ -139,8 +145,7 @@ def _measure_worker(
     def after_trial() -> None:
         if watch is not None:
             watch.look()
-        # A challenge to a model on this device does not wait for the rest of the trials.
-        turn.give_way()
+        give_way()
 
     measuring = Measuring(job, worker.contestant, drawing, yardstick, after_trial=after_trial)
     try:

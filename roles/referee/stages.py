@@ -21,6 +21,21 @@ class Ended(Exception):
         self.status = status
 
 
+class Countdown:
+    """Says how many seconds are left; time that was somebody else's does not count."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._end = clock() + seconds
+
+    def __call__(self) -> float:
+        return self._end - self._clock()
+
+    def extend(self, seconds: float) -> None:
+        """Give back time."""
+        self._end += seconds
+
+
 class Record:
     """Collects the evidence of one evaluation."""
 

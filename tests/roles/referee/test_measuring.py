@@ -22,7 +22,7 @@ from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
 from roles.referee.drawing import Drawing, timed_shape
 from roles.referee.measuring import Measuring
-from roles.referee.stages import Ended
+from roles.referee.stages import Countdown, Ended
 
 Operator = Callable[..., Any]
 
@@ -141,3 +141,12 @@ def test_measuring_leaves_no_descriptor_open(tmp_path: Path) -> None:
     with measuring(honest, tmp_path) as trials:
         trials.time()
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_time_of_others_is_given_back() -> None:
+    now = [100.0]
+    left_s = Countdown(10.0, lambda: now[0])
+    now[0] += 4.0
+    assert left_s() == 6.0
+    left_s.extend(3.0)
+    assert left_s() == 9.0
