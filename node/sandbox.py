@@ -11,22 +11,28 @@ import contextlib
 import functools
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Final
 
+from node.sandboxed_process import SandboxedProcess
 from node.seccomp import filter_descriptor
 from protocol.errors import SandboxUnavailable
 
 UNPRIVILEGED_ID: Final = 65534
 PROBE_TIMEOUT_S: Final = 20.0
+STAGES: Final = Path("/tmp")  # noqa: S108
+"""Not TMPDIR: an unprivileged user must be able to walk to it."""
+STAGE_PREFIX: Final = "quasar-stage-"
+OLD_STAGE_S: Final = 24 * 3600.0
+"""No sandbox lives that long; in use, a stage looks empty from outside all the same."""
 _ENVIRONMENT: Final = {"HOME": "/tmp", "PATH": "/usr/bin:/bin", "USER": "nobody"}  # noqa: S108
 """USER, because no user database says inside who the unprivileged user is, and libraries ask."""
 
@@ -85,69 +91,6 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs -- "$@"
 """
 
 
-class SandboxedProcess:
-    """A running sandbox; `kill` ends everything in it."""
-
-    def __init__(self, process: subprocess.Popen[bytes], stage: Path | None) -> None:
-        self._process = process
-        self._stage = stage
-
-    def poll(self) -> int | None:
-        """Return the exit code, or None while it runs."""
-        return self._process.poll()
-
-    def wait(self, timeout_s: float) -> int | None:
-        """Wait for the end; None when it still runs after the timeout."""
-        try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
-
-    def pause(self) -> None:
-        """Stop the process and all that it started, until `resume`."""
-        stopped: set[int] = set()
-        # A process that is being made while others stop is there the next time.
-        while found := _family(self._process.pid) - stopped:
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
-            stopped |= found
-
-    def resume(self) -> None:
-        """Let it go on."""
-        for pid in _family(self._process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-
-    def kill(self) -> None:
-        """End the process and, with its pid namespace, all that it started; safe to call again."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        if self._stage is not None:
-            self._stage.rmdir()
-            self._stage = None
-
-
-def _family(pid: int) -> set[int]:
-    """A process and everything that descends from it; what lost its parent in a sandbox is its init's."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # The name, in parentheses, may hold anything.
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            # It ended meanwhile.
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    family, unseen = {pid}, [pid]
-    while unseen:
-        found = children.get(unseen.pop(), [])
-        family.update(found)
-        unseen += found
-    return family
-
-
 def start_sandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[bytes]) -> SandboxedProcess:
     """Start `spec` in the sandbox; stdout and stderr go to `output`, stdin is empty.
 
@@ -168,8 +111,8 @@ def _start_filtered(
     stage: Path | None = None
     if os.geteuid() == 0:
         _require("unshare", "setpriv", "mount")
-        # Not under TMPDIR: an unprivileged user must be able to walk to it.
-        stage = Path(tempfile.mkdtemp(prefix="quasar-stage-", dir="/tmp"))
+        remove_old_stages(STAGES)
+        stage = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=STAGES))
         stage.chmod(0o755)
         sources = [stage / str(index) for index in range(len(spec.mounts))]
         argv = [
@@ -197,6 +140,14 @@ def _start_filtered(
     with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
     return SandboxedProcess(process, stage)
+
+
+def remove_old_stages(folder: Path) -> None:
+    """Remove the staging folders of sandboxes whose starter was killed; they are empty."""
+    for stage in folder.glob(f"{STAGE_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - stage.stat().st_mtime > OLD_STAGE_S:
+                stage.rmdir()
 
 
 def start_unsandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[bytes]) -> SandboxedProcess:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.export import export_files
+from node.sandbox import STAGE_PREFIX, STAGES
 from node.settings_model import Settings
 from protocol.forks import TARGET_DIR
 from protocol.messages import DirectorySource
@@ -101,7 +102,7 @@ def _left(folder: Path) -> dict[str, int]:
         "children": len(children),
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
         "files": sum(1 for path in (folder / "data").rglob("*") if path.is_file()),
-        "staging_folders": sum(1 for _ in Path(tempfile.gettempdir()).glob("quasar-stage-*")),
+        "staging_folders": sum(1 for _ in STAGES.glob(f"{STAGE_PREFIX}*")),
     }
 
 

@@ -21,7 +21,6 @@ from node.devices import gpu_file
 from node.sandbox import (
     Limits,
     Mount,
-    SandboxedProcess,
     SandboxSpec,
     SandboxTier,
     detect_tier,
@@ -30,6 +29,7 @@ from node.sandbox import (
     start_sandboxed,
     start_unsandboxed,
 )
+from node.sandboxed_process import SandboxedProcess
 from protocol.errors import SandboxUnavailable
 from protocol.forks import TARGET_DIR
 from protocol.messages import EvaluationJob

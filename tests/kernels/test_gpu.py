@@ -198,8 +198,8 @@ def trial_with(peer: Peer, *, sets: int = 1, calls: int = 1) -> Trial:
                 InputSets(shape=SHAPE, count=sets, draw=drawn), np.random.default_rng(0), calls=calls
             )
     finally:
-        thread.join()
         ours.close()
+        thread.join()
         theirs.close()
 
 

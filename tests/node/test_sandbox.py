@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from node.sandbox import (
+    OLD_STAGE_S,
+    STAGE_PREFIX,
     Limits,
     Mount,
     SandboxSpec,
@@ -18,6 +20,7 @@ from node.sandbox import (
     detect_tier,
     python_argv,
     python_mounts,
+    remove_old_stages,
     start_sandboxed,
 )
 from node.seccomp import denied_calls
@@ -260,3 +263,15 @@ def test_a_paused_sandbox_stands_still_with_all_that_it_started() -> None:
         finally:
             process.kill()
         assert process.poll() is not None
+
+
+def test_stages_that_a_killed_process_left_are_removed_and_no_others(tmp_path: Path) -> None:
+    day_ago = time.time() - OLD_STAGE_S - 60
+    for name in (f"{STAGE_PREFIX}old", f"{STAGE_PREFIX}new", "something-old", f"{STAGE_PREFIX}full"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f"{STAGE_PREFIX}full" / "kept").touch()
+    for name in (f"{STAGE_PREFIX}old", "something-old", f"{STAGE_PREFIX}full"):
+        os.utime(tmp_path / name, (day_ago, day_ago))
+    remove_old_stages(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"{STAGE_PREFIX}new", "something-old", f"{STAGE_PREFIX}full"}

@@ -50,8 +50,8 @@ def run_trial(peer: Peer, *, deadline_s: float = 5.0) -> Trial:
     try:
         return Session(ours, deadline_s=lambda: deadline_s).run(SETS, np.random.default_rng(0))
     finally:
-        thread.join()
         ours.close()
+        thread.join()
         theirs.close()
 
 
