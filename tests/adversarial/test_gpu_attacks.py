@@ -1,6 +1,7 @@
 """Attacks that only a GPU allows, each with the verdict that it must get, through the real sandbox."""
 
 import pytest
+import torch
 
 from kernels.export import export_files
 from protocol.messages import EvaluationReport
@@ -8,7 +9,11 @@ from protocol.verdicts import Fault, Status
 from tests.adversarial.conftest import Judge
 from tests.adversarial.test_attacks import wrapped
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 LENGTH = 100_000
 
