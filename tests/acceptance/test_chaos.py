@@ -4,6 +4,7 @@ Run alone: `pytest -m chaos`. QUASAR_CHAOS_SEED repeats a run, QUASAR_CHAOS_S sh
 """
 
 import asyncio
+import itertools
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ import tomli_w
 
 from roles.devnet.layout import Layout, Member, Scale, prepare
 from roles.devnet.processes import Processes, log_tail
+from tests.acceptance.test_miner_crashes import change
 from tests.fakes.subtensor.process import NodeProcess
 from tests.roles.proxy import SwitchedProxy
 
@@ -42,6 +44,8 @@ class Chaos:
         self.processes = Processes()
         self.running: dict[str, asyncio.subprocess.Process] = {}
         self.kills: Counter[str] = Counter()
+        # One submission waits for a verdict in each league, and nobody judges here.
+        self.targets = itertools.cycle(range(100_000, 1_000_001, 100_000))
 
     @property
     def members(self) -> dict[str, Member]:
@@ -52,6 +56,8 @@ class Chaos:
             await self.node.start()
             return
         member = self.members[name]
+        if name == "miner":
+            change(member, miner={"target_sequence_length": next(self.targets)})
         self.running[name] = await self.processes.start(member)
         self.processes.forget(member)
 
@@ -93,6 +99,9 @@ def reconfigure(layout: Layout, node: NodeProcess, proxy_url: str) -> None:
         config = tomllib.loads(member.config_file.read_text())
         del config["chain"]["local_state"]
         config["chain"] |= {"local_endpoint": node.url, "call_timeout_s": 10.0}
+        if member is layout.api:
+            # No more than four submissions of a round count, so the miner makes no more.
+            config["api"]["round_s"] = 15.0
         if member is layout.wrong:
             config["api"]["url"] = proxy_url
             config["miner"] |= {
