@@ -20,7 +20,7 @@ import tomli_w
 
 from roles.devnet.layout import Layout, Member, Scale, prepare
 from roles.devnet.processes import Processes, log_tail
-from tests.acceptance.test_miner_crashes import change
+from tests.acceptance.subnet import change
 from tests.fakes.subtensor.process import NodeProcess
 from tests.roles.proxy import SwitchedProxy
 

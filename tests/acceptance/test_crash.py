@@ -15,6 +15,7 @@ from aiohttp import web
 
 from roles.devnet.layout import Layout, Member, Scale, prepare
 from roles.devnet.processes import Processes, log_tail
+from tests.acceptance.subnet import until_up
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -79,18 +80,6 @@ async def _pending(session: aiohttp.ClientSession, api_url: str) -> list[dict[st
         return list((await response.json())["pending_reveals"])
 
 
-async def _until_up(session: aiohttp.ClientSession, api_url: str) -> None:
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                async with session.get(f"{api_url}/health") as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.1)
-
-
 async def _detail(session: aiohttp.ClientSession, layout: Layout, member: Member) -> dict[str, object]:
     async with session.get(f"{layout.api_url}/submissions?hotkey={member.hotkey}&limit=10") as response:
         response.raise_for_status()
@@ -107,7 +96,7 @@ async def test_miner_killed_between_commit_and_reveal_reveals_exactly_once(tmp_p
     try:
         await processes.start(layout.api)
         async with aiohttp.ClientSession() as session, proxy.serve() as proxy_url:
-            await _until_up(session, layout.api_url)
+            await until_up(layout.api_url)
             _reconfigure(miner, proxy_url)
             await processes.start(miner)
             async with asyncio.timeout(90):

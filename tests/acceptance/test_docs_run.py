@@ -25,7 +25,7 @@ from node.settings import load_settings
 from roles.devnet.layout import Layout, Scale, prepare
 from roles.devnet.processes import Processes
 from roles.inference.tiny_model import write_tiny_model
-from tests.acceptance.test_miner_crashes import change, until_up
+from tests.acceptance.subnet import change, until_up
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.compile(r"^```(bash|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import tomllib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any
 
 import aiohttp
 import pytest
-import tomli_w
 
 from kernels.export import export_files
 from node.sandbox import SandboxTier, detect_tier
 from roles.devnet.layout import Layout, Member, Scale, prepare
 from roles.devnet.processes import Processes, log_tail
+from tests.acceptance.subnet import change, until_up
 from tests.acceptance.test_crash import CountingProxy
 from tests.fakes.language_model import ScriptedModel, answer_with
 
@@ -151,26 +150,6 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
             yield there
         finally:
             await there.processes.stop()
-
-
-def change(member: Member, **sections: dict[str, Any]) -> None:
-    """Set other values in a member's settings file."""
-    config = tomllib.loads(member.config_file.read_text())
-    for section, values in sections.items():
-        config.setdefault(section, {}).update(values)
-    member.config_file.write_text(tomli_w.dumps(config))
-
-
-async def until_up(api_url: str) -> None:
-    async with aiohttp.ClientSession() as session, asyncio.timeout(60):
-        while True:
-            try:
-                async with session.get(f"{api_url}/health") as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.1)
 
 
 async def test_miner_killed_in_every_phase_ends_where_it_would_have(
