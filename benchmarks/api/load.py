@@ -23,8 +23,13 @@ LENGTH = b"content-length: "
 class Connection(asyncio.Protocol):
     """One connection with at most one request under way."""
 
-    def __init__(self, on_answer: Callable[["Connection", int, float], None]) -> None:
+    def __init__(
+        self,
+        on_answer: Callable[["Connection", int, float], None],
+        on_loss: Callable[["Connection"], None],
+    ) -> None:
         self._on_answer = on_answer
+        self._on_loss = on_loss
         self._buffer = b""
         self._started_s = 0.0
         self._transport: asyncio.Transport | None = None
@@ -39,6 +44,10 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._started_s = due_s
         self._transport.write(request)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Say so: an answer that cannot come any more must not be waited for."""
+        self._on_loss(self)
 
     def data_received(self, data: bytes) -> None:
         """Collect the answer; report it when it is whole."""
@@ -93,7 +102,7 @@ async def as_fast_as_possible(plan: dict[str, Any]) -> dict[str, Any]:
     todo = requests(plan)
     statuses: Counter[int] = Counter()
     times_s: list[float] = []
-    done = asyncio.Event()
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     busy = plan["connections"]
     end_s = time.perf_counter() + plan["seconds"]
 
@@ -106,27 +115,30 @@ async def as_fast_as_possible(plan: dict[str, Any]) -> dict[str, Any]:
         if request is None:
             busy -= 1
             if busy == 0:
-                done.set()
+                done.set_result(None)
             return
         connection.ask(request, now_s)
 
-    connections = await _connect(plan, answered)
+    connections = await _connect(plan, answered, _fails(done))
     started_s = time.perf_counter()
     for connection in connections:
         connection.ask(next(todo), time.perf_counter())
-    await done.wait()
+    await done
     return _report(statuses, times_s, time.perf_counter() - started_s)
 
 
 async def at_a_rate(plan: dict[str, Any]) -> dict[str, Any]:
-    """Requests fall due evenly, whether or not answers have come; a free connection takes each."""
+    """Requests fall due evenly, whether or not answers have come; the longest free connection takes each.
+
+    In turn, because a server closes a connection that nothing has used for a while.
+    """
     todo = requests(plan)
     statuses: Counter[int] = Counter()
     times_s: list[float] = []
-    free: list[Connection] = []
+    free: deque[Connection] = deque()
     due: deque[tuple[bytes, float]] = deque()
     total = int(plan["rate"] * plan["seconds"])
-    done = asyncio.Event()
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def answered(connection: Connection, status: int, took_s: float) -> None:
         statuses[status] += 1
@@ -136,30 +148,44 @@ async def at_a_rate(plan: dict[str, Any]) -> dict[str, Any]:
         else:
             free.append(connection)
         if len(times_s) == total:
-            done.set()
+            done.set_result(None)
 
-    free.extend(await _connect(plan, answered))
+    free.extend(await _connect(plan, answered, _fails(done)))
     started_s = time.perf_counter()
     for number in range(total):
         due_s = started_s + number / plan["rate"]
         if (wait_s := due_s - time.perf_counter()) > 0:
             await asyncio.sleep(wait_s)
         request = next(todo)
+        if done.done():
+            break
         if free:
-            free.pop().ask(request, due_s)
+            free.popleft().ask(request, due_s)
         else:
             due.append((request, due_s))
     async with asyncio.timeout(30):
-        await done.wait()
+        await done
     return _report(statuses, times_s, time.perf_counter() - started_s)
 
 
+def _fails(done: asyncio.Future[None]) -> Callable[[Connection], None]:
+    """What a lost connection does: while the load runs, the measurement is void."""
+
+    def lost(_connection: Connection) -> None:
+        if not done.done():
+            done.set_exception(ConnectionError("the server closed a connection"))
+
+    return lost
+
+
 async def _connect(
-    plan: dict[str, Any], answered: Callable[[Connection, int, float], None]
+    plan: dict[str, Any],
+    answered: Callable[[Connection, int, float], None],
+    lost: Callable[[Connection], None],
 ) -> list[Connection]:
     loop = asyncio.get_running_loop()
     made = [
-        await loop.create_connection(lambda: Connection(answered), "127.0.0.1", plan["port"])
+        await loop.create_connection(lambda: Connection(answered, lost), "127.0.0.1", plan["port"])
         for _ in range(plan["connections"])
     ]
     return [connection for _, connection in made]
