@@ -1,16 +1,15 @@
 """What a node must not forget across a crash: records in SQLite, on disk before a call returns."""
 
-import asyncio
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from node.clock import Clock, SystemClock
+from node.group_commit import GroupCommit
 from node.journal_key import Cipher, load_key
 from protocol.errors import ConfigError, JournalError
 
@@ -70,9 +69,9 @@ class Journal:
         self._path = path
         self._cipher = Cipher(key)
         self._clock = clock if clock is not None else SystemClock()
-        # One thread for all: SQLite serialises writers anyway, and the event loop must not wait for fsync.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         self._database = self._open()
+        # What falls due at the same block is written at the same time: it should not queue for the disk.
+        self._group = GroupCommit(self._database, thread_name="journal")
 
     async def __aenter__(self) -> Self:
         return self
@@ -82,14 +81,13 @@ class Journal:
 
     async def close(self) -> None:
         """Close the file; calls made before are finished first."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
-        self._thread.shutdown(wait=False)
+        await self._group.close()
 
     async def put(
         self, kind: str, key: str, state: str, data: dict[str, Any], secret: str | None = None
     ) -> None:
         """Write a whole record, in place of an older one (whose `created_at` stays)."""
-        await self._run(lambda: self._put(kind, key, state, data, secret))
+        await self._write(lambda: self._put(kind, key, state, data, secret))
 
     async def update(
         self, kind: str, key: str, *, state: str | None = None, data: dict[str, Any] | None = None
@@ -98,11 +96,11 @@ class Journal:
 
         Raises JournalError when there is no such record.
         """
-        return await self._run(lambda: self._update(kind, key, state, data))
+        return await self._write(lambda: self._update(kind, key, state, data))
 
     async def get(self, kind: str, key: str) -> Record | None:
         """The record, None when there is none."""
-        return await self._run(lambda: self._get(kind, key))
+        return await self._read(lambda: self._get(kind, key))
 
     async def list(
         self,
@@ -114,16 +112,21 @@ class Journal:
     ) -> Records:
         """Records of a kind, oldest first; all, or those in one of `states`, whose data holds what `where`
         says, and of these the `newest` ones."""
-        return await self._run(lambda: self._list(kind, states, where or {}, newest))
+        return await self._read(lambda: self._list(kind, states, where or {}, newest))
 
     async def delete(self, kind: str, key: str) -> None:
         """Forget a record; nothing happens when there is none."""
-        await self._run(lambda: self._delete(kind, key))
+        await self._write(lambda: self._delete(kind, key))
 
-    async def _run(self, act: Callable[[], T]) -> T:
-        # Shielded by its nature: a cancelled caller leaves, the thread finishes its transaction.
+    async def _read(self, act: Callable[[], T]) -> T:
+        return await self._run(act, is_write=False)
+
+    async def _write(self, act: Callable[[], T]) -> T:
+        return await self._run(act, is_write=True)
+
+    async def _run(self, act: Callable[[], T], *, is_write: bool) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, act)
+            return await self._group.run(act, is_write=is_write)
         except sqlite3.Error as error:
             raise JournalError(
                 f"journal {self._path}: {error}: check the disk and that no other program has the file open"
@@ -201,24 +204,18 @@ class Journal:
         )
 
     def _update(self, kind: str, key: str, state: str | None, data: dict[str, Any] | None) -> Record:
-        self._database.execute("BEGIN IMMEDIATE")
-        try:
-            old = self._get(kind, key)
-            if old is None:
-                raise JournalError(f"journal {self._path} has no {kind} {key!r} to change")
-            new_state = old.state if state is None else state
-            new_data = old.data | (data or {})
-            if (new_state, new_data) != (old.state, old.data):
-                self._database.execute(
-                    "UPDATE records SET state = ?, data = ?, updated_at = ? WHERE kind = ? AND key = ?",
-                    (new_state, _dump(new_data), self._now(), kind, key),
-                )
-            record = self._get(kind, key)
-            assert record is not None
-            self._database.execute("COMMIT")
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
+        old = self._get(kind, key)
+        if old is None:
+            raise JournalError(f"journal {self._path} has no {kind} {key!r} to change")
+        new_state = old.state if state is None else state
+        new_data = old.data | (data or {})
+        if (new_state, new_data) != (old.state, old.data):
+            self._database.execute(
+                "UPDATE records SET state = ?, data = ?, updated_at = ? WHERE kind = ? AND key = ?",
+                (new_state, _dump(new_data), self._now(), kind, key),
+            )
+        record = self._get(kind, key)
+        assert record is not None
         return record
 
     def _get(self, kind: str, key: str) -> Record | None:

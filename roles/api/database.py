@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 CONFLICT_ATTEMPTS: Final = 3
 READERS: Final = 4
+WRITER_CACHE_KIB: Final = 16_000
+READER_CACHE_KIB: Final = 4_000
+"""Readers come back to the newest rows; what else they need the kernel has in memory."""
 PATIENCE_S: Final = 20.0
 """A database that takes longer for one transaction counts as away."""
 SQLITE_FILE: Final = "api.sqlite"
@@ -82,13 +85,14 @@ class Database:
     def __init__(self, url: URL) -> None:
         self.url = url
         self.is_sqlite = url.get_backend_name() == "sqlite"
-        self.revision = 0
-        """Raised by every write of this process that readers are shown: earlier answers are out of date."""
+        self._revisions = dict.fromkeys(Effect, 0)
         self._running: set[asyncio.Task[Any]] = set()
         self._driver_errors = driver_errors(url)
         if self.is_sqlite:
-            self._group = GroupWriter(sqlite_engine(url, connections=1, begin="BEGIN IMMEDIATE"))
-            self._files = sqlite_engine(url, connections=READERS, begin="BEGIN")
+            self._group = GroupWriter(
+                sqlite_engine(url, connections=1, begin="BEGIN IMMEDIATE", cache_kib=WRITER_CACHE_KIB)
+            )
+            self._files = sqlite_engine(url, connections=READERS, begin="BEGIN", cache_kib=READER_CACHE_KIB)
             self._readers = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="api-reader")
         else:
             self._writer = postgresql_engine(url, isolation_level="READ COMMITTED")
@@ -127,8 +131,13 @@ class Database:
                     last = conflict
             raise DatabaseUnavailable(f"the database kept refusing a write: {last}: try again") from last
         finally:
-            if effect is not Effect.HIDDEN:
-                self.revision += 1
+            for changed in Effect:
+                self._revisions[changed] += changed <= effect
+
+    def revision(self, effect: Effect) -> int:
+        """A number that every write of this process raises which has that effect: earlier answers to what it
+        changes are out of date."""
+        return self._revisions[effect]
 
     async def _write_replicated(self, work: Callable[[Connection], T], turn: str | None) -> T:
         async with self._writer.begin() as connection:

@@ -25,8 +25,11 @@ SESSION: Final = {
 }
 
 
-def sqlite_engine(url: URL, *, connections: int, begin: str) -> Engine:
-    """An engine whose transactions start with `begin` and whose commits have reached the disk."""
+def sqlite_engine(url: URL, *, connections: int, begin: str, cache_kib: int) -> Engine:
+    """An engine whose transactions start with `begin` and whose commits have reached the disk.
+
+    `cache_kib`: how much of the file each connection may keep in memory.
+    """
     engine = create_engine(
         url,
         poolclass=QueuePool,
@@ -43,7 +46,7 @@ def sqlite_engine(url: URL, *, connections: int, begin: str) -> Engine:
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute("PRAGMA cache_size = -16000")
+        cursor.execute(f"PRAGMA cache_size = -{cache_kib}")
         cursor.close()
 
     @event.listens_for(engine, "begin")

@@ -16,7 +16,6 @@ from roles.api import store_limits
 from roles.api.database import Database
 
 WINDOW_S: Final = 60.0
-MAX_KEYS: Final = 100_000
 IPV6_PREFIX: Final = 64
 """A customer usually holds a whole /64."""
 
@@ -37,17 +36,19 @@ class MemoryWindows:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._taken: dict[str, list[float]] = {}
+        self._forgot_at_s = clock.monotonic()
 
     async def take(self, key: str, limit: int) -> float | None:
         """Count one act of `key` and return None, or the seconds until it may act again."""
         now_s = self._clock.monotonic()
-        if len(self._taken) >= MAX_KEYS:
+        if now_s - self._forgot_at_s > WINDOW_S:
             self._forget(now_s)
         self._taken[key], wait_s = slide(self._taken.get(key, []), now_s, limit)
         return wait_s
 
     def _forget(self, now_s: float) -> None:
         self._taken = {key: moments for key, moments in self._taken.items() if moments[-1] > now_s - WINDOW_S}
+        self._forgot_at_s = now_s
 
 
 class SharedWindows:

@@ -1,8 +1,8 @@
 """The endpoints that anybody may read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from aiohttp import web
 from sqlalchemy import Connection
@@ -23,11 +23,14 @@ from roles.api import store_evaluations, store_submissions, views
 from roles.api.answers import LastAnswer, list_answer, model_answer
 from roles.api.commits import MAX_OPEN_COMMITMENTS
 from roles.api.context import Api
+from roles.api.database import Effect
 from roles.api.evaluations import path_id
 from roles.api.queries import whole_number
 from roles.api.remembered import Remembered
 from roles.api.standing import Standing
 from roles.api.tables import Row
+
+T = TypeVar("T")
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 500
@@ -41,12 +44,15 @@ class ReadHandlers:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._round = Remembered(self._find_round, api.database, api.clock)
-        self._pending = Remembered(self._find_pending, api.database, api.clock)
+        self._round = self._remembered(self._find_round)
+        self._pending = self._remembered(self._find_pending)
         self._pending_answer = LastAnswer()
         self._board: tuple[tuple[Standing, int, int], Leaderboard] | None = None
         self._board_answer = LastAnswer()
         self._stats: dict[int, tuple[Remembered[SubmissionStatsAnswer], LastAnswer]] = {}
+
+    def _remembered(self, find: Callable[[], Awaitable[T]]) -> Remembered[T]:
+        return Remembered(find, partial(self._api.database.revision, Effect.SHOWN), self._api.clock)
 
     async def health(self, _request: web.Request) -> web.Response:
         """The process answers; whether it can do its work is /readyz's to say."""
@@ -144,8 +150,7 @@ class ReadHandlers:
         if limit not in self._stats:
             if len(self._stats) >= REMEMBERED_LIMITS:
                 self._stats.pop(next(iter(self._stats)))
-            find = partial(self._find_stats, limit)
-            self._stats[limit] = Remembered(find, self._api.database, self._api.clock), LastAnswer()
+            self._stats[limit] = self._remembered(partial(self._find_stats, limit)), LastAnswer()
         return self._stats[limit]
 
     async def _find_stats(self, limit: int) -> SubmissionStatsAnswer:

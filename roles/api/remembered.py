@@ -2,10 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, cast
 
 from node.clock import Clock
-from roles.api.database import Database
 
 T = TypeVar("T")
 
@@ -17,16 +16,26 @@ MAX_REST_S: Final = 0.02
 
 
 class Remembered(Generic[T]):
-    """The latest answer of `compute`; whoever asks sees every write of this process made before."""
+    """The latest answer of `compute`; whoever asks sees every write of this process made before.
 
-    def __init__(self, compute: Callable[[], Awaitable[T]], database: Database, clock: Clock) -> None:
+    `revision`: a number that every write raises which `compute` would show.
+    Those who wait share one computation, and nobody waits for more than the one under way and the next: a
+    write that comes after a question need not be in its answer.
+    """
+
+    def __init__(
+        self, compute: Callable[[], Awaitable[T]], revision: Callable[[], int], clock: Clock
+    ) -> None:
         self._compute = compute
-        self._database = database
+        self._newest_revision = revision
         self._clock = clock
-        self._lock = asyncio.Lock()
         self._value: T | None = None
         self._revision = -1
         self._at_s = float("-inf")
+        self._number = 0
+        """Of the computation that made the value."""
+        self._begun = 0
+        self._computing: asyncio.Task[None] | None = None
         self._rests_until_s = float("-inf")
 
     @property
@@ -36,33 +45,40 @@ class Remembered(Generic[T]):
 
     def is_fresh(self) -> bool:
         """True while `get` need not compute."""
-        return self._revision == self._database.revision and self._clock.monotonic() - self._at_s <= MAX_AGE_S
+        return self._is_as_of(self._newest_revision(), self._clock.monotonic())
 
     async def get(self) -> T:
         """An answer that is not older than the last write of this process. Raises what `compute` raises."""
-        if self._value is not None and self.is_fresh():
-            return self._value
-        async with self._lock:
-            if self._value is None or not self.is_fresh():
-                await self._refresh()
-            assert self._value is not None
-            return self._value
+        revision, asked_s = self._newest_revision(), self._clock.monotonic()
+        while not self._is_as_of(revision, asked_s):
+            await self._next()
+        return cast(T, self._value)
 
     async def renew(self) -> T:
-        """An answer computed now or, by others, while waiting for one's turn."""
-        before = self._value
-        async with self._lock:
-            if self._value is before:
-                await self._refresh()
-            assert self._value is not None
-            return self._value
+        """An answer that begins to be computed after this call. Raises what `compute` raises."""
+        begun = self._begun
+        while self._number <= begun:
+            await self._next()
+        return cast(T, self._value)
+
+    def _is_as_of(self, revision: int, moment_s: float) -> bool:
+        return self._revision >= revision and moment_s - self._at_s <= MAX_AGE_S
+
+    async def _next(self) -> None:
+        if self._computing is None or self._computing.done():
+            self._computing = asyncio.create_task(self._refresh(), name="remembered")
+            # With everybody gone who waited, an error is nobody's.
+            self._computing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # A shield: one caller who leaves must not take the answer from the others.
+        await asyncio.shield(self._computing)
 
     async def _refresh(self) -> None:
         loop = asyncio.get_running_loop()
         if (rest_s := self._rests_until_s - loop.time()) > 0:
             await asyncio.sleep(rest_s)
-        revision, at_s, started_s = self._database.revision, self._clock.monotonic(), loop.time()
+        self._begun += 1
+        revision, at_s, started_s = self._newest_revision(), self._clock.monotonic(), loop.time()
         self._value = await self._compute()
-        self._revision, self._at_s = revision, at_s
+        self._revision, self._at_s, self._number = revision, at_s, self._begun
         took_s = loop.time() - started_s
         self._rests_until_s = loop.time() + min(REST * took_s, MAX_REST_S)

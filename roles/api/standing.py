@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from sqlalchemy import Connection
@@ -15,7 +16,7 @@ from protocol.verdicts import LogitOutcome
 from roles.api import store_logits, store_standing
 from roles.api.chain_view import ChainView
 from roles.api.consensus import LogitStanding, logit_horizon, pool_logit_checks
-from roles.api.database import Database, DatabaseUnavailable
+from roles.api.database import Database, DatabaseUnavailable, Effect
 from roles.api.remembered import Remembered
 from roles.api.store_standing import Figures
 from roles.api.tables import Row
@@ -72,7 +73,7 @@ class StandingKeeper:
         self._chain = chain
         self._clock = clock
         self._min_stake_tao = min_validator_stake_tao
-        self._remembered = Remembered(self._refresh, database, clock)
+        self._remembered = Remembered(self._refresh, partial(database.revision, Effect.RANKED), clock)
         self._basis: _Basis | None = None
         self._computed_at_s = float("-inf")
         self._background: asyncio.Task[None] | None = None

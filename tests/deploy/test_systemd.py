@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.conftest import Service
+from tests.deploy.conftest import ROLES, Service
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "quasar-node@.service"
@@ -124,37 +124,40 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -
     return found
 
 
-def restarted(systemd: Systemd, unit: str, *, times: int) -> dict[str, str]:
+def restarted(systemd: Systemd, unit: str, role: str, *, times: int) -> dict[str, str]:
     """Wait until the unit is active after so many restarts."""
 
     def is_back() -> bool:
         shown = systemd.shown(unit)
         return shown["NRestarts"] == str(times) and shown["ActiveState"] == "active"
 
-    until(is_back, f"{systemd.shown(unit)}; {(systemd.folder / 'api.log').read_text()[-2000:]}")
+    log = systemd.folder / f"{role}.log"
+    until(is_back, f"{systemd.shown(unit)}; {log.read_text()[-2000:]}")
     return systemd.shown(unit)
 
 
 @pytest.mark.timeout(240)
-def test_start_kill_hang_and_stop(systemd: Systemd, service: Service) -> None:
-    unit = systemd.install("api", service.api_config)
+@pytest.mark.parametrize("role", ROLES)
+def test_start_kill_hang_and_stop(systemd: Systemd, service: Service, role: str) -> None:
+    unit = systemd.install(role, service.configs[role])
     systemd.control("start", unit)
     started = systemd.shown(unit)
     assert (started["ActiveState"], started["NRestarts"]) == ("active", "0"), "start waits for READY=1"
 
     systemd.signal(unit, signal.SIGKILL)
-    killed = restarted(systemd, unit, times=1)
+    killed = restarted(systemd, unit, role, times=1)
     assert killed["MainPID"] != started["MainPID"]
 
     systemd.signal(unit, signal.SIGSTOP)
-    hung = restarted(systemd, unit, times=2)
+    hung = restarted(systemd, unit, role, times=2)
     assert hung["MainPID"] != killed["MainPID"]
 
     systemd.control("stop", unit)
     stopped = systemd.shown(unit)
     assert stopped["ActiveState"] == "inactive", "a stop is no failure"
     assert (stopped["Result"], stopped["ExecMainStatus"]) == ("success", "0")
-    assert "Traceback" not in (systemd.folder / "api.log").read_text()
+    assert systemd.control("show", unit, "--property", "ControlGroup") == "ControlGroup=", "nothing is left"
+    assert "Traceback" not in (systemd.folder / f"{role}.log").read_text()
 
 
 @pytest.mark.timeout(120)

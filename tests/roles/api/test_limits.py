@@ -55,8 +55,7 @@ def test_moments_in_the_future_do_not_count() -> None:
     assert slide([5000.0, 5001.0], 1000.0, 2) == ([1000.0], None)
 
 
-async def test_window_forgets_idle_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("roles.api.limits.MAX_KEYS", 10)
+async def test_window_forgets_idle_keys() -> None:
     clock = FakeClock()
     windows = MemoryWindows(clock)
     for number in range(10):
