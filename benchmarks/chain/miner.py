@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from node.bus import Bus
@@ -12,7 +13,7 @@ from node.chain.local import LocalChain
 from node.chain.opening import SDK_FOLDER, open_chain
 from node.chain.watcher import BlockWatcher
 from node.clock import SystemClock
-from node.journal import Journal
+from node.journal import Journal, Record
 from node.metrics import Metrics
 from node.settings_model import Settings
 from protocol.commitments import new_salt
@@ -44,8 +45,28 @@ class Diary:
     seen_due_at_s: float | None = None
     first_try_at_s: float | None = None
     first_try_height: int | None = None
+    journal_s: float = 0.0
+    """Part of the time in between: writing down that the code is public."""
     tries: int = 0
     accepted: int = 0
+
+
+class TimedJournal(Journal):
+    """The journal, which writes down how long it took to note that code is public."""
+
+    def __init__(self, path: Path, miner: "SoakMiner") -> None:
+        super().__init__(path, bytes(32), clock=SystemClock())
+        self.miner = miner
+
+    async def update(
+        self, kind: str, key: str, *, state: str | None = None, data: dict[str, Any] | None = None
+    ) -> Record:
+        """Update, and note how long it took."""
+        began_s = time.monotonic()
+        record = await super().update(kind, key, state=state, data=data)
+        if state == Stage.PUSHED:
+            self.miner.diaries[record.data["submission_id"]].journal_s = time.monotonic() - began_s
+        return record
 
 
 class DiarisedApi(SubnetApi):
@@ -93,7 +114,7 @@ class SoakMiner:
         api = DiarisedApi(open_api(self.settings, self.key, clock), self)
         self._bus = bus
         self._events = bus.subscribe(BlockAdvanced, CommitmentRecorded, SubmissionRevealed)
-        async with Journal(self.settings.node.data_dir / "miner.sqlite", bytes(32), clock=clock) as journal:
+        async with TimedJournal(self.settings.node.data_dir / "miner.sqlite", self) as journal:
             self._ledger = SubmissionLedger(journal)
             coordinator = CommitRevealCoordinator(
                 ledger=self._ledger,

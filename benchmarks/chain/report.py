@@ -1,7 +1,6 @@
 """What the soak measured, against what is demanded."""
 
 import asyncio
-import gc
 import os
 import platform
 import sqlite3
@@ -41,7 +40,6 @@ class Samples:
     async def take_until(self, until_s: float) -> None:
         """Sample until that moment of the monotonic clock."""
         while time.monotonic() < until_s:
-            gc.collect()
             self.own.append((_rss_bytes(os.getpid()), _open_files(os.getpid())))
             # It may be killed at this very moment.
             with suppress(FileNotFoundError):
@@ -63,10 +61,12 @@ async def describe(
     *,
     cpu_share: float,
     database: Path,
+    disk_s: Sequence[float],
 ) -> dict[str, Any]:
-    """The whole report, ready for JSON; `database` is the API's."""
+    """The whole report, ready for JSON; `database` is the API's, `disk_s` what the disk took meanwhile."""
     diaries = [diary for miner in miners for diary in miner.diaries.values()]
     late = [_late_blocks(diary, options.block_time) for diary in diaries]
+    without_disk = [_late_blocks(diary, options.block_time, diary.journal_s) for diary in diaries]
     recoveries = recovery_s(miners, faults)
     rows = _revealed_at(database)
     revealed = sum([await miner.revealed() for miner in miners])
@@ -93,6 +93,9 @@ async def describe(
         "reveals_tried": sum(one.tries for one in diaries),
         "late_blocks": _spread(late),
         "later_than_two_blocks": sum(one > LATE_BLOCKS for one in late),
+        "late_blocks_without_the_journal": _spread(without_disk),
+        "journal_s": _spread([diary.journal_s for diary in diaries]),
+        "fdatasync_s": _spread(disk_s),
         "recovery_s": _spread(recoveries),
         "cpu_share_of_a_core": round(cpu_share, 4),
         "cpu_is_of": f"{len(miners)} miners with {miners[0].in_flight} commitments each",
@@ -151,11 +154,11 @@ def recovery_s(miners: Sequence[SoakMiner], faults: FaultMaker) -> list[float]:
     return found
 
 
-def _late_blocks(diary: Diary, block_time_s: float) -> float:
-    """From the moment at which the miner saw the due block to its first attempt."""
+def _late_blocks(diary: Diary, block_time_s: float, excused_s: float = 0.0) -> float:
+    """From the moment at which the miner saw the due block to its first attempt, less what is excused."""
     if diary.first_try_at_s is None or diary.seen_due_at_s is None:
         return float("inf")
-    return max(0.0, diary.first_try_at_s - diary.seen_due_at_s) / block_time_s
+    return max(0.0, diary.first_try_at_s - diary.seen_due_at_s - excused_s) / block_time_s
 
 
 def _revealed_at(database: Path) -> dict[int, str | None]:

@@ -21,6 +21,7 @@ from typing import Any
 import bittensor as bt
 import tomli_w
 
+from benchmarks.chain.disk import watched_disk
 from benchmarks.chain.faults import FaultMaker
 from benchmarks.chain.miner import SoakMiner
 from benchmarks.chain.report import Samples, describe, describe_waiting
@@ -82,12 +83,18 @@ async def soak(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         faults = FaultMaker(node, api, random.Random(options.seed))
         cpu_s, began_s = time.process_time(), time.monotonic()
         measured_s = options.blocks * options.block_time
-        await drive(samples, None if options.no_faults else faults, until_s=began_s + measured_s)
+        with watched_disk(folder) as disk_s:
+            await drive(samples, None if options.no_faults else faults, until_s=began_s + measured_s)
         spent_s = time.process_time() - cpu_s
         await settle(miners)
-        database = folder / "api" / "data" / "api.sqlite"
         return await describe(
-            options, miners, faults, samples, cpu_share=spent_s / measured_s, database=database
+            options,
+            miners,
+            faults,
+            samples,
+            cpu_share=spent_s / measured_s,
+            database=folder / "api" / "data" / "api.sqlite",
+            disk_s=disk_s,
         )
 
 

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn, TypeVar
@@ -54,6 +55,9 @@ class LocalSubstrate:
     def __init__(self, chain: LocalChain) -> None:
         self.chain = chain
         self.token_symbols: dict[int, str] = {}
+        # One thread: the chain answers one caller at a time, and every thread that has read a large subnet
+        # keeps a heap of that size.
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-chain")
 
     def balance(self, rao: int, netuid: int = 0) -> Any:
         """A balance tagged with this chain's token symbol."""
@@ -64,8 +68,9 @@ class LocalSubstrate:
         await self._run(self.chain.height)
 
     async def close(self) -> None:
-        """Release the chain's file."""
-        await asyncio.to_thread(self.chain.close)
+        """Release the chain's file; it cannot be used again."""
+        await self._run(self.chain.close)
+        self._thread.shutdown(wait=False)
 
     # Blocks -------------------------------------------------------------------------------------
 
@@ -282,7 +287,7 @@ class LocalSubstrate:
 
     async def _run(self, act: Callable[[], T]) -> T:
         try:
-            return await asyncio.to_thread(act)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, act)
         except ChainUnavailable as error:
             raise bt.RpcConnectionError(str(error)) from error
 

@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 CONFLICT_ATTEMPTS: Final = 3
 READERS: Final = 4
-WRITER_CACHE_KIB: Final = 16_000
-READER_CACHE_KIB: Final = 4_000
+WRITER_CACHE_KIB: Final = 4_000
+READER_CACHE_KIB: Final = 2_000
 """Readers come back to the newest rows; what else they need the kernel has in memory."""
 PATIENCE_S: Final = 20.0
 """A database that takes longer for one transaction counts as away."""

@@ -15,6 +15,7 @@ from node.metrics import Metrics
 from roles.api.page.reader import PageReader
 from roles.api.page.rendering import SECTIONS, Pages
 from roles.api.page.shared import SharedAnswers
+from roles.api.page.snapshot import Front
 
 FRESH_S: Final = 1.0
 STALE_S: Final = 10.0
@@ -138,6 +139,16 @@ class LivePage:
 
     async def _make(self, _key: str) -> Board:
         front = await self._reader.front()
+        # In another thread: hundreds of places take long to write down, and others are answered meanwhile.
+        board = await asyncio.to_thread(self._write, front)
+        if board is not self._board:
+            self._board = board
+            news, self._news = self._news, asyncio.Event()
+            news.set()
+        return board
+
+    def _write(self, front: Front) -> Board:
+        """The version of the page that shows `front`: the one before when nothing has changed."""
         parts = {name: self._pages.render(f"_{name}.html", front=front) for name in SECTIONS}
         if parts == self._board.parts:
             return self._board
@@ -149,7 +160,4 @@ class LivePage:
             parts=parts,
             event_id=f"{self._epoch}-{board.version}",
         )
-        self._board = Board(board.version, board.parts, board.changed_in, body.encode())
-        news, self._news = self._news, asyncio.Event()
-        news.set()
-        return self._board
+        return Board(board.version, board.parts, board.changed_in, body.encode())
