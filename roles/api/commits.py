@@ -56,7 +56,7 @@ class CommitHandler:
                 )
             return known
 
-        row = await api.database.write(work, turn=message.miner_hotkey, effect=Effect.SHOWN)
+        row = await api.database.write(work, turns=(message.miner_hotkey,), effect=Effect.SHOWN)
         return model_answer(self._commit_answer(row, block_time_s))
 
     async def _anchored_at(self, message: CommitSubmission) -> BlockHeight:

@@ -7,7 +7,7 @@ overlap take the same turn (an advisory lock) or raise the standing's version (a
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import IntEnum
@@ -17,7 +17,6 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import URL, Connection, make_url, text, update
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol.errors import ConfigError, InvalidMessage, Unavailable
 from roles.api.engines import driver_errors, is_about_values, is_conflict, postgresql_engine, sqlite_engine
@@ -34,6 +33,13 @@ READER_CACHE_KIB: Final = 2_000
 PATIENCE_S: Final = 20.0
 """A database that takes longer for one transaction counts as away."""
 SQLITE_FILE: Final = "api.sqlite"
+
+
+# In the order of the locks: two that want the same ones must not each hold what the other waits for.
+TAKE_TURNS: Final = text(
+    "SELECT pg_advisory_xact_lock(turn) FROM (SELECT DISTINCT hashtextextended(name, 0) AS turn "
+    "FROM unnest(CAST(:turns AS text[])) AS name ORDER BY turn) AS ordered"
+)
 
 
 class DatabaseUnavailable(Unavailable):
@@ -103,15 +109,15 @@ class Database:
         self,
         work: Callable[[Connection], T],
         *,
-        turn: str | None = None,
+        turns: Collection[str] = (),
         effect: Effect = Effect.HIDDEN,
         patience_s: float | None = PATIENCE_S,
     ) -> T:
         """Run `work` in one transaction and return its result once that is durable.
 
         Nothing is written when `work` raises. It reads before it inserts, so when another replica wrote the
-        same unique thing first it is run again and finds it. Writes with the same `turn` never overlap, on
-        any replica. `patience_s`: how long PostgreSQL may take; None for as long as it needs.
+        same unique thing first it is run again and finds it. Writes that share one of their `turns` never
+        overlap, on any replica. `patience_s`: how long PostgreSQL may take; None for as long as it needs.
         Raises DatabaseUnavailable, InvalidMessage for a value that cannot be stored.
         """
 
@@ -126,7 +132,7 @@ class Database:
                     with self._errors_named():
                         if self.is_sqlite:
                             return await self._group.run(whole)
-                        return await self._to_the_end(self._write_replicated(whole, turn), patience_s)
+                        return await self._to_the_end(self._write_replicated(whole, turns), patience_s)
                 except _WriteConflict as conflict:
                     last = conflict
             raise DatabaseUnavailable(f"the database kept refusing a write: {last}: try again") from last
@@ -139,10 +145,10 @@ class Database:
         changes are out of date."""
         return self._revisions[effect]
 
-    async def _write_replicated(self, work: Callable[[Connection], T], turn: str | None) -> T:
+    async def _write_replicated(self, work: Callable[[Connection], T], turns: Collection[str]) -> T:
         async with self._writer.begin() as connection:
-            if turn is not None:
-                await _take_turn(connection, turn)
+            if turns:
+                await connection.execute(TAKE_TURNS, {"turns": list(turns)})
             return await connection.run_sync(work)
 
     async def read(self, work: Callable[[Connection], T]) -> T:
@@ -209,7 +215,3 @@ class Database:
 async def _patiently(work: Coroutine[Any, Any, T], patience_s: float | None) -> T:
     async with asyncio.timeout(patience_s):
         return await work
-
-
-async def _take_turn(connection: AsyncConnection, turn: str) -> None:
-    await connection.execute(text("SELECT pg_advisory_xact_lock(hashtextextended(:turn, 0))"), {"turn": turn})

@@ -41,7 +41,7 @@ class SubmitHandler:
                 raise already_submitted(known)
             return known
 
-        row = await api.database.write(work, turn=message.miner_hotkey, effect=Effect.SHOWN)
+        row = await api.database.write(work, turns=(message.miner_hotkey,), effect=Effect.SHOWN)
         answer = SubmitKernelAnswer(
             submission_id=row.id,
             miner_hotkey=row.miner_hotkey,

@@ -53,7 +53,7 @@ class EvaluationHandlers:
                 break
             found = await self._api.database.write(
                 self._taker(validator, self._finder(validator, registered, next_row.id)),
-                turn=validator.hotkey,
+                turns=(validator.hotkey,),
                 effect=Effect.SHOWN,
             )
             if found is not None:
@@ -123,7 +123,7 @@ class EvaluationHandlers:
             self._held_lease(connection, validator, submission_id, message.lease_id)
             store.update_lease(connection, message.lease_id, {"expires_at": expires_at})
 
-        await self._api.database.write(work, turn=validator.hotkey)
+        await self._api.database.write(work, turns=(validator.hotkey,))
         return model_answer(HeartbeatAnswer(expires_at=expires_at))
 
     async def verdict(self, request: web.Request) -> web.Response:
@@ -135,7 +135,7 @@ class EvaluationHandlers:
         verify_text(message.validator_hotkey, verdict_text(message), message.signature)
         is_new = await self._api.database.write(
             lambda connection: self._record_verdict(connection, validator, message),
-            turn=validator.hotkey,
+            turns=(validator.hotkey,),
             effect=Effect.RANKED,
         )
         if is_new:

@@ -1,8 +1,10 @@
 """How much one caller may ask: sliding windows per hotkey and per address."""
 
+import asyncio
 import ipaddress
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Protocol
 
@@ -16,6 +18,7 @@ from roles.api import store_limits
 from roles.api.database import Database
 
 WINDOW_S: Final = 60.0
+MAX_GROUP: Final = 64
 IPV6_PREFIX: Final = 64
 """A customer usually holds a whole /64."""
 
@@ -51,33 +54,74 @@ class MemoryWindows:
         self._forgot_at_s = now_s
 
 
+@dataclass(frozen=True, slots=True)
+class _Act:
+    key: str
+    limit: int
+    wait_s: asyncio.Future[float | None]
+
+
 class SharedWindows:
-    """Windows that all replicas on one database share."""
+    """Windows that all replicas on one database share.
+
+    Who asks while the database is busy shares the next transaction: in a burst, or behind a proxy, many ask
+    for the same window, and would queue for its lock one after the other.
+    """
 
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
         self._forgot_at_s = float("-inf")
+        self._waiting: list[_Act] = []
+        self._pump: asyncio.Task[None] | None = None
 
     async def take(self, key: str, limit: int) -> float | None:
         """Count one act of `key` and return None, or the seconds until it may act again."""
+        act = _Act(key, limit, asyncio.get_running_loop().create_future())
+        self._waiting.append(act)
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._take_all(), name="windows")
+        return await act.wait_s
+
+    async def _take_all(self) -> None:
+        while self._waiting:
+            acts, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
+            try:
+                waits_s = await self._take_group(acts)
+            except Exception as error:  # noqa: BLE001 - handed to every caller, none of whom has been counted
+                for act in acts:
+                    if not act.wait_s.done():
+                        act.wait_s.set_exception(error)
+                continue
+            for act, wait_s in zip(acts, waits_s, strict=True):
+                # A caller that went away has acted all the same.
+                if not act.wait_s.done():
+                    act.wait_s.set_result(wait_s)
+
+    async def _take_group(self, acts: Sequence[_Act]) -> list[float | None]:
         now = self._clock.now()
         forgets = self._clock.monotonic() - self._forgot_at_s > WINDOW_S
+        keys = {act.key for act in acts}
 
-        def work(connection: sa.Connection) -> float | None:
+        def work(connection: sa.Connection) -> list[float | None]:
             if connection.dialect.name == "postgresql":
                 # A count that a crash takes away costs nothing: nobody need wait for the disk.
                 connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
             if forgets:
                 store_limits.forget_windows(connection, now - timedelta(seconds=2 * WINDOW_S))
-            moments, wait_s = slide(store_limits.find_window(connection, key), now.timestamp(), limit)
-            store_limits.put_window(connection, key, moments, now)
-            return wait_s
+            windows = store_limits.find_windows(connection, keys)
+            known = set(windows)
+            waits_s = []
+            for act in acts:
+                windows[act.key], wait_s = slide(windows.get(act.key, []), now.timestamp(), act.limit)
+                waits_s.append(wait_s)
+            store_limits.put_windows(connection, windows, known, now)
+            return waits_s
 
-        wait_s = await self._database.write(work, turn=f"window:{key}")
+        waits_s = await self._database.write(work, turns={f"window:{key}" for key in keys})
         if forgets:
             self._forgot_at_s = self._clock.monotonic()
-        return wait_s
+        return waits_s
 
 
 def slide(moments: Sequence[float], now_s: float, limit: int) -> tuple[list[float], float | None]:

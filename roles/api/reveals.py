@@ -42,7 +42,7 @@ class RevealHandler:
                 lambda connection: self._record_reveal(
                     connection, message, {"address": address, **code_values(message, fork_url)}, form, current
                 ),
-                turn=message.miner_hotkey,
+                turns=(message.miner_hotkey,),
                 effect=Effect.SHOWN,
             )
         if not _is_same_reveal(row, message, fork_url):

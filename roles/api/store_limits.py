@@ -1,25 +1,30 @@
 """The memory of who wrote how often, shared by all replicas."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from roles.api.tables import rate_windows
 
 
-def find_window(connection: Connection, key: str) -> list[float]:
-    """The moments (seconds since the epoch) at which the key acted, oldest first."""
-    moments = connection.execute(select(rate_windows.c.moments).where(rate_windows.c.key == key)).scalar()
-    return [] if moments is None else [float(moment) for moment in moments]
+def find_windows(connection: Connection, keys: Collection[str]) -> dict[str, list[float]]:
+    """The moments (seconds since the epoch) at which each of the keys acted, oldest first; by key."""
+    query = select(rate_windows.c.key, rate_windows.c.moments).where(rate_windows.c.key.in_(list(keys)))
+    return {key: [float(moment) for moment in moments] for key, moments in connection.execute(query)}
 
 
-def put_window(connection: Connection, key: str, moments: Sequence[float], now: datetime) -> None:
-    """Store the moments of a key."""
-    values = {"moments": list(moments), "seen_at": now}
-    known = connection.execute(update(rate_windows).where(rate_windows.c.key == key).values(**values))
-    if known.rowcount == 0:
-        connection.execute(insert(rate_windows).values(key=key, **values))
+def put_windows(
+    connection: Connection, windows: Mapping[str, Sequence[float]], known: Collection[str], now: datetime
+) -> None:
+    """Store the moments of the keys; `known`: those that have a row."""
+    rows = {key: {"moments": list(moments), "seen_at": now} for key, moments in windows.items()}
+    changed = [{"named": key, **row} for key, row in rows.items() if key in known]
+    added = [{"key": key, **row} for key, row in rows.items() if key not in known]
+    if changed:
+        connection.execute(update(rate_windows).where(rate_windows.c.key == bindparam("named")), changed)
+    if added:
+        connection.execute(insert(rate_windows), added)
 
 
 def forget_windows(connection: Connection, before: datetime) -> None:

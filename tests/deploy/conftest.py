@@ -26,7 +26,7 @@ class Service:
 
     folder: Path
     configs: dict[str, Path]
-    """By role: what the role needs is there, except that only the API's own start brings an API."""
+    """By role; none needs another to be there before it starts."""
     api_url: str
     stranger_config: Path
     """A miner whose hotkey is not registered: it ends with exit code 77."""

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, Engine, event, insert, select
 
 from node.settings_model import Settings
-from roles.api.database import Database
+from roles.api.database import Database, Effect
 from roles.api.tables import nonces
 from tests.roles.api.harness import url_of
 
@@ -91,3 +91,21 @@ async def test_a_write_meets_what_another_wrote_first(database: Database) -> Non
 
     taken = await asyncio.gather(*(database.write(take) for _ in range(10)))
     assert sorted(taken) == [False] * 9 + [True]
+
+
+async def test_a_write_puts_out_of_date_what_it_changes_and_nothing_else(database: Database) -> None:
+    """A submission changes lists, and not the ranking: that need not be asked for again."""
+
+    def now() -> tuple[int, int]:
+        return database.revision(Effect.SHOWN), database.revision(Effect.RANKED)
+
+    shown, ranked = now()
+    await database.write(lambda connection: add(connection, 1))
+    assert now() == (shown, ranked)
+    await database.write(lambda connection: add(connection, 2), effect=Effect.SHOWN)
+    assert now() == (shown + 1, ranked)
+    await database.write(lambda connection: add(connection, 3), effect=Effect.RANKED)
+    assert now() == (shown + 2, ranked + 1)
+    with pytest.raises(ValueError, match="seventh"):
+        await database.write(lambda connection: add(connection, 7), effect=Effect.RANKED)
+    assert now() == (shown + 3, ranked + 2), "what failed may have been written all the same"

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -9,7 +10,7 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from node.settings_model import Settings
-from roles.api.database import Database
+from roles.api.database import Database, DatabaseUnavailable
 from roles.api.limits import Limits, MemoryWindows, SharedWindows, Windows, parse_networks, slide
 from tests.fakes.clock import FakeClock
 from tests.roles.api.harness import url_of
@@ -34,6 +35,20 @@ async def windows(
     await database.close()
 
 
+class CountingDatabase(Database):
+    """Counts transactions, and refuses them with `error`."""
+
+    writes = 0
+    error: Exception | None = None
+
+    async def write(self, work: Any, **options: Any) -> Any:
+        """Write, unless told otherwise."""
+        self.writes += 1
+        if self.error is not None:
+            raise self.error
+        return await super().write(work, **options)
+
+
 async def test_window_slides(windows: Windows, clock: FakeClock) -> None:
     assert await windows.take("a", 2) is None
     await clock.advance(30)
@@ -48,6 +63,27 @@ async def test_window_slides(windows: Windows, clock: FakeClock) -> None:
 async def test_window_of_many_at_once(windows: Windows) -> None:
     waits = await asyncio.gather(*(windows.take("a", 3) for _ in range(10)))
     assert sum(wait is None for wait in waits) == 3
+
+
+async def test_those_who_ask_at_once_share_a_transaction(settings: Settings, clock: FakeClock) -> None:
+    """As many hotkeys behind one address: nobody queues for its window behind all the others."""
+    database = CountingDatabase(url_of(settings))
+    windows = SharedWindows(database, clock)
+    waits = await asyncio.gather(*(windows.take(key, 20) for n in range(30) for key in ("address", f"{n}")))
+    assert sum(wait is not None for wait in waits) == 10, "only the address has acted more than 20 times"
+    assert database.writes == 1
+    await database.close()
+
+
+async def test_a_refused_transaction_is_everybodys_error(settings: Settings, clock: FakeClock) -> None:
+    database = CountingDatabase(url_of(settings))
+    windows = SharedWindows(database, clock)
+    database.error = DatabaseUnavailable("away")
+    refused = await asyncio.gather(*(windows.take(key, 1) for key in "aab"), return_exceptions=True)
+    assert refused == [database.error] * 3
+    database.error = None
+    assert await windows.take("a", 1) is None
+    await database.close()
 
 
 def test_moments_in_the_future_do_not_count() -> None:
