@@ -55,8 +55,8 @@ class LocalSubstrate:
     def __init__(self, chain: LocalChain) -> None:
         self.chain = chain
         self.token_symbols: dict[int, str] = {}
-        # One thread: the chain answers one caller at a time, and every thread that has read a large subnet
-        # keeps a heap of that size.
+        # One thread, which ends with this object: the chain answers one caller at a time, and every thread
+        # that has read a large subnet keeps a heap of that size.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-chain")
 
     def balance(self, rao: int, netuid: int = 0) -> Any:
@@ -68,9 +68,8 @@ class LocalSubstrate:
         await self._run(self.chain.height)
 
     async def close(self) -> None:
-        """Release the chain's file; it cannot be used again."""
+        """Release the chain's file."""
         await self._run(self.chain.close)
-        self._thread.shutdown(wait=False)
 
     # Blocks -------------------------------------------------------------------------------------
 
