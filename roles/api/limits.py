@@ -18,6 +18,8 @@ from roles.api import store_limits
 from roles.api.database import Database
 
 WINDOW_S: Final = 60.0
+CLOCKS_APART_S: Final = 2.0
+"""By how much the clocks of replicas may differ."""
 MAX_GROUP: Final = 64
 IPV6_PREFIX: Final = 64
 """A customer usually holds a whole /64."""
@@ -99,11 +101,12 @@ class SharedWindows:
                     act.wait_s.set_result(wait_s)
 
     async def _take_group(self, acts: Sequence[_Act]) -> list[float | None]:
-        now = self._clock.now()
         forgets = self._clock.monotonic() - self._forgot_at_s > WINDOW_S
         keys = {act.key for act in acts}
 
         def work(connection: sa.Connection) -> list[float | None]:
+            # Only now it is this transaction's turn: others have acted while it waited.
+            now = self._clock.now()
             if connection.dialect.name == "postgresql":
                 # A count that a crash takes away costs nothing: nobody need wait for the disk.
                 connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
@@ -127,9 +130,10 @@ class SharedWindows:
 def slide(moments: Sequence[float], now_s: float, limit: int) -> tuple[list[float], float | None]:
     """The moments still inside the window, now added if it has room, and else the seconds until it has.
 
-    Moments that lie in the future (the clock was set back) do not count.
+    Moments that lie in the future (the clock was set back) do not count, unless another replica's clock is
+    merely a little ahead.
     """
-    kept = [moment for moment in moments if now_s - WINDOW_S < moment <= now_s]
+    kept = [moment for moment in moments if now_s - WINDOW_S < moment <= now_s + CLOCKS_APART_S]
     if len(kept) >= limit:
         return kept, kept[0] + WINDOW_S - now_s
     return [*kept, now_s], None

@@ -1,7 +1,7 @@
 """Sliding windows and the caller's address."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -36,14 +36,17 @@ async def windows(
 
 
 class CountingDatabase(Database):
-    """Counts transactions, and refuses them with `error`."""
+    """Counts transactions, waits for `before` each of them, and refuses them with `error`."""
 
     writes = 0
     error: Exception | None = None
+    before: Callable[[], Awaitable[None]] | None = None
 
     async def write(self, work: Any, **options: Any) -> Any:
         """Write, unless told otherwise."""
         self.writes += 1
+        if self.before is not None:
+            await self.before()
         if self.error is not None:
             raise self.error
         return await super().write(work, **options)
@@ -89,6 +92,24 @@ async def test_a_refused_transaction_is_everybodys_error(settings: Settings, clo
 def test_moments_in_the_future_do_not_count() -> None:
     """The clock was set back: nobody waits for the time that it has lost."""
     assert slide([5000.0, 5001.0], 1000.0, 2) == ([1000.0], None)
+
+
+def test_another_replicas_clock_may_be_ahead() -> None:
+    assert slide([1000.5], 1000.0, 1) == ([1000.5], 60.5)
+
+
+async def test_what_others_did_while_it_waited_counts(settings: Settings, clock: FakeClock) -> None:
+    """An act happens when its turn has come: what came before is not in the future."""
+    database, others = CountingDatabase(url_of(settings)), Database(url_of(settings))
+
+    async def another_replica_acts() -> None:
+        await clock.advance(10)
+        assert await SharedWindows(others, clock).take("a", 1) is None
+
+    database.before = another_replica_acts
+    assert await SharedWindows(database, clock).take("a", 1) == 60.0
+    await database.close()
+    await others.close()
 
 
 async def test_window_forgets_idle_keys() -> None:
