@@ -1,10 +1,11 @@
 """The worker's side of a trial: takes the inputs out of descriptors and leaves the outputs to be found."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -15,6 +16,9 @@ from kernels.harness.shared_pool import Located, SharedPool
 
 InputSet = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """q, k, v [B, T, H, D] and beta [H]."""
+
+MAX_MARKS: Final = 3
+"""In one trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,12 @@ class Room(Protocol):
     def allocations(self) -> AbstractContextManager[None]:
         """Around the operator: where its memory comes from."""
 
+    def mark(self) -> None:
+        """Note when what was asked for so far is done."""
+
+    def between_marks_s(self) -> float:
+        """Return the seconds between the last two marks, once the outputs are there."""
+
     def leave(self, outputs: list[torch.Tensor]) -> Output:
         """Wait for the outputs and say where they are."""
 
@@ -49,8 +59,12 @@ class HostRoom:
 
     max_descriptors = 2
 
+    def __init__(self) -> None:
+        self._marks: list[float] = []
+
     def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
         """See Room."""
+        self._marks = []
         inputs, output = descriptors
         try:
             flat = map_inputs(inputs, sets * (3 * shape.count + shape.heads))
@@ -64,6 +78,14 @@ class HostRoom:
     def allocations(self) -> AbstractContextManager[None]:
         """See Room."""
         return nullcontext()
+
+    def mark(self) -> None:
+        """See Room."""
+        self._marks.append(time.perf_counter())
+
+    def between_marks_s(self) -> float:
+        """See Room."""
+        return self._marks[-1] - self._marks[-2]
 
     def leave(self, outputs: list[torch.Tensor]) -> Output:
         """See Room."""
@@ -90,10 +112,14 @@ class DeviceRoom:
         self._inputs: DeviceMemory | None = None
         self._outputs: list[torch.Tensor] = []
         self._sent: list[int] = []
+        # Made once: making one takes longer than a short call.
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(MAX_MARKS)]
+        self._marked = 0
 
     def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
         """See Room."""
         self._outputs = []
+        self._marked = 0
         tensor_bytes = shape.count * shape.torch_dtype.itemsize
         set_bytes = shape.set_bytes
         try:
@@ -114,6 +140,16 @@ class DeviceRoom:
         """See Room."""
         with self._pool.use():
             yield
+
+    def mark(self) -> None:
+        """See Room."""
+        self._events[self._marked].record()
+        self._marked += 1
+
+    def between_marks_s(self) -> float:
+        """See Room."""
+        before, last = self._events[self._marked - 2 : self._marked]
+        return float(before.elapsed_time(last)) / 1e3
 
     def leave(self, outputs: list[torch.Tensor]) -> Output:
         """See Room."""

@@ -14,6 +14,7 @@ from typing import IO, Final
 import torch
 
 import kernels
+from kernels.export import export_files
 from kernels.fork_base import write_fla_base
 from kernels.harness.session import Session
 from kernels.harness.wire import socket_pair
@@ -35,7 +36,6 @@ from protocol.forks import TARGET_DIR
 from protocol.messages import EvaluationJob
 from roles.referee.contestant import Contestant
 from roles.referee.stages import printable
-from roles.referee.yardstick import yardstick_files
 
 LOG_TAIL_BYTES: Final = 4000
 FOLDER_PREFIX: Final = "run-"
@@ -118,8 +118,8 @@ def running_worker(
 @contextmanager
 def running_yardstick(job: EvaluationJob, deadline_s: Callable[[], float]) -> Iterator[Worker]:
     """Run the yardstick's worker: our own code, which needs no sandbox and keeps what it has compiled."""
-    cache = Path(job.work_dir) / "yardstick"
-    with running_worker(yardstick_files(), job, SandboxTier.NONE, deadline_s, triton_cache=cache) as worker:
+    files, cache = export_files("chunk"), Path(job.work_dir) / "yardstick"
+    with running_worker(files, job, SandboxTier.NONE, deadline_s, triton_cache=cache) as worker:
         yield worker
 
 

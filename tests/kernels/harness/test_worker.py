@@ -23,6 +23,9 @@ class Memory:
 
     def __init__(self) -> None:
         self.outputs: list[torch.Tensor] = []
+        self.calls = 0
+        self.marked: list[int] = []
+        """How many calls had been made at each mark."""
 
     def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
         assert (shape, descriptors) == (SHAPE, [])
@@ -30,6 +33,12 @@ class Memory:
 
     def allocations(self) -> Any:
         return nullcontext()
+
+    def mark(self) -> None:
+        self.marked.append(self.calls)
+
+    def between_marks_s(self) -> float:
+        return float(self.marked[-1] - self.marked[-2])
 
     def leave(self, outputs: list[torch.Tensor]) -> Output:
         self.outputs = outputs
@@ -58,6 +67,19 @@ def test_fewer_calls_than_sets() -> None:
     room = Memory()
     run(chunked, message(calls=1), [], room)
     assert len(room.outputs) == 1
+
+
+@pytest.mark.parametrize(("calls", "marked"), [(1, [0, 1]), (2, [0, 1, 2]), (3, [0, 1, 3])])
+def test_a_timed_call_is_not_the_first_of_several(calls: int, marked: list[int]) -> None:
+    room = Memory()
+
+    def counted(*tensors: torch.Tensor, **options: Any) -> Any:
+        room.calls += 1
+        return chunked(*tensors, **options)
+
+    # The room's time is the number of calls: one of them takes 1.
+    fields = run(counted, {**message(calls=calls), "timed": True}, [], room).fields
+    assert (room.marked, fields) == (marked, {"left": calls, "call_s": 1.0})
 
 
 @pytest.mark.parametrize(
