@@ -111,6 +111,7 @@ def _row(report: EvaluationReport, length: int, wall_s: float) -> dict[str, Any]
         "relative_error": figures.relative_error,
         "vram_mb": figures.vram_mb,
         "roofline_tokens_per_sec": evidence.get("roofline_tokens_per_sec"),
+        "calls": evidence.get("calls"),
         "yardstick": evidence.get("yardstick"),
         "gpu_state": evidence.get("gpu_state"),
         "trial_s": evidence.get("trial_s"),

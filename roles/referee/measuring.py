@@ -23,6 +23,8 @@ from roles.referee.stages import Ended
 from roles.referee.yardstick import Yardstick
 
 PROBE_LENGTH: Final = 50
+QUICK_S: Final = 0.25
+"""A call that takes longer is not tried several times in a row."""
 REPEAT_TOLERANCE: Final = 1e-3
 """Largest relative difference between two runs on the same inputs."""
 
@@ -84,15 +86,18 @@ class Measuring:
         self._checked(self._drawing.draw(two), "a batch of 2")
         self._checked(self._drawing.draw(one, [0, 17, PROBE_LENGTH]), "packed sequences")
         self._checked(self._drawing.draw(one), "fused_recurrent_quasar", operator="fused_recurrent_quasar")
-        self.calls = self._drawing.sets_for(shapes[0], again.seconds - self._overhead_s())
-        if self._yardstick is not None:
-            # The launch of a call by itself shows in its time; that of one among several does not.
-            several = self._checked(self._drawing.draw(shapes[0], count=self.calls), "a timed shape")
-            call_s = (several.seconds - self._overhead_s()) / self.calls
-            self.calls = max(self.calls, self._drawing.sets_for(shapes[0], call_s))
+        if self._yardstick is not None and again.seconds < QUICK_S:
+            self.calls = self._calls_for_a_trial(shapes[0], self._yardstick.sets)
         # Each length as it will be timed: autotuners are keyed by it, and memory is taken once.
         for shape in shapes:
             self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")
+
+    def _calls_for_a_trial(self, shape: Shape, sets: int) -> int:
+        """Return how many calls make a trial long enough."""
+        for _ in range(2):
+            # The second time: memory has been taken, and the launch of one call among several does not show.
+            trial = self._checked(self._drawing.draw(shape, count=sets), "a timed shape")
+        return self._drawing.sets_for(shape, (trial.seconds - self._overhead_s()) / sets)
 
     def time(self, *, clock: Callable[[], float] = time.monotonic) -> Measurements:
         """Run the timed trials within their budget; every output is checked.

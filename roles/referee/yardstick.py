@@ -20,7 +20,7 @@ from roles.referee.contestant import Contestant
 from roles.referee.drawing import Drawing, Drawn
 from roles.referee.stages import Ended
 
-ROUNDS: Final = 5
+ROUNDS: Final = 7
 """Trials that make one measurement of the yardstick by itself."""
 PATIENCE_S: Final = 120.0
 STEADY: Final = 0.10

@@ -89,7 +89,7 @@ def test_the_hand_over_is_taken_off(job: EvaluationJob) -> None:
     assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * NS_PER_TOKEN))
     assert figures.spread == pytest.approx(0.0, abs=1e-6)
     assert yardstick.overhead_s == pytest.approx(HAND_OVER_S)
-    assert yardstick.evidence()["before_ns_per_token"] == pytest.approx([1000.0] * 5)
+    assert yardstick.evidence()["before_ns_per_token"] == pytest.approx([1000.0] * ROUNDS)
     assert yardstick.evidence()["beside_ns_per_token"] == pytest.approx([1000.0] * 6)
     yardstick.check_after()
 
@@ -105,7 +105,7 @@ def test_a_busy_gpu_is_waited_for_and_then_nobodys_fault(job: EvaluationJob) -> 
         beside(job, lambda: 1.0 + next(calls) % 2)
     assert caught.value.status is Status.INFRASTRUCTURE
     # Warm-ups and one restless measurement; free from then on.
-    speeds = iter([*WARM_UPS, 1, 2, 1, 2, 1])
+    speeds = iter([*WARM_UPS, *[1, 2] * ROUNDS][: len(WARM_UPS) + ROUNDS])
     figures, _ = beside(job, lambda: next(speeds, 1.0))
     assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * NS_PER_TOKEN))
 
