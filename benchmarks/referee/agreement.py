@@ -3,9 +3,9 @@
     python -m benchmarks.referee.agreement --seq-len 100000 --seq-len 1000000 --repeat 3
 
 For every length the exported fork is judged by the referee, through the real sandbox, and then timed by CUDA
-events in a process that imports the very same files: one call after a pause, with nothing of its inputs in the
-L2 cache, and calls in a row as the referee makes them. `difference` is that of the referee's figure from calls
-in a row, `difference_from_one` from one call. Prints one JSON document.
+events in a process that imports the very same files: one call after a pause, with nothing of its inputs in
+the L2 cache, and calls in a row as the referee makes them. `difference` is that of the referee's figure from
+calls in a row, `difference_from_one` from one call. Prints one JSON document.
 """
 
 import argparse
