@@ -37,9 +37,15 @@ class NodeOnHost:
 
 @contextmanager
 def registered_node(
-    role: str, hotkey: str, device: str, data_dir: Path, *, env: Mapping[str, str] = os.environ
+    role: str,
+    hotkey: str,
+    device: str,
+    data_dir: Path,
+    *,
+    shares_gpu: bool = False,
+    env: Mapping[str, str] = os.environ,
 ) -> Iterator[NodeOnHost]:
-    """Hold the places of a node: its hotkey, and on a GPU the GPU, one node of each role.
+    """Hold the places of a node: its hotkey, and on a GPU the GPU, one node of each role or all that share it.
 
     Raises DeviceBusy, naming who is there and what to do; ConfigError when the lock folder is unusable.
     """
@@ -57,7 +63,7 @@ def registered_node(
         _take(held, folder / f"{role}-{_plain(hotkey)}{NODE_SUFFIX}", f"hotkey {hotkey}", note, _HOTKEY_FIX)
         if node.physical_gpu is not None:
             place = device_lock_path(device, env).with_suffix(f".{role}")
-            _take(held, place, f"device {device}", note, _DEVICE_FIX)
+            _take(held, place, f"device {device}", note, _DEVICE_FIX, is_shared=shares_gpu)
         yield node
 
 
@@ -75,9 +81,9 @@ def nodes_on_host(*, env: Mapping[str, str] = os.environ) -> list[NodeOnHost]:
     return sorted(found, key=lambda node: (node.device, node.role, node.hotkey))
 
 
-def _take(held: ExitStack, path: Path, what: str, note: str, fix: str) -> None:
+def _take(held: ExitStack, path: Path, what: str, note: str, fix: str, *, is_shared: bool = False) -> None:
     try:
-        held.enter_context(FileLock(path, what, note=note))
+        held.enter_context(FileLock(path, what, note=note, is_shared=is_shared))
     except DeviceBusy as error:
         other = _read(path)
         if other is None:

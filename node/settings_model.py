@@ -126,6 +126,8 @@ class MinerSection(Section):
     poll_s: Positive = 10.0
     """How often verdicts are asked for."""
     serve_inference: bool = True
+    share_gpu: bool = False
+    """True lets miners that all say so run on one GPU: their measurements take turns."""
 
 
 class AgentSection(Section):

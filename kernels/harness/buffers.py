@@ -66,8 +66,8 @@ class HostGround:
 
     def offer(self, sets: InputSets, calls: int, rows: np.ndarray) -> Offer:
         """See Ground. Raises ValueError for more than one set."""
-        if (sets.count, calls) != (1, 1) or sets.draw is None:
-            raise ValueError(f"{calls} calls on {sets.count} sets: a trial on a CPU has one of each, drawn")
+        if (sets.count, calls) != (1, 1):
+            raise ValueError(f"{calls} calls on {sets.count} sets: a trial on a CPU has one of each")
         return _HostOffer(sets.draw(0), sets.shape, rows)
 
     def close(self) -> None:
@@ -167,9 +167,8 @@ class _DeviceOffer:
         self._chosen, self._device = rows, device
         shape = sets.shape
         self._source = DeviceMemory.allocate(sets.count * shape.set_bytes, device)
-        if sets.draw is not None:
-            for number, target in enumerate(self._source.bytes.split(shape.set_bytes)):
-                sets.draw(number).pack(shape.torch_dtype, target)
+        for number, target in enumerate(self._source.bytes.split(shape.set_bytes)):
+            sets.draw(number).pack(shape.torch_dtype, target)
         # Of the last call and some others.
         self._sampled = [calls - 1, *random.SystemRandom().choices(range(calls), k=SAMPLED_CALLS - 1)]
         self._gathered = torch.empty(SAMPLED_CALLS, len(rows), shape.dim, dtype=torch.int16, device=device)

@@ -81,8 +81,8 @@ class InputSets:
 
     shape: Shape
     count: int
-    draw: Callable[[int], Inputs] | None
-    """Returns the set of this number, the same every time; None leaves undefined what is handed over."""
+    draw: Callable[[int], Inputs]
+    """Returns the set of this number, the same every time."""
 
 
 def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:

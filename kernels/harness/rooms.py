@@ -1,10 +1,11 @@
 """The worker's side of a trial: takes the inputs out of descriptors and leaves the outputs to be found."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -15,6 +16,9 @@ from kernels.harness.shared_pool import Located, SharedPool
 
 InputSet = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """q, k, v [B, T, H, D] and beta [H]."""
+
+MAX_MARKS: Final = 3
+"""In one trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,12 @@ class Room(Protocol):
     def allocations(self) -> AbstractContextManager[None]:
         """Around the operator: where its memory comes from."""
 
+    def mark(self) -> None:
+        """Note when what was asked for so far is done."""
+
+    def between_marks_s(self) -> float:
+        """Return the seconds between the last two marks, once the outputs are there."""
+
     def leave(self, outputs: list[torch.Tensor]) -> Output:
         """Wait for the outputs and say where they are."""
 
@@ -44,13 +54,34 @@ class Room(Protocol):
         """Let go of what one trial needed, after the referee has the answer."""
 
 
+def laid_out(memory: torch.Tensor, shape: Shape, sets: int) -> Iterator[InputSet]:
+    """Give the sets that lie one after another in bytes `memory`, each when it is asked for.
+
+    While the GPU runs a call, the next one's inputs are laid out: one step for a tensor, because a short call
+    must not wait for them.
+    """
+    numbers, rates = memory.view(shape.torch_dtype), memory.view(torch.float32)
+    size, count, heads, dim = shape.size, shape.count, shape.heads, shape.dim
+    strides = (shape.length * heads * dim, heads * dim, dim, 1)
+    numbers_of_set, rates_of_set = (shape.set_bytes // each.element_size() for each in (numbers, rates))
+    rates_at = 3 * count * numbers.element_size() // rates.element_size()
+    for number in range(sets):
+        first = number * numbers_of_set
+        q, k, v = (numbers.as_strided(size, strides, first + part * count) for part in range(3))
+        yield q, k, v, rates.as_strided((heads,), (1,), number * rates_of_set + rates_at)
+
+
 class HostRoom:
     """One set of inputs and its output, in files."""
 
     max_descriptors = 2
 
+    def __init__(self) -> None:
+        self._marks: list[float] = []
+
     def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
         """See Room."""
+        self._marks = []
         inputs, output = descriptors
         try:
             flat = map_inputs(inputs, sets * (3 * shape.count + shape.heads))
@@ -64,6 +95,14 @@ class HostRoom:
     def allocations(self) -> AbstractContextManager[None]:
         """See Room."""
         return nullcontext()
+
+    def mark(self) -> None:
+        """See Room."""
+        self._marks.append(time.perf_counter())
+
+    def between_marks_s(self) -> float:
+        """See Room."""
+        return self._marks[-1] - self._marks[-2]
 
     def leave(self, outputs: list[torch.Tensor]) -> Output:
         """See Room."""
@@ -90,30 +129,36 @@ class DeviceRoom:
         self._inputs: DeviceMemory | None = None
         self._outputs: list[torch.Tensor] = []
         self._sent: list[int] = []
+        # Made once: making one takes longer than a short call.
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(MAX_MARKS)]
+        self._marked = 0
 
     def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
         """See Room."""
         self._outputs = []
-        tensor_bytes = shape.count * shape.torch_dtype.itemsize
-        set_bytes = shape.set_bytes
+        self._marked = 0
         try:
-            self._inputs = DeviceMemory.receive(descriptors[0], sets * set_bytes, self._device)
+            self._inputs = DeviceMemory.receive(descriptors[0], sets * shape.set_bytes, self._device)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        # While the GPU runs a call, the next one's inputs are laid out.
-        for flat in self._inputs.bytes.split(set_bytes):
-            q, k, v = (
-                flat[index * tensor_bytes :][:tensor_bytes].view(shape.torch_dtype).view(shape.size)
-                for index in range(3)
-            )
-            yield q, k, v, flat[3 * tensor_bytes :][: 4 * shape.heads].view(torch.float32)
+        return laid_out(self._inputs.bytes, shape, sets)
 
     @contextmanager
     def allocations(self) -> Iterator[None]:
         """See Room."""
         with self._pool.use():
             yield
+
+    def mark(self) -> None:
+        """See Room."""
+        self._events[self._marked].record()
+        self._marked += 1
+
+    def between_marks_s(self) -> float:
+        """See Room."""
+        before, last = self._events[self._marked - 2 : self._marked]
+        return float(before.elapsed_time(last)) / 1e3
 
     def leave(self, outputs: list[torch.Tensor]) -> Output:
         """See Room."""

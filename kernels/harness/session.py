@@ -38,6 +38,8 @@ class Trial:
 
     outputs: list[torch.Tensor]
     seconds: float
+    call_s: float | None = None
+    """Seconds of one call by the worker's own account, for a worker that is the referee's own."""
 
 
 @contextmanager
@@ -87,10 +89,12 @@ class Session:
         calls: int | None = None,
         operator: str = "chunk_quasar",
         cu_seqlens: list[int] | None = None,
+        timed: bool = False,
     ) -> Trial:
         """Run one trial on inputs that the worker could not have seen before the clock starts.
 
-        The operator is called once for each of the sets, or for the first `calls` of them.
+        The operator is called once for each of the sets, or for the first `calls` of them. `timed` asks the
+        worker how long a call took: only for one that runs nobody else's code.
 
         Raises:
             CandidateFailed: see `kind`.
@@ -106,17 +110,18 @@ class Session:
             "sets": sets.count,
             "calls": calls,
             **({} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}),
+            **({"timed": True} if timed else {}),
         }
         offer = self._ground.offer(sets, calls, chosen)
         try:
             self._call_roll()
             with _no_collection():
-                seconds = self._exchange(go, offer)
+                seconds, call_s = self._exchange(go, offer)
             outputs = offer.results()
             self._expect_quiet("the worker sent more than its acknowledgement")
             # By then it has let go of the inputs: what it still holds is its own.
             self._call_roll()
-            return Trial(outputs, seconds)
+            return Trial(outputs, seconds, call_s)
         except OutputRefused as refused:
             raise CandidateFailed("tampered", str(refused)) from refused
         finally:
@@ -133,8 +138,9 @@ class Session:
             if received.message != {"present": nonce}:
                 raise self._failure(received.message)
 
-    def _exchange(self, go: dict[str, Any], offer: Offer) -> float:
-        """Hand over the inputs and take rows of the output; returns the seconds in between."""
+    def _exchange(self, go: dict[str, Any], offer: Offer) -> tuple[float, float | None]:
+        """Hand over the inputs and take rows of the output; returns the seconds in between, and of a call."""
+        fields = {"nonce", *self._ground.answer_fields, *(("call_s",) if "timed" in go else ())}
         started = time.perf_counter()
         try:
             wire.send(self._connection, go, offer.descriptors)
@@ -142,10 +148,10 @@ class Session:
             raise CandidateFailed("crash", "the worker ended before the trial") from error
         with self._received(self._ground.max_descriptors) as received:
             message = received.message
-            if message.get("nonce") != go["nonce"] or set(message) != {"nonce", *self._ground.answer_fields}:
+            if message.get("nonce") != go["nonce"] or set(message) != fields:
                 raise self._failure(message)
             offer.gather(message, received.descriptors)
-            return time.perf_counter() - started
+            return time.perf_counter() - started, message.get("call_s")
 
     def _expect_quiet(self, otherwise: str) -> None:
         if wire.is_quiet(self._connection):

@@ -217,6 +217,8 @@ def _config(layout: Layout, member: Member, scale: Scale, device: str) -> dict[s
             "claim_fraction": CLAIM_FRACTION,
             "fork_remote": _remote(layout, member).as_uri(),
             "poll_s": 0.5,
+            # Three miners, one GPU at most.
+            "share_gpu": True,
         },
         "inference": {"host": "127.0.0.1", "port": 0, "reference_model": str(layout.model)},
         "validator": {"poll_s": 0.5, "logit_interval_s": 40.0},

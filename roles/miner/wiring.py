@@ -46,7 +46,9 @@ async def build(settings: Settings) -> Graph:
         base = await open_base(settings, "miner", settings.wallet.name or settings.wallet.miner_name, opened)
         await require_registered(base.chain, base.hotkey, netuid=settings.chain.netuid)
         clock, bus, api = base.clock, base.bus, base.api
-        opened.enter_context(registered_node("miner", base.hotkey, device, data_dir))
+        opened.enter_context(
+            registered_node("miner", base.hotkey, device, data_dir, shares_gpu=own.share_gpu)
+        )
         fork, ledger = open_fork(settings, clock), SubmissionLedger(base.journal)
         history = History(data_dir / HISTORY_FILE, clock)
         opened.push_async_callback(history.close)

@@ -36,10 +36,13 @@ class Contestant:
         calls: int | None = None,
         operator: str = "chunk_quasar",
         cu_seqlens: list[int] | None = None,
+        timed: bool = False,
     ) -> Trial:
-        """Run one trial, of all sets or the first `calls` of them. Raises CandidateFailed."""
+        """Run one trial, of all sets or the first `calls` of them; see Session. Raises CandidateFailed."""
         self._resume()
         try:
-            return self._session.run(sets, self._rows, calls=calls, operator=operator, cu_seqlens=cu_seqlens)
+            return self._session.run(
+                sets, self._rows, calls=calls, operator=operator, cu_seqlens=cu_seqlens, timed=timed
+            )
         finally:
             self._pause()

@@ -18,7 +18,7 @@ JITTER_STEPS: Final = {"gpu": 16, "cpu": 2}
 LENGTHS: Final = {"gpu": 3, "cpu": 2}
 TRIAL_S: Final = 0.012
 """Calls follow one another in a trial until they take about this long: ten times the hand-over."""
-MAX_SETS: Final = 16
+MAX_SETS: Final = 32
 MEMORY_SHARE: Final = 4
 """All sets of a trial and their outputs fit this many times into the GPU's memory."""
 
@@ -35,11 +35,6 @@ class Drawn:
     def sets(self, count: int) -> InputSets:
         """Return the first `count` sets."""
         return InputSets(shape=self.shape, count=count, draw=self.inputs)
-
-    def blank_sets(self, count: int) -> InputSets:
-        """Return sets for an operator that does not read them; on a CPU, where they are small, drawn ones."""
-        draw = self.inputs if self.device.type == "cpu" else None
-        return InputSets(shape=self.shape, count=count, draw=draw)
 
     def inputs(self, number: int) -> Inputs:
         """Draw one set; the same every time."""

@@ -1,26 +1,27 @@
-"""The yardstick: our pinned kernel and an operator that does nothing, timed in turn with a submission.
+"""The yardstick: our pinned kernel in a worker of its own, timed in turn with a submission.
 
-The operator that does nothing gives what a trial costs besides the operator; the pinned kernel shows whether
-the GPU was free and as fast as before, and how exact bfloat16 arithmetic is on the very same inputs.
+That worker runs nobody else's code and says how long the GPU took for a call. What its trials took beyond
+their calls is the hand-over, which the submission's trials have as well. And it shows whether the GPU was
+free and as fast as before, and how exact bfloat16 arithmetic is on the very same inputs.
 """
 
-import statistics
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from kernels.export import export_files
 from kernels.harness.accuracy import compare
 from kernels.harness.inputs import Shape
-from kernels.harness.session import CandidateFailed
+from kernels.harness.session import CandidateFailed, Trial
 from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
 from roles.referee.drawing import Drawing, Drawn
+from roles.referee.quartiles import spread, typical
 from roles.referee.stages import Ended
 
-ROUNDS: Final = 5
+ROUNDS: Final = 7
 """Trials that make one measurement of the yardstick by itself."""
 PATIENCE_S: Final = 120.0
 STEADY: Final = 0.10
@@ -28,19 +29,9 @@ STEADY: Final = 0.10
 ACCUSING: Final = 0.25
 """A submission is accused from this slowing down on: far above what heat and chance do."""
 RECOVERED: Final = 0.05
+LAUNCH_S: Final = 0.25e-3
+"""A shorter call waits for its own launch: its time speaks of the processor, and nobody is accused by it."""
 CLEARING_S: Final = 2.0
-IDLE_TRIALS: Final = 2
-"""Trials that do nothing for each of the yardstick's: they cost little."""
-IDLE_OPERATOR: Final = "fused_recurrent_quasar"
-
-
-def yardstick_files() -> dict[str, str]:
-    """Return the tree of the yardstick's worker; its sequential operator is one that does nothing."""
-    idle = (
-        "import torch\n\n\n"
-        f"def {IDLE_OPERATOR}(q, k, v, beta, **kwargs):\n    return torch.empty_like(v), None\n"
-    )
-    return {**export_files("chunk"), "fused_recurrent.py": idle}
 
 
 class Yardstick:
@@ -60,13 +51,13 @@ class Yardstick:
         self._shapes = shapes
         self._clock = clock
         self._sleep = sleep
-        self.sets = 1
-        """Calls of one of its trials."""
-        self._quiet = _Alone()
-        self._idle_s: dict[int, list[float]] = {}
-        """Trials that did nothing beside the submission, by the number of sets that were handed over."""
-        self._beside: list[float] = []
-        """Seconds per token."""
+        # Two, where there is room for them: the first call shows its launch.
+        self.sets = min(2, drawing.sets_for(shapes[0], 0.0))
+        """Calls of one of its trials by itself."""
+        self._quiet = _Trials()
+        self._beside = _Trials()
+        self._right_after: list[float] = []
+        """Seconds per token of those that came right after a trial of the submission."""
         self.relative_error = 0.0
         """The largest on the inputs of the timed trials."""
 
@@ -81,56 +72,58 @@ class Yardstick:
         for shape in self._shapes:
             self._measure_alone([shape])
         first = self._shapes[0]
-        per_token = statistics.median(self._measure_alone([first] * 3).per_token)
+        per_token = typical(self._measure_alone([first] * 3).per_token)
         self.sets = self._drawing.sets_for(first, per_token * first.length)
         self._measure_alone(self._shapes)
         give_up_at = self._clock() + PATIENCE_S
         while True:
             self._quiet = self.measure()
-            spread, median = _spread(self._quiet.per_token), statistics.median(self._quiet.per_token)
-            if spread <= max(STEADY * median, self._noise()):
+            varies, per_token = spread(self._quiet.per_token), typical(self._quiet.per_token)
+            if varies <= max(STEADY * per_token, self._noise()):
                 return
             if self._clock() > give_up_at:
                 raise Ended(
                     Status.INFRASTRUCTURE,
-                    f"the GPU is not free: the yardstick's times vary by {spread / median:.0%}",
+                    f"the GPU is not free: the yardstick's times vary by {varies / per_token:.0%}",
                 )
             self._sleep(1.0)
 
-    def measure(self) -> "_Alone":
+    def measure(self) -> "_Trials":
         """Measure the yardstick by itself."""
         return self._measure_alone([self._shapes[index % len(self._shapes)] for index in range(ROUNDS)])
 
-    def idle(self, drawn: Drawn, sets: int) -> None:
-        """Time the operator that does nothing, with as many sets as the submission gets."""
-        self._idle_s.setdefault(sets, []).extend(self._idle(drawn, sets) for _ in range(IDLE_TRIALS))
+    def run(self, drawn: Drawn, *, right_after: bool = False) -> Trial:
+        """Time the yardstick on a submission's inputs, beside it or right after it."""
+        trial = self._run(drawn, into=self._beside)
+        if right_after:
+            self._right_after.append(self._beside.per_token[-1])
+        return trial
 
-    def trial(self, drawn: Drawn) -> None:
-        """Time the yardstick on a submission's inputs, beside it."""
-        with _nobodys_fault():
-            trial = self._contestant.run(drawn.sets(self.sets))
-        net = trial.seconds - self._quiet.overhead_s
-        self._beside.append(net / (self.sets * drawn.shape.length))
+    def compare(self, trial: Trial, drawn: Drawn) -> None:
+        """Take note of its error on those inputs."""
         error = compare(trial.outputs[0].float(), drawn.reference(0)).relative_error
         self.relative_error = max(self.relative_error, error)
 
-    def overhead_s(self, sets: int) -> float:
+    @property
+    def overhead_s(self) -> float:
         """Return what a trial takes besides the calls, in seconds.
 
         Hardly more than before the submission was there: one that slows down the hand-over must not be
         credited with it.
         """
-        beside, before = self._idle_s.get(sets), self._quiet.overhead_s
-        return min(statistics.median(beside), before + self.overhead_spread_s) if beside else before
+        before = typical(self._quiet.overhead_s)
+        if not self._beside.overhead_s:
+            return before
+        return min(typical(self._beside.overhead_s), before + self.overhead_spread_s)
 
     @property
     def overhead_spread_s(self) -> float:
         """Interquartile range of that, before the submission was there."""
-        return _spread(self._quiet.idle_s)
+        return spread(self._quiet.overhead_s)
 
     def slowing(self) -> float:
         """By how much the yardstick was slower beside the submission than before it; 0 within the noise."""
-        return self._slowing(self._beside)
+        return max(self._slowing(self._beside.per_token), self._slowing(self._right_after))
 
     def check_after(self) -> None:
         """Measure again, now that the submission is gone, when the yardstick was slow beside it.
@@ -161,55 +154,55 @@ class Yardstick:
         """What a verdict shows of it."""
         return {
             "calls": self.sets,
-            "overhead_s": round(self._quiet.overhead_s, 7),
-            "overhead_beside_s": {
-                sets: round(statistics.median(values), 7) for sets, values in self._idle_s.items()
-            },
-            "overhead_spread_s": round(self.overhead_spread_s, 7),
-            "before_ns_per_token": _rounded(self._quiet.per_token),
-            "beside_ns_per_token": _rounded(self._beside),
+            "overhead_before_s": _rounded(self._quiet.overhead_s, 7),
+            "overhead_beside_s": _rounded(self._beside.overhead_s, 7),
+            "before_ns_per_token": _rounded([1e9 * value for value in self._quiet.per_token], 4),
+            "beside_ns_per_token": _rounded([1e9 * value for value in self._beside.per_token], 4),
+            "right_after_ns_per_token": _rounded([1e9 * value for value in self._right_after], 4),
             "relative_error": self.relative_error,
         }
 
-    def _measure_alone(self, shapes: Sequence[Shape]) -> "_Alone":
-        """Time the yardstick and what does nothing on each of the shapes."""
-        alone, runs = _Alone(), []
+    def _measure_alone(self, shapes: Sequence[Shape]) -> "_Trials":
+        """Time the yardstick on each of the shapes."""
+        alone = _Trials()
         for shape in shapes:
-            drawn = self._drawing.draw_unrecorded(shape, count=self.sets)
-            alone.idle_s += [self._idle(drawn, self.sets) for _ in range(IDLE_TRIALS)]
-            with _nobodys_fault():
-                seconds = self._contestant.run(drawn.sets(self.sets)).seconds
-            runs.append((seconds, self.sets * shape.length))
-        alone.per_token = [(seconds - alone.overhead_s) / tokens for seconds, tokens in runs]
+            self._run(self._drawing.draw_unrecorded(shape, count=self.sets), into=alone)
         return alone
 
-    def _idle(self, drawn: Drawn, sets: int) -> float:
+    def _run(self, drawn: Drawn, *, into: "_Trials") -> Trial:
+        """Run one trial of all sets that are drawn."""
+        sets = len(drawn.seeds)
         with _nobodys_fault():
-            return self._contestant.run(drawn.blank_sets(sets), calls=1, operator=IDLE_OPERATOR).seconds
+            trial = self._contestant.run(drawn.sets(sets), timed=True)
+        assert trial.call_s is not None
+        into.per_token.append(trial.call_s / drawn.shape.length)
+        into.overhead_s.append(trial.seconds - sets * trial.call_s)
+        # One is compared; the others are gigabytes.
+        del trial.outputs[1:]
+        return trial
 
     def _slowing(self, per_token: Sequence[float]) -> float:
         if not per_token:
             return 0.0
-        before, now = statistics.median(self._quiet.per_token), statistics.median(per_token)
+        before, now = typical(self._quiet.per_token), typical(per_token)
         return now / before - 1.0 if now - before > self._noise() else 0.0
 
     def _noise(self) -> float:
         """Seconds per token that the measurement itself varies by."""
-        return 3.0 * self.overhead_spread_s / (self.sets * min(shape.length for shape in self._shapes))
+        shortest = min(shape.length for shape in self._shapes)
+        if typical(self._quiet.per_token) * shortest < LAUNCH_S:
+            return math.inf
+        return 3.0 * self.overhead_spread_s / (self.sets * shortest)
 
 
 @dataclass(slots=True)
-class _Alone:
-    """One measurement of the yardstick by itself."""
+class _Trials:
+    """What trials of the yardstick took."""
 
-    idle_s: list[float] = field(default_factory=list)
-    """Trials that did nothing."""
     per_token: list[float] = field(default_factory=list)
-    """Seconds per token of the trials that did something, without the hand-over."""
-
-    @property
-    def overhead_s(self) -> float:
-        return statistics.median(self.idle_s)
+    """Seconds, by the GPU's account."""
+    overhead_s: list[float] = field(default_factory=list)
+    """By the clock, without the calls."""
 
 
 @contextmanager
@@ -221,12 +214,5 @@ def _nobodys_fault() -> Iterator[None]:
         raise Ended(Status.INFRASTRUCTURE, f"the yardstick failed: {failure}") from failure
 
 
-def _spread(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(values, n=4)
-    return high - low
-
-
-def _rounded(seconds_per_token: Sequence[float]) -> list[float]:
-    return [round(1e9 * value, 4) for value in seconds_per_token]
+def _rounded(values: Sequence[float], digits: int) -> list[float]:
+    return [round(value, digits) for value in values]

@@ -101,3 +101,14 @@ def test_what_a_stranger_writes_into_the_folder_is_passed_over(tmp_path: Path) -
     (folder / "miner-x.node").write_text("1\n[]")
     (folder / "miner-y.node").write_bytes(b"\xff\n\xff{")
     assert nodes_on_host() == []
+
+
+def test_miners_that_all_say_so_share_a_gpu(tmp_path: Path) -> None:
+    with registered_node("miner", "5First", "cuda:1", tmp_path / "first", shares_gpu=True):
+        with registered_node("miner", "5Second", "cuda:1", tmp_path / "second", shares_gpu=True):
+            assert [node.hotkey for node in nodes_on_host()] == ["5First", "5Second"]
+        with (
+            pytest.raises(DeviceBusy, match="device cuda:1 is in use"),
+            registered_node("miner", "5Third", "cuda:1", tmp_path / "third"),
+        ):
+            pass
