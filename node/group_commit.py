@@ -5,10 +5,21 @@ from asyncio import get_running_loop, wrap_future
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from node.logs import get_logger
 
 T = TypeVar("T")
+
+CHECKPOINT_COMMITS: Final = 100
+"""After so many the write-ahead log is worked into the file."""
+CHECKPOINT_ATTEMPTS: Final = 3
+"""What was written during the first is little, and soon done."""
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +38,17 @@ class _Outcome:
 class GroupCommit:
     """Runs work in one thread, in the order in which it came, and answers when the whole group is on disk.
 
-    The connection must be in autocommit mode. Each piece of work runs inside a savepoint, so that one which
-    fails leaves nothing and spoils nothing.
+    The connection to the file `path` must be in autocommit mode, with a write-ahead log. Each piece of work
+    runs inside a savepoint, so that one which fails leaves nothing and spoils nothing. The log is worked into
+    the file beside the work: SQLite would have one of the callers wait for that.
     """
 
-    def __init__(self, connection: sqlite3.Connection, *, thread_name: str) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, *, thread_name: str) -> None:
         self._connection = connection
+        self._path = path
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        self._commits = 0
+        self._checkpoints = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{thread_name}-checkpoint")
         self._waiting: deque[_Work] = deque()
         # One thread for all: SQLite serialises writers anyway, and the event loop must not wait for the disk.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=thread_name)
@@ -51,8 +67,12 @@ class GroupCommit:
 
     async def close(self) -> None:
         """Finish what was asked for and close the connection."""
-        await get_running_loop().run_in_executor(self._thread, self._connection.close)
+        await get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown(wait=False)
+
+    def _close(self) -> None:
+        self._checkpoints.shutdown()
+        self._connection.close()
 
     def _work_off(self) -> None:
         group = [self._waiting.popleft() for _ in range(len(self._waiting))]
@@ -67,6 +87,21 @@ class GroupCommit:
                 work.result.set_result(outcome.value)
             else:
                 work.result.set_exception(outcome.error)
+        self._commits += 1
+        if self._commits % CHECKPOINT_COMMITS == 0:
+            self._checkpoints.submit(self._checkpoint)
+
+    def _checkpoint(self) -> None:
+        try:
+            with closing(sqlite3.connect(self._path, isolation_level=None)) as connection:
+                for _ in range(CHECKPOINT_ATTEMPTS):
+                    checkpoint = connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                    _, logged, done = checkpoint.fetchone()
+                    if logged == done:
+                        break
+        except sqlite3.Error as error:
+            # Nothing is lost: it stays in the log, which grows until a later attempt.
+            _log.warning("write-ahead log not worked in", file=str(self._path), error=str(error))
 
     def _commit(self, group: Sequence[_Work]) -> list[_Outcome]:
         """What every piece of work gave or raised; raises what took the transaction as a whole."""

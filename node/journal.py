@@ -71,7 +71,7 @@ class Journal:
         self._clock = clock if clock is not None else SystemClock()
         self._database = self._open()
         # What falls due at the same block is written at the same time: it should not queue for the disk.
-        self._group = GroupCommit(self._database, thread_name="journal")
+        self._group = GroupCommit(self._database, path, thread_name="journal")
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from node.group_commit import GroupCommit
+from node.group_commit import CHECKPOINT_COMMITS, GroupCommit
 
 
 class Bench:
@@ -21,7 +21,7 @@ class Bench:
         self.connection.execute("CREATE TABLE numbers (number INTEGER PRIMARY KEY)")
         self.statements: list[str] = []
         self.connection.set_trace_callback(self.statements.append)
-        self.group = GroupCommit(self.connection, thread_name="test")
+        self.group = GroupCommit(self.connection, path, thread_name="test")
 
     def insert(self, number: int) -> int:
         """A piece of work."""
@@ -134,3 +134,24 @@ async def test_a_caller_who_leaves_has_its_write_all_the_same(bench: Bench) -> N
     assert await bench.write(6) == 6
     assert leaving.cancelled()
     assert bench.seen_by_others() == [5, 6]
+
+
+async def test_the_log_is_worked_in_beside_the_work(bench: Bench) -> None:
+    """Nobody's commit does it (SQLite's own way), and yet the log does not grow."""
+    for number in range(4 * CHECKPOINT_COMMITS):
+        await bench.write(number)
+    assert bench.connection.execute("PRAGMA wal_autocheckpoint").fetchone() == (0,)
+    log = bench.path.with_name(bench.path.name + "-wal")
+    async with asyncio.timeout(30):
+        while (frames := _frames(log)) > 2 * CHECKPOINT_COMMITS:
+            await bench.write(len(bench.statements) + 10_000)
+    assert frames > 0
+
+
+def _frames(log: Path) -> int:
+    """Valid frames at the beginning of a write-ahead log: those with the salt of its header."""
+    data = log.read_bytes()
+    size = 24 + int.from_bytes(data[8:12], "big")
+    salt = data[16:24]
+    starts = range(32, len(data), size)
+    return next((n for n, at in enumerate(starts) if data[at + 8 : at + 16] != salt), len(starts))
