@@ -49,6 +49,8 @@ class GroupCommit:
         connection.execute("PRAGMA wal_autocheckpoint = 0")
         self._commits = 0
         self._checkpoints = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{thread_name}-checkpoint")
+        # What a process left that was killed, perhaps again and again.
+        self._checkpoints.submit(self._checkpoint)
         self._waiting: deque[_Work] = deque()
         # One thread for all: SQLite serialises writers anyway, and the event loop must not wait for the disk.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=thread_name)

@@ -45,7 +45,7 @@ def registered_node(
     shares_gpu: bool = False,
     env: Mapping[str, str] = os.environ,
 ) -> Iterator[NodeOnHost]:
-    """Hold the places of a node: its hotkey, and on a GPU the GPU, one node of each role or all that share it.
+    """Hold the places of a node: its hotkey, and on a GPU the GPU: one of each role, or all that share it.
 
     Raises DeviceBusy, naming who is there and what to do; ConfigError when the lock folder is unusable.
     """
