@@ -1,8 +1,8 @@
 """Cgroups (v2) for sandboxes: limits on what all processes of one use together, which rlimits cannot give.
 
-A process cannot share a cgroup with cgroups that have limits below it, so the node first moves, with all that
-it has started, into a leaf of the cgroup that systemd has delegated to it (`Delegate=`). Root, under pm2 or in
-a shell, whose cgroup others share, has them below the root of the hierarchy.
+A cgroup that holds processes can have none with limits below it, so the node first moves, with all that it
+has started, into a leaf of the cgroup that systemd has delegated to it (`Delegate=`). Root under pm2 or in a
+shell, in a cgroup that others share, gets them below the root of the hierarchy.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from protocol.errors import CgroupUnavailable, SandboxUnavailable
 
 CONTROLLERS: Final = ("memory", "pids")
 WISHED_CONTROLLERS: Final = ("cpu",)
-"""With the equal weights that it gives, hundreds of processes get no more of the CPU than the node. There is no
-quota: the kernel would stop an honest worker for tenths of a second in the middle of a trial."""
+"""With the equal weights that it gives, hundreds of processes get no more of the CPU than the node. There is
+no quota: the kernel would stop an honest worker for tenths of a second in the middle of a trial."""
 LEAF: Final = "quasar-node"
 PREFIX: Final = "quasar-sandbox-"
 END_S: Final = 10.0
@@ -139,7 +139,7 @@ class Cgroup:
 def remove_leftovers(parent: Path) -> None:
     """End and remove the sandboxes' cgroups whose maker was killed.
 
-    Whose maker is in another namespace of processes is left alone: from here nobody can tell whether it lives.
+    Those of makers in other namespaces of processes stay: from here nobody can tell whether they live.
     """
     for path in parent.glob(f"{PREFIX}{_pid_namespace()}-*"):
         pid = path.name.removeprefix(PREFIX).split("-")[1]
@@ -195,9 +195,8 @@ def find_parent() -> Path:
         try:
             _enable(place.top)
         except OSError as error:
-            raise CgroupUnavailable(
-                f"{place.top} refuses controllers: {error.strerror}", _HOST_FIX
-            ) from error
+            reason = f"{place.top} refuses controllers: {error.strerror}"
+            raise CgroupUnavailable(reason, _HOST_FIX) from error
         return place.top
     raise CgroupUnavailable(f"cgroup {place.own} is not this node's own", _UNIT_FIX)
 

@@ -21,7 +21,7 @@ def family(pid: int) -> set[int]:
 
 
 def start_time(pid: int) -> int | None:
-    """When a process started, in ticks since boot; with its number it is never another's. None: it is gone."""
+    """When a process started, in ticks since boot; None when it is gone. No two have that and the number."""
     fields = _fields(pid)
     return None if fields is None else int(fields[19])
 

@@ -49,7 +49,7 @@ class SandboxedProcess:
 
     @property
     def has_exceeded_memory(self) -> bool:
-        """True when the kernel ended it at the limit of its memory; False without a cgroup, and once killed."""
+        """True when the kernel ended it at the limit of its memory; False with no cgroup and after `kill`."""
         return self._cgroup is not None and self._cgroup.has_exceeded_memory
 
     @property

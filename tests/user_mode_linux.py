@@ -1,7 +1,7 @@
 """Runs tests on a kernel of their own: user-mode Linux, a process, with this machine's files.
 
 Hosts of tests often have cgroup v1, or a container that may not write cgroups; this kernel has cgroup v2 with
-every controller, and tests are root in it. It sees the host's files, read-only, and a /tmp and /run of its own.
+every controller, and tests are root in it. It sees the host's files, read-only, with its own /tmp and /run.
 """
 
 import os
@@ -57,7 +57,7 @@ def run_inside(*tests: str, folder: Path, timeout_s: float, memory_mb: int = 204
         )
     )
     init.chmod(0o755)
-    console = ("con=null", "con0=null,fd:1", "con1=null,fd:1", "console=tty0", "quiet")
+    console = ("con=null", "con0=null,fd:1", "con1=null,fd:1", "console=tty0", "loglevel=1")
     process = subprocess.Popen(
         [KERNEL, "rootfstype=hostfs", "rootflags=/", "ro", f"init={init}", f"mem={memory_mb}M", *console],
         stdin=subprocess.DEVNULL,

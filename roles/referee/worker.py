@@ -121,7 +121,7 @@ def running_worker(
 
 
 def _raise_if_out_of_memory(process: SandboxedProcess, job: EvaluationJob) -> None:
-    """A worker that broke off may have been ended by the kernel: for its own memory, or for that of others."""
+    """A worker that broke off may have been ended by the kernel, for its own memory or that of others."""
     if process.has_exceeded_memory:
         limit_mb = job.memory_limit_bytes // 2**20
         raise CandidateFailed("memory", f"it held more than {limit_mb:,} MiB of the host's memory")
