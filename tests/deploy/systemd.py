@@ -21,7 +21,8 @@ BOOT = """
 set -e
 mount --make-rprivate /
 mount -t proc proc /proc
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
+# Refused where this very hierarchy is there already.
+mount -t cgroup2 cgroup2 /sys/fs/cgroup || grep -q ' /sys/fs/cgroup cgroup2 ' /proc/mounts
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /var/lib/quasar-node 2>/dev/null || true
 exec env -i PATH="$PATH" container=test SYSTEMD_UNIT_PATH="$1" {systemd} --system --log-target=console

@@ -12,7 +12,6 @@ import pytest
 
 from tests.deploy.conftest import Service
 from tests.deploy.systemd import Systemd, running_systemd, until
-from tests.user_mode_linux import run_inside
 
 HERE = """
 [Service]
@@ -94,8 +93,3 @@ def test_the_unit_is_understood_without_complaint(systemd: Systemd, service: Ser
         timeout=60,
     )
     assert "quasar-node" not in verified.stderr, verified.stderr
-
-
-@pytest.mark.timeout(180)
-def test_its_cgroup_holds_sandboxes(tmp_path: Path) -> None:
-    run_inside("tests/deploy/inside_delegation.py", folder=tmp_path, timeout_s=150)

@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-ROOT: Final = Path(__file__).parents[1]
+ROOT: Final = Path(__file__).parents[2]
 KERNEL: Final = "linux.uml"
 COVERED: Final = ("/tmp", "/root", "/home")
 DONE: Final = "tests ended with code"
@@ -30,14 +30,14 @@ for kept in {kept}; do mkdir -p "/run/kept$kept"; mount --bind "$kept" "/run/kep
 for covered in {covered}; do mount -t tmpfs -o mode=1777 tmpfs "$covered"; done
 for kept in {kept}; do mkdir -p "$kept"; mount --bind "/run/kept$kept" "$kept"; done
 cd {root}
-{python} -m pytest {tests} -p no:cacheprovider --color=no --durations=20
+{python} -m pytest {tests} -p no:cacheprovider --color=no
 echo "{done} $?"
 echo o > /proc/sysrq-trigger
 sleep 60
 """
 
 
-def run_inside(*tests: str, folder: Path, timeout_s: float, memory_mb: int = 2048) -> None:
+def run_inside(*tests: str, folder: Path, timeout_s: float, memory_mb: int = 3072) -> None:
     """Run pytest on `tests` in a kernel of their own; fails with their output. Skips where there is none."""
     if shutil.which(KERNEL) is None:
         sentence = "needs user-mode Linux (Debian: apt-get install user-mode-linux)"
