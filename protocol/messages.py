@@ -308,7 +308,7 @@ class Figures(Message):
     measured_tokens_per_sec: Finite | None = None
     """Median over all trials, yardstick-checked."""
     spread: Finite | None = None
-    """Interquartile range over the median."""
+    """Interquartile range of the trials over the measured time."""
     cosine_similarity: Finite | None = None
     """The worst over tokens, heads and trials."""
     max_abs_diff: Finite | None = None
