@@ -67,7 +67,7 @@ async def examine(settings: Settings, role: str) -> list[Finding]:
     """Run every check that concerns `role`."""
     findings = [_python(), _platform(), _git(), _packages(), _disk(settings.node.data_dir)]
     if role in ("miner", "validator"):
-        findings.append(await asyncio.to_thread(_sandbox, settings))
+        findings.append(await asyncio.to_thread(sandbox_finding, settings))
     if role in ("miner", "validator", "inference"):
         findings += [await asyncio.to_thread(_device, settings), _allocator()]
     if role in ("miner", "validator"):
@@ -138,7 +138,8 @@ def _disk(data_dir: Path) -> Finding:
     return Finding("disk", "ok", detail)
 
 
-def _sandbox(settings: Settings) -> Finding:
+def sandbox_finding(settings: Settings) -> Finding:
+    """Which tier this process gets and, where there is a better one, what is in its way."""
     from node.cgroups import find_parent
     from node.sandbox import SandboxTier, detect_tier
 

@@ -5,6 +5,7 @@ every controller, and tests are root in it. It sees the host's files, read-only,
 """
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[2]
 KERNEL: Final = "linux.uml"
 COVERED: Final = ("/tmp", "/root", "/home")
+MEMORY_MB: Final = 3072
 DONE: Final = "tests ended with code"
 INIT: Final = """\
 #!/bin/bash
@@ -37,8 +39,10 @@ sleep 60
 """
 
 
-def run_inside(*tests: str, folder: Path, timeout_s: float, memory_mb: int = 3072) -> None:
+def run_inside(*tests: str, folder: Path, timeout_s: float) -> None:
     """Run pytest on `tests` in a kernel of their own; fails with their output. Skips where there is none."""
+    if platform.machine() != "x86_64":
+        pytest.skip("user-mode Linux is for x86_64 alone")
     if shutil.which(KERNEL) is None:
         sentence = "needs user-mode Linux (Debian: apt-get install user-mode-linux)"
         pytest.fail(sentence) if os.environ.get("CI") else pytest.skip(sentence)
@@ -59,7 +63,7 @@ def run_inside(*tests: str, folder: Path, timeout_s: float, memory_mb: int = 307
     init.chmod(0o755)
     console = ("con=null", "con0=null,fd:1", "con1=null,fd:1", "console=tty0", "loglevel=1")
     process = subprocess.Popen(
-        [KERNEL, "rootfstype=hostfs", "rootflags=/", "ro", f"init={init}", f"mem={memory_mb}M", *console],
+        [KERNEL, "rootfstype=hostfs", "rootflags=/", "ro", f"init={init}", f"mem={MEMORY_MB}M", *console],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
