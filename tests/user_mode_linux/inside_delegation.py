@@ -18,7 +18,7 @@ hog = start(SWARM, memory_mb=50)
 hog.wait(60)
 print(find_parent().name, hog.has_exceeded_memory, flush=True)
 hog.kill()
-kept = start(SWARM, memory_mb=400)
+kept = start("import time; time.sleep(3600)", memory_mb=100)
 ServiceManager().tell("READY=1")
 time.sleep(3600)
 """
