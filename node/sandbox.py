@@ -22,12 +22,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Final
 
+from node.cgroups import Cgroup, find_parent, make_room
 from node.sandboxed_process import SandboxedProcess
 from node.seccomp import filter_descriptor
 from protocol.errors import SandboxUnavailable
 
 UNPRIVILEGED_ID: Final = 65534
 PROBE_TIMEOUT_S: Final = 20.0
+PROBE_MEMORY_BYTES: Final = 256 * 2**20
 STAGES: Final = Path("/tmp")  # noqa: S108
 """Not TMPDIR: an unprivileged user must be able to walk to it."""
 STAGE_PREFIX: Final = "quasar-stage-"
@@ -40,14 +42,20 @@ _ENVIRONMENT: Final = {"HOME": "/tmp", "PATH": "/usr/bin:/bin", "USER": "nobody"
 class SandboxTier(StrEnum):
     """How strong the isolation of this host is."""
 
+    CGROUP = "bwrap+seccomp+rlimits+cgroup"
     BWRAP = "bwrap+seccomp+rlimits"
     NONE = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the sandboxed process may use; `data_bytes` None leaves CUDA its huge private mappings."""
+    """What each sandboxed process may use; `data_bytes` None leaves CUDA its huge private mappings.
 
+    `memory_bytes`, where there is a cgroup (`SandboxTier.CGROUP`), holds for all processes together, and so
+    does `processes` then.
+    """
+
+    memory_bytes: int | None = None
     data_bytes: int | None = 8 * 2**30
     file_bytes: int = 256 * 2**20
     processes: int = 512
@@ -95,18 +103,26 @@ def start_sandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[by
     """Start `spec` in the sandbox; stdout and stderr go to `output`, stdin is empty.
 
     Raises:
-        SandboxUnavailable: bubblewrap, or as root unshare or setpriv, is missing.
+        SandboxUnavailable: bubblewrap, or as root unshare or setpriv, is missing, or a cgroup is asked for
+            (`memory_bytes`) and cannot be had.
     """
     _require("bwrap", "prlimit")
+    limits, cgroup = spec.limits, None
+    if limits.memory_bytes is not None:
+        cgroup = Cgroup.create(find_parent(), memory_bytes=limits.memory_bytes, processes=limits.processes)
     filter_fd = filter_descriptor()
     try:
-        return _start_filtered(spec, filter_fd, pass_fds=pass_fds, output=output)
+        return _start_filtered(spec, filter_fd, cgroup, pass_fds=pass_fds, output=output)
+    except BaseException:
+        if cgroup is not None:
+            cgroup.remove()
+        raise
     finally:
         os.close(filter_fd)
 
 
 def _start_filtered(
-    spec: SandboxSpec, filter_fd: int, *, pass_fds: Sequence[int], output: IO[bytes]
+    spec: SandboxSpec, filter_fd: int, cgroup: Cgroup | None, *, pass_fds: Sequence[int], output: IO[bytes]
 ) -> SandboxedProcess:
     stage: Path | None = None
     if os.geteuid() == 0:
@@ -123,6 +139,8 @@ def _start_filtered(
         ]  # fmt: skip
     else:
         argv = _bwrap_command(spec, [mount.host.resolve() for mount in spec.mounts], filter_fd)
+    if cgroup is not None:
+        argv = cgroup.entering(argv)
     process = subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
@@ -135,11 +153,18 @@ def _start_filtered(
         start_new_session=True,
         cwd="/",
     )
-    # Limits are per process: when a swarm of them fills the memory, the kernel must end it, not the node.
-    # A bwrap that is set-uid belongs to root and cannot be marked; one that ended need not be.
+    # Without a cgroup limits are per process: when a swarm of them fills the memory, the kernel must end it,
+    # not the node. A bwrap that is set-uid belongs to root and cannot be marked; one that ended need not be.
     with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
-    return SandboxedProcess(process, stage)
+    sandboxed = SandboxedProcess(process, stage, cgroup)
+    if cgroup is not None:
+        try:
+            cgroup.await_entry(process)
+        except BaseException:
+            sandboxed.kill()
+            raise
+    return sandboxed
 
 
 def remove_old_stages(folder: Path) -> None:
@@ -162,7 +187,7 @@ def start_unsandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[
         start_new_session=True,
         cwd="/",
     )
-    return SandboxedProcess(process, None)
+    return SandboxedProcess(process)
 
 
 def _require(*programs: str) -> None:
@@ -214,9 +239,11 @@ def _limit_flags(limits: Limits) -> list[str]:
     flags = [
         "--core=0",
         f"--fsize={limits.file_bytes}",
-        f"--nproc={limits.processes}",
         f"--nofile={limits.open_files}",
     ]
+    if limits.memory_bytes is None:
+        # It counts what all sandboxes of a user run: with a cgroup one could take the others' share no more.
+        flags.append(f"--nproc={limits.processes}")
     if limits.data_bytes is not None:
         flags.append(f"--data={limits.data_bytes}")
     return flags
@@ -224,15 +251,23 @@ def _limit_flags(limits: Limits) -> list[str]:
 
 @functools.cache
 def detect_tier() -> SandboxTier:
-    """Return the tier that this host really gives, found by starting a sandbox once."""
+    """Return the tier that this process really gets, found by starting a sandbox once (see `make_room`)."""
+    make_room()
+    if _starts(Limits(memory_bytes=PROBE_MEMORY_BYTES)):
+        return SandboxTier.CGROUP
+    return SandboxTier.BWRAP if _starts(Limits()) else SandboxTier.NONE
+
+
+def _starts(limits: Limits) -> bool:
     with tempfile.TemporaryFile() as output:
+        spec = SandboxSpec(argv=["/bin/true"], limits=limits)
         try:
-            process = start_sandboxed(SandboxSpec(argv=["/bin/true"]), pass_fds=(), output=output)
+            process = start_sandboxed(spec, pass_fds=(), output=output)
         except (SandboxUnavailable, OSError):
-            return SandboxTier.NONE
+            return False
         code = process.wait(PROBE_TIMEOUT_S)
         process.kill()
-    return SandboxTier.BWRAP if code == 0 else SandboxTier.NONE
+    return code == 0
 
 
 def python_mounts() -> list[Mount]:

@@ -6,13 +6,19 @@ import signal
 import subprocess
 from pathlib import Path
 
+from node.cgroups import Cgroup
+from node.process_tree import family
+
 
 class SandboxedProcess:
     """A running sandbox; `kill` ends everything in it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], stage: Path | None) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], stage: Path | None = None, cgroup: Cgroup | None = None
+    ) -> None:
         self._process = process
         self._stage = stage
+        self._cgroup = cgroup
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
@@ -29,7 +35,7 @@ class SandboxedProcess:
         """Stop the process and all that it started, until `resume`."""
         stopped: set[int] = set()
         # A process that is being made while others stop is there the next time.
-        while found := _family(self._process.pid) - stopped:
+        while found := family(self._process.pid) - stopped:
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
@@ -37,34 +43,30 @@ class SandboxedProcess:
 
     def resume(self) -> None:
         """Let it go on."""
-        for pid in _family(self._process.pid):
+        for pid in family(self._process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+    @property
+    def has_exceeded_memory(self) -> bool:
+        """True when the kernel ended it at the limit of its memory; False with no cgroup and after `kill`."""
+        return self._cgroup is not None and self._cgroup.has_exceeded_memory
+
+    @property
+    def was_sacrificed(self) -> bool:
+        """True when the kernel ended it for memory that others wanted, as far as a cgroup can tell."""
+        return self._cgroup is not None and self._cgroup.was_sacrificed
 
     def kill(self) -> None:
         """End the process and, with its pid namespace, all that it started; safe to call again."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
+        if self._cgroup is not None:
+            self._cgroup.kill()
         self._process.wait()
+        if self._cgroup is not None:
+            self._cgroup.remove()
+            self._cgroup = None
         if self._stage is not None:
             self._stage.rmdir()
             self._stage = None
-
-
-def _family(pid: int) -> set[int]:
-    """A process and everything that descends from it; what lost its parent in a sandbox is its init's."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            # The name, in parentheses, may hold anything.
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            # It ended meanwhile.
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    family, unseen = {pid}, [pid]
-    while unseen:
-        found = children.get(unseen.pop(), [])
-        family.update(found)
-        unseen += found
-    return family

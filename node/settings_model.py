@@ -190,6 +190,9 @@ class EvaluationSection(Section):
     """GPUs that a validator judges on, each with a referee of its own; default: `[node] device` alone."""
     vram_limit_mb: Annotated[int, Field(ge=1)] | None = None
     """What a submission may hold of the GPU's memory; default: half of it."""
+    memory_limit_mb: Annotated[int, Field(ge=1024)] | None = None
+    """What a submission may hold of the host's memory, where it has a cgroup of its own; default: half of it,
+    shared out among `devices`."""
 
 
 class Settings(Section):

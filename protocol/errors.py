@@ -120,6 +120,15 @@ class SandboxUnavailable(QuasarError):
     exit_code = 69
 
 
+class CgroupUnavailable(SandboxUnavailable):
+    """This process can limit no sandbox as a whole; `fix` says what to do about it."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(f"{reason}: {fix}")
+        self.reason = reason
+        self.fix = fix
+
+
 class BusError(QuasarError):
     """An event that nobody consumes, or whose consumers stopped reading."""
 

@@ -451,6 +451,8 @@ class EvaluationJob(Message):
     """Wall-clock limit of the whole evaluation."""
     vram_limit_bytes: int | None = None
     """What a submission may hold of the GPU; None: half of it."""
+    memory_limit_bytes: int = 8 * 2**30
+    """What a submission may hold of the host's memory, where a cgroup can limit it."""
     work_dir: str
     """Private directory for git objects and Triton caches."""
     require_sandbox: bool = True

@@ -1,15 +1,18 @@
 """Start the referee: the one way in which validator, miner and `verify` have a submission judged."""
 
+import asyncio
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import ValidationError
 
+from node.cgroups import make_room
 from node.devices import resolve_device
 from node.logs import get_logger
 from node.processes import module_argv, worker_environment
-from node.settings_model import Settings
+from node.settings_model import EvaluationSection, Settings
 from node.workers import run_json_process
 from protocol.errors import WorkerFailed
 from protocol.judging import fault_of
@@ -90,12 +93,15 @@ class Referee:
             time_budget_s=own.time_budget_s,
             deadline_s=own.deadline_s,
             vram_limit_bytes=None if own.vram_limit_mb is None else own.vram_limit_mb * 2**20,
+            memory_limit_bytes=_memory_limit_bytes(own),
             work_dir=str(self._work_dir.absolute()),
             require_sandbox=not self._may_go_unsandboxed(),
             known_fingerprints=dict(known_fingerprints or {}),
             seeds=list(seeds),
         )
         self._work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # From the process at whose head this node is: the referee could not move what is above it.
+        await asyncio.to_thread(make_room)
         try:
             answer = await run_json_process(
                 module_argv("roles.referee"),
@@ -148,3 +154,11 @@ class Referee:
             fingerprint=None,
             sandbox_tier="unknown",
         )
+
+
+def _memory_limit_bytes(section: EvaluationSection) -> int:
+    """Half of the host for all submissions that are judged at once."""
+    if section.memory_limit_mb is not None:
+        return section.memory_limit_mb * 2**20
+    host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return host_bytes // 2 // max(1, len(section.devices))

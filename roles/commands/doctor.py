@@ -22,7 +22,7 @@ from rich.table import Table
 
 from node.settings import LoadedSettings
 from node.settings_model import Settings
-from protocol.errors import QuasarError
+from protocol.errors import CgroupUnavailable, QuasarError
 
 MIN_FREE_DISK_BYTES: Final = 20 * 2**30
 MAX_CLOCK_SKEW_S: Final = 5.0
@@ -67,7 +67,7 @@ async def examine(settings: Settings, role: str) -> list[Finding]:
     """Run every check that concerns `role`."""
     findings = [_python(), _platform(), _git(), _packages(), _disk(settings.node.data_dir)]
     if role in ("miner", "validator"):
-        findings.append(await asyncio.to_thread(_sandbox, settings))
+        findings.append(await asyncio.to_thread(sandbox_finding, settings))
     if role in ("miner", "validator", "inference"):
         findings += [await asyncio.to_thread(_device, settings), _allocator()]
     if role in ("miner", "validator"):
@@ -138,14 +138,33 @@ def _disk(data_dir: Path) -> Finding:
     return Finding("disk", "ok", detail)
 
 
-def _sandbox(settings: Settings) -> Finding:
+def sandbox_finding(settings: Settings) -> Finding:
+    """Which tier this process gets and, where there is a better one, what is in its way."""
+    from node.cgroups import find_parent
     from node.sandbox import SandboxTier, detect_tier
 
     tier = detect_tier()
     if tier is SandboxTier.NONE:
         result: Literal["warning", "error"] = "warning" if settings.is_local_chain else "error"
-        return Finding("sandbox", result, "no isolation available", "apt-get install bubblewrap")
-    return Finding("sandbox", "ok", f"tier {tier.value}")
+        fix = "apt-get install bubblewrap" if shutil.which("bwrap") is None else _NAMESPACES_FIX
+        return Finding("sandbox", result, "no isolation available", fix)
+    if tier is SandboxTier.CGROUP:
+        return Finding("sandbox", "ok", f"tier {tier.value}")
+    try:
+        reason, fix = f"{find_parent()} is no use", "look at the kernel's log"
+    except CgroupUnavailable as error:
+        reason, fix = error.reason, error.fix
+    detail = (
+        f"tier {tier.value} from here: memory is limited for each process, not for a submission; {reason}"
+    )
+    return Finding("sandbox", "warning", detail, fix)
+
+
+_NAMESPACES_FIX: Final = (
+    "bubblewrap is there and does not start: allow user namespaces (sysctl "
+    "kernel.unprivileged_userns_clone=1; "
+    "on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0; a container needs it on its host)"
+)
 
 
 def _device(settings: Settings) -> Finding:

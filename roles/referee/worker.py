@@ -7,7 +7,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -16,7 +16,7 @@ import torch
 import kernels
 from kernels.export import export_files
 from kernels.fork_base import write_fla_base
-from kernels.harness.session import Session
+from kernels.harness.session import CandidateFailed, Session
 from kernels.harness.wire import socket_pair
 from node.devices import gpu_file, physical_gpu
 from node.sandbox import (
@@ -34,8 +34,9 @@ from node.sandboxed_process import SandboxedProcess
 from protocol.errors import SandboxUnavailable
 from protocol.forks import TARGET_DIR
 from protocol.messages import EvaluationJob
+from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
-from roles.referee.stages import printable
+from roles.referee.stages import Ended, printable
 
 LOG_TAIL_BYTES: Final = 4000
 FOLDER_PREFIX: Final = "run-"
@@ -110,9 +111,22 @@ def running_worker(
             session = Session(ours, deadline_s=deadline_s, device=torch.device(job.device))
             try:
                 yield Worker(Contestant(session, pause=process.pause, resume=process.resume), log)
+            except CandidateFailed as failure:
+                if failure.kind == "crash":
+                    _raise_if_out_of_memory(process, job)
+                raise
             finally:
                 process.kill()
                 session.close()
+
+
+def _raise_if_out_of_memory(process: SandboxedProcess, job: EvaluationJob) -> None:
+    """A worker that broke off may have been ended by the kernel, for its own memory or that of others."""
+    if process.has_exceeded_memory:
+        limit_mb = job.memory_limit_bytes // 2**20
+        raise CandidateFailed("memory", f"it held more than {limit_mb:,} MiB of the host's memory")
+    if process.was_sacrificed:
+        raise Ended(Status.INFRASTRUCTURE, "the host ran out of memory and ended the submission's worker")
 
 
 @contextmanager
@@ -221,8 +235,11 @@ def _start(
         hidden=[mount.inside / "fla" for mount in interpreter if (mount.host / "fla").is_dir()],
         environment=environment,
         devices=_devices(job.device),
-        # CUDA reserves address space far beyond what it uses.
-        limits=Limits(data_bytes=None) if is_gpu else Limits(),
+        limits=replace(
+            # CUDA reserves address space far beyond what it uses.
+            Limits(data_bytes=None) if is_gpu else Limits(),
+            memory_bytes=job.memory_limit_bytes if tier is SandboxTier.CGROUP else None,
+        ),
     )
     return start_sandboxed(spec, pass_fds=(end.fileno(),), output=log)
 

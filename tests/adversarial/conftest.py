@@ -38,6 +38,7 @@ def judge_submission(tmp_path: Path) -> Judge:
         known_fingerprints: dict[str, int] | None = None,
         profile: Literal["cpu", "gpu"] = "cpu",
         length: int = 128,
+        memory_limit_bytes: int = 8 * 2**30,
     ) -> EvaluationReport:
         files: dict[str, str | None] = {**export_files(variant), **(replace or {})}
         if suffix:
@@ -57,6 +58,7 @@ def judge_submission(tmp_path: Path) -> Judge:
             trials_min=3 if profile == "cpu" else 6,
             trials_max=3 if profile == "cpu" else 6,
             deadline_s=deadline_s,
+            memory_limit_bytes=memory_limit_bytes,
             work_dir=str(tmp_path / "work"),
             known_fingerprints=known_fingerprints or {},
         )

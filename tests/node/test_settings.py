@@ -106,6 +106,7 @@ NUMBERS_UNSET = {
     "external_port": "1",
     "max_sequence_length": "64",
     "vram_limit_mb": "4096",
+    "memory_limit_mb": "4096",
 }
 """Values for keys that have no default and take no text."""
 

@@ -1,0 +1,35 @@
+"""Which processes descend from which, and since when they run: from /proc."""
+
+from pathlib import Path
+
+
+def family(pid: int) -> set[int]:
+    """A process and everything that descends from it; what lost its parent in a sandbox is its init's."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        child = int(path.parent.name)
+        fields = _fields(child)
+        # None: it ended meanwhile.
+        if fields is not None:
+            children.setdefault(int(fields[1]), []).append(child)
+    found, unseen = {pid}, [pid]
+    while unseen:
+        below = children.get(unseen.pop(), [])
+        found.update(below)
+        unseen += below
+    return found
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in ticks since boot; None when it is gone. No two have that and the number."""
+    fields = _fields(pid)
+    return None if fields is None else int(fields[19])
+
+
+def _fields(pid: int) -> list[str] | None:
+    """What follows the name in /proc/PID/stat, beginning with the state."""
+    try:
+        # The name, in parentheses, may hold anything.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
