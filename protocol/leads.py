@@ -39,5 +39,5 @@ def is_final(outcome: LeadOutcome, times: int) -> bool:
 
 
 def retry_delay_s(attempts: int) -> float:
-    """Return the seconds to wait after so many attempts that settled nothing: 1 minute, doubling to an hour."""
+    """Return the seconds to wait after so many attempts that settled nothing, doubling up to an hour."""
     return float(min(FIRST_RETRY_S * 2 ** min(attempts - 1, 10), LONGEST_RETRY_S))

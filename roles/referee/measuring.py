@@ -113,10 +113,10 @@ class Measuring:
             # Yardstick and submission change places from round to round, so that a drift hits both alike.
             if yardstick is not None and done % 2 == 0:
                 yardstick.trial(drawn)
-            self._timed(drawn)
+            self.trial(drawn)
             if yardstick is not None and done % 2 == 1:
                 yardstick.trial(drawn)
-        return self._measurements()
+        return self.measurements()
 
     def trial_s(self) -> list[float]:
         """Seconds of one call in each timed trial, as if it had had the job's length."""
@@ -128,14 +128,24 @@ class Measuring:
     def _overhead_s(self) -> float:
         return 0.0 if self._yardstick is None else self._yardstick.overhead_s
 
-    def _timed(self, drawn: Drawn) -> None:
+    def trial(self, drawn: Drawn) -> None:
+        """Run one timed trial, of as many of the sets as it makes calls; its output is checked.
+
+        Raises:
+            CandidateFailed: the worker failed. Ended: what `after_trial` found.
+        """
         trial = self._contestant.run(drawn.sets(len(drawn.seeds)), calls=self.calls)
         self._after_trial()
         self.findings.seconds.append(trial.seconds)
         self.findings.lengths.append(drawn.shape.length)
         self._compare(trial, drawn)
 
-    def _measurements(self) -> Measurements:
+    def measurements(self) -> Measurements:
+        """Return what the timed trials amount to.
+
+        Raises:
+            Ended: infrastructure, the hand-over drowns the operator.
+        """
         accuracy, seconds = self.findings.accuracy, self.trial_s()
         assert accuracy is not None
         median = statistics.median(seconds)

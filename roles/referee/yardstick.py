@@ -109,6 +109,11 @@ class Yardstick:
         """Interquartile range of that, before the submission was there."""
         return _spread(self._quiet.overhead_s)
 
+    @property
+    def beside(self) -> Sequence[float]:
+        """Seconds per token of its trials beside a submission, in their order."""
+        return self._beside.per_token
+
     def slowing(self) -> float:
         """By how much the yardstick was slower beside the submission than before it; 0 within the noise."""
         return self._slowing(self._beside.per_token)

@@ -1,0 +1,147 @@
+"""Two submissions timed in turn through the real sandbox, and what a hostile one makes of it."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kernels.export import export_files
+from protocol.forks import TARGET_DIR
+from protocol.leagues import weighted_score
+from protocol.messages import ComparisonFigures, ComparisonJob, DirectorySource, EvaluationJob
+from protocol.rules import TIE_MARGIN
+from protocol.verdicts import LeadOutcome
+from roles.referee.comparison import compare
+
+SLOWED = """
+_plain_chunk_quasar = chunk_quasar
+
+def chunk_quasar(*args, **kwargs):
+    import time
+    time.sleep(0.3)
+    return _plain_chunk_quasar(*args, **kwargs)
+"""
+WRONG = "def chunk_quasar(q, k, v, beta, **kwargs):\n    return v, None\n"
+HANGS = "def chunk_quasar(q, k, v, beta, **kwargs):\n    import time\n    time.sleep(3600)\n"
+DIES_LATER = """
+_plain_chunk_quasar = chunk_quasar
+_calls = []
+
+def chunk_quasar(*args, **kwargs):
+    _calls.append(None)
+    if len(_calls) > 7:
+        import os
+        os._exit(1)
+    return _plain_chunk_quasar(*args, **kwargs)
+"""
+BUSY = """
+_plain_chunk_quasar = chunk_quasar
+_started = []
+
+def _burn():
+    while True:
+        sum(range(10_000))
+
+def chunk_quasar(*args, **kwargs):
+    import os
+    if not _started:
+        for _ in range(4):
+            if os.fork() == 0:
+                _burn()
+        _started.append(None)
+    return _plain_chunk_quasar(*args, **kwargs)
+"""
+
+Compare = Callable[..., ComparisonFigures]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Compare:
+    """Return a function that compares the exported kernel with text appended to its chunk.py."""
+
+    def job(suffix: str | None, target: int, deadline_s: float) -> EvaluationJob:
+        tree = Path(tempfile.mkdtemp(dir=tmp_path))
+        if suffix is not None:
+            (tree / TARGET_DIR).mkdir(parents=True)
+            for name, text in export_files("chunk").items():
+                (tree / TARGET_DIR / name).write_text(f"{text}\n\n{suffix if name == 'chunk.py' else ''}")
+        return EvaluationJob(
+            source=DirectorySource(path=str(tree)),
+            target_sequence_length=target,
+            sequence_length=128,
+            profile="cpu",
+            device="cpu",
+            trials_min=2,
+            trials_max=2,
+            deadline_s=deadline_s,
+            work_dir=str(tmp_path / "work"),
+        )
+
+    def run(
+        earlier: str | None,
+        later: str | None,
+        *,
+        targets: tuple[int, int] = (100_000, 100_000),
+        deadline_s: float = 120.0,
+    ) -> ComparisonFigures:
+        both = ComparisonJob(
+            earlier=job(earlier, targets[0], deadline_s), later=job(later, targets[1], deadline_s)
+        )
+        return compare(both, lambda stage: None).figures
+
+    return run
+
+
+def test_a_real_lead_is_confirmed_on_the_same_inputs(run: Compare) -> None:
+    figures = run(SLOWED, "")
+    assert figures.outcome is LeadOutcome.CONFIRMED, figures.evidence
+    assert figures.later_tokens_per_sec is not None
+    assert figures.earlier_tokens_per_sec is not None
+    assert figures.ratio == figures.later_tokens_per_sec / figures.earlier_tokens_per_sec
+    earlier, later = figures.evidence["earlier"], figures.evidence["later"]
+    assert earlier["lengths"] == later["lengths"]
+    assert earlier["seeds"][0] == later["seeds"][0]
+    assert len(earlier["trial_s"]) == len(later["trial_s"]) == 2
+    assert min(earlier["trial_s"]) > 0.3 * 128 / 192
+    assert figures.later_spread is not None
+
+
+def test_a_slower_one_does_not_lead_by_its_weighted_score(run: Compare) -> None:
+    figures = run("", SLOWED, targets=(200_000, 100_000))
+    assert figures.outcome is LeadOutcome.NOT_CONFIRMED, figures.evidence
+    assert figures.later_tokens_per_sec is not None
+    assert figures.earlier_tokens_per_sec is not None
+    later = weighted_score(figures.later_tokens_per_sec, 100_000)
+    assert figures.ratio == later / weighted_score(figures.earlier_tokens_per_sec, 200_000)
+    assert figures.ratio < 1.0 + TIE_MARGIN
+
+
+@pytest.mark.parametrize("suffix", [DIES_LATER, None], ids=["dies in the trials", "gone"])
+def test_an_earlier_one_that_fails_is_named(suffix: str | None, run: Compare) -> None:
+    figures = run(suffix, "")
+    assert figures.outcome is LeadOutcome.EARLIER_FAILED, figures.evidence
+    assert figures.evidence["reason"].startswith("the earlier submission: ")
+
+
+@pytest.mark.parametrize("suffix", [WRONG, None], ids=["wrong", "gone"])
+def test_a_later_one_that_fails_is_named(suffix: str | None, run: Compare) -> None:
+    figures = run("", suffix)
+    assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
+    assert figures.evidence["reason"].startswith("the later submission: ")
+
+
+def test_nobody_is_blamed_when_neither_can_be_had(run: Compare) -> None:
+    assert run(None, None).outcome is LeadOutcome.INFRASTRUCTURE
+
+
+def test_one_that_hangs_uses_up_its_own_time_alone(run: Compare) -> None:
+    figures = run("", HANGS, deadline_s=8.0)
+    assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
+    assert "timed_out" in figures.evidence["reason"]
+
+
+def test_children_that_burn_the_processor_are_stopped_in_the_others_turn(run: Compare) -> None:
+    figures = run("", BUSY)
+    # They slow down the one that started them, and nobody else.
+    assert figures.outcome is LeadOutcome.NOT_CONFIRMED, figures.evidence
