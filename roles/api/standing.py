@@ -1,7 +1,7 @@
 """Who is ahead: the ranking over all settled submissions, computed anew when something changed."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -10,12 +10,12 @@ from sqlalchemy import Connection
 from node.clock import Clock
 from node.logs import get_logger
 from protocol.leagues import weighted_score
-from protocol.ranking import Compared, Entry, Place, Ranking, rank
+from protocol.ranking import Entry, Place, Ranking, rank
 from protocol.types import Hotkey, SubmissionId
 from protocol.verdicts import LogitOutcome
 from roles.api import store_comparisons, store_logits, store_standing
 from roles.api.chain_view import ChainView
-from roles.api.consensus import LogitStanding, logit_horizon, pool_comparisons, pool_logit_checks
+from roles.api.consensus import LogitStanding, Stakes, logit_horizon, pool_comparisons, pool_logit_checks
 from roles.api.database import Database, DatabaseUnavailable
 from roles.api.remembered import Remembered
 from roles.api.store_standing import Figures
@@ -128,7 +128,7 @@ class StandingKeeper:
             last_id = chunk[-1].id if len(chunk) == CHUNK else None
         figures = await self._database.read(store_standing.find_figures)
         # In another thread when it takes long: requests are answered meanwhile.
-        found = rows, self._pooled(outcomes, rows), logits, registered, figures
+        found = rows, outcomes, self._stakes(), logits, registered, figures
         standing = await asyncio.to_thread(_rank, *found) if len(rows) > LARGE else _rank(*found)
         self._basis, self._computed_at_s = basis, now_s
         return standing
@@ -138,22 +138,16 @@ class StandingKeeper:
         metagraph = self._chain.last_metagraph
         registered = None if metagraph is None else frozenset(metagraph.neurons)
         rows = store_standing.list_ranked(connection)
-        compared = self._pooled(store_comparisons.list_outcomes(connection), rows)
+        outcomes = store_comparisons.list_outcomes(connection)
         figures = store_standing.find_figures(connection)
-        return _rank(rows, compared, self._logits(connection), registered, figures)
-
-    def _pooled(self, outcomes: Sequence[Row], rows: Iterable[Row]) -> list[Compared]:
-        wanted = {row.earlier_submission_id for row in outcomes}
-        scores = {
-            SubmissionId(row.id): weighted_score(row.pooled_tokens_per_sec, row.target_sequence_length)
-            for row in rows
-            if row.id in wanted
-        }
-        return pool_comparisons(outcomes, self._chain.stakes(self._min_stake_tao), scores)
+        return _rank(rows, outcomes, self._stakes(), self._logits(connection), registered, figures)
 
     def _logits(self, connection: Connection) -> dict[Hotkey, LogitStanding]:
         checks = store_logits.list_latest(connection, logit_horizon(self._clock.now()))
-        return pool_logit_checks(checks, self._chain.stakes(self._min_stake_tao))
+        return pool_logit_checks(checks, self._stakes())
+
+    def _stakes(self) -> Stakes:
+        return self._chain.stakes(self._min_stake_tao)
 
 
 def _chunk_reader(last_id: int) -> Callable[[Connection], Sequence[Row]]:
@@ -161,8 +155,9 @@ def _chunk_reader(last_id: int) -> Callable[[Connection], Sequence[Row]]:
 
 
 def _rank(
-    rows: Iterable[Row],
-    compared: Iterable[Compared],
+    rows: Sequence[Row],
+    outcomes: Sequence[Row],
+    stakes: Stakes,
     logits: Mapping[Hotkey, LogitStanding],
     registered: frozenset[str] | None,
     figures: Figures,
@@ -185,4 +180,11 @@ def _rank(
         for row in rows
         if row.miner_hotkey in live
     ]
+    led = {row.earlier_submission_id for row in outcomes}
+    scores = {
+        SubmissionId(row.id): weighted_score(row.pooled_tokens_per_sec, row.target_sequence_length)
+        for row in rows
+        if row.id in led
+    }
+    compared = pool_comparisons(outcomes, stakes, scores)
     return Standing(ranking=rank(entries, compared), logits=logits, figures=figures, entries=len(entries))

@@ -1,18 +1,11 @@
 """Two submissions timed in turn through the real sandbox, and what a hostile one makes of it."""
 
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
-from kernels.export import export_files
-from protocol.forks import TARGET_DIR
 from protocol.leagues import weighted_score
-from protocol.messages import ComparisonFigures, ComparisonJob, DirectorySource, EvaluationJob
 from protocol.rules import TIE_MARGIN
 from protocol.verdicts import LeadOutcome
-from roles.referee.comparison import compare
+from tests.adversarial.conftest import Compare
 
 SLOWED = """
 _plain_chunk_quasar = chunk_quasar
@@ -53,48 +46,9 @@ def chunk_quasar(*args, **kwargs):
     return _plain_chunk_quasar(*args, **kwargs)
 """
 
-Compare = Callable[..., ComparisonFigures]
 
-
-@pytest.fixture
-def run(tmp_path: Path) -> Compare:
-    """Return a function that compares the exported kernel with text appended to its chunk.py."""
-
-    def job(suffix: str | None, target: int, deadline_s: float) -> EvaluationJob:
-        tree = Path(tempfile.mkdtemp(dir=tmp_path))
-        if suffix is not None:
-            (tree / TARGET_DIR).mkdir(parents=True)
-            for name, text in export_files("chunk").items():
-                (tree / TARGET_DIR / name).write_text(f"{text}\n\n{suffix if name == 'chunk.py' else ''}")
-        return EvaluationJob(
-            source=DirectorySource(path=str(tree)),
-            target_sequence_length=target,
-            sequence_length=128,
-            profile="cpu",
-            device="cpu",
-            trials_min=2,
-            trials_max=2,
-            deadline_s=deadline_s,
-            work_dir=str(tmp_path / "work"),
-        )
-
-    def run(
-        earlier: str | None,
-        later: str | None,
-        *,
-        targets: tuple[int, int] = (100_000, 100_000),
-        deadline_s: float = 120.0,
-    ) -> ComparisonFigures:
-        both = ComparisonJob(
-            earlier=job(earlier, targets[0], deadline_s), later=job(later, targets[1], deadline_s)
-        )
-        return compare(both, lambda stage: None).figures
-
-    return run
-
-
-def test_a_real_lead_is_confirmed_on_the_same_inputs(run: Compare) -> None:
-    figures = run(SLOWED, "")
+def test_a_real_lead_is_confirmed_on_the_same_inputs(compare_submissions: Compare) -> None:
+    figures = compare_submissions(SLOWED, "")
     assert figures.outcome is LeadOutcome.CONFIRMED, figures.evidence
     assert figures.later_tokens_per_sec is not None
     assert figures.earlier_tokens_per_sec is not None
@@ -107,8 +61,8 @@ def test_a_real_lead_is_confirmed_on_the_same_inputs(run: Compare) -> None:
     assert figures.later_spread is not None
 
 
-def test_a_slower_one_does_not_lead_by_its_weighted_score(run: Compare) -> None:
-    figures = run("", SLOWED, targets=(200_000, 100_000))
+def test_a_slower_one_does_not_lead_by_its_weighted_score(compare_submissions: Compare) -> None:
+    figures = compare_submissions("", SLOWED, targets=(200_000, 100_000))
     assert figures.outcome is LeadOutcome.NOT_CONFIRMED, figures.evidence
     assert figures.later_tokens_per_sec is not None
     assert figures.earlier_tokens_per_sec is not None
@@ -118,30 +72,32 @@ def test_a_slower_one_does_not_lead_by_its_weighted_score(run: Compare) -> None:
 
 
 @pytest.mark.parametrize("suffix", [DIES_LATER, None], ids=["dies in the trials", "gone"])
-def test_an_earlier_one_that_fails_is_named(suffix: str | None, run: Compare) -> None:
-    figures = run(suffix, "")
+def test_an_earlier_one_that_fails_is_named(suffix: str | None, compare_submissions: Compare) -> None:
+    figures = compare_submissions(suffix, "")
     assert figures.outcome is LeadOutcome.EARLIER_FAILED, figures.evidence
     assert figures.evidence["reason"].startswith("the earlier submission: ")
 
 
 @pytest.mark.parametrize("suffix", [WRONG, None], ids=["wrong", "gone"])
-def test_a_later_one_that_fails_is_named(suffix: str | None, run: Compare) -> None:
-    figures = run("", suffix)
+def test_a_later_one_that_fails_is_named(suffix: str | None, compare_submissions: Compare) -> None:
+    figures = compare_submissions("", suffix)
     assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
     assert figures.evidence["reason"].startswith("the later submission: ")
 
 
-def test_nobody_is_blamed_when_neither_can_be_had(run: Compare) -> None:
-    assert run(None, None).outcome is LeadOutcome.INFRASTRUCTURE
+def test_nobody_is_blamed_when_neither_can_be_had(compare_submissions: Compare) -> None:
+    assert compare_submissions(None, None).outcome is LeadOutcome.INFRASTRUCTURE
 
 
-def test_one_that_hangs_uses_up_its_own_time_alone(run: Compare) -> None:
-    figures = run("", HANGS, deadline_s=8.0)
+def test_one_that_hangs_uses_up_its_own_time_alone(compare_submissions: Compare) -> None:
+    figures = compare_submissions("", HANGS, deadline_s=8.0)
     assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
     assert "timed_out" in figures.evidence["reason"]
 
 
-def test_children_that_burn_the_processor_are_stopped_in_the_others_turn(run: Compare) -> None:
-    figures = run("", BUSY)
+def test_children_that_burn_the_processor_are_stopped_in_the_others_turn(
+    compare_submissions: Compare,
+) -> None:
+    figures = compare_submissions("", BUSY)
     # They slow down the one that started them, and nobody else.
     assert figures.outcome is LeadOutcome.NOT_CONFIRMED, figures.evidence

@@ -191,7 +191,9 @@ async def test_two_devices_never_run_the_same_lead(validator: Validator) -> None
 
 
 async def test_an_open_lead_does_not_keep_new_submissions_waiting(validator: Validator, api: Client) -> None:
-    validator.referee = ScriptedReferee(comparisons=[comparison_report(LeadOutcome.INFRASTRUCTURE, None)])
+    validator.referee = ScriptedReferee(
+        [report(tokens_per_sec=1.0)], comparisons=[comparison_report(LeadOutcome.INFRASTRUCTURE, None)]
+    )
     await validator.open()
     await enter(validator)
     submitted = await api.submit(validator.subnet.miner, Code())
