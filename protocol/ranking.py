@@ -132,7 +132,8 @@ def rank(
         results[result.later].append(result)
     scored = _with_effective_scores(_scored_in_time_order(entries, max_scored_per_round), tie_margin, results)
     confirmed = _confirmed_scores(scored, results)
-    remaining, holders = scored, list[_Scored]()
+    remaining = scored
+    holders: list[_Scored] = []
     open_leads: dict[SubmissionId, Lead] = {}
     waiting: set[SubmissionId] = set()
     while remaining and len(holders) < len(REWARD_SHARES):

@@ -2,137 +2,28 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
 
 import torch
 
-from kernels.harness.session import CandidateFailed
 from node.device_turns import BackgroundTurn
 from node.sandbox import SandboxTier
 from protocol.errors import DeviceBusy, SandboxUnavailable
-from protocol.judging import Measurements, judge
 from protocol.leads import judge_lead
-from protocol.leagues import weighted_score
-from protocol.messages import ComparisonFigures, ComparisonJob, ComparisonReport, EvaluationJob
+from protocol.messages import ComparisonFigures, ComparisonJob, ComparisonReport
 from protocol.rules import RULES_VERSION
 from protocol.verdicts import LeadOutcome, Status
 from roles.referee.drawing import Drawing, Drawn, timed_shape
-from roles.referee.evaluation import (
-    LOCK_TIMEOUT_S,
-    STATUS_OF,
-    Announce,
-    device_name,
-    settled_yardstick,
-    versions,
-)
-from roles.referee.gpu import MemoryWatch, roofline_tokens_per_sec, wait_until_cool
-from roles.referee.measuring import Measuring
+from roles.referee.evaluation import LOCK_TIMEOUT_S, Announce, device_name, settled_yardstick, versions
+from roles.referee.gpu import wait_until_cool
+from roles.referee.side import Side, SideLost
 from roles.referee.sources import take_sources
 from roles.referee.stages import Countdown, Ended, Record, printable
-from roles.referee.worker import Worker, choose_tier, empty_caches, running_worker
+from roles.referee.worker import choose_tier, empty_caches
 from roles.referee.yardstick import STEADY, Yardstick
-
-MEMORY_SHARE: Final = 3
-"""Each of the two may hold this part of the GPU, so that neither takes it from the other or the referee."""
-
-
-class SideLost(Exception):
-    """One of the two does not do what its verdict says that it does."""
-
-    def __init__(self, side: "Side", status: Status, reason: str) -> None:
-        super().__init__(f"the {side.name} submission: {status}: {reason}")
-        self.side = side
-
-
-class Side:
-    """One of the two: its time runs, and its memory counts, in its own turns alone."""
-
-    def __init__(self, name: str, job: EvaluationJob) -> None:
-        self.name = name
-        self.job = job
-        self.sources: dict[str, str] = {}
-        self.left_s = Countdown(job.deadline_s)
-        self.drawing: Drawing
-        self.worker: Worker
-        self.measuring: Measuring
-        self.found: Measurements | None = None
-        self._watch: MemoryWatch | None = None
-
-    @contextmanager
-    def answering(self) -> Iterator[None]:
-        """What fails meanwhile is this one's failure, unless the referee says that it is its own."""
-        try:
-            yield
-        except CandidateFailed as failure:
-            raise SideLost(self, STATUS_OF[failure.kind], str(failure)) from failure
-        except Ended as end:
-            if end.status is Status.INFRASTRUCTURE:
-                raise
-            raise SideLost(self, end.status, str(end)) from end
-
-    def start(
-        self,
-        tier: SandboxTier,
-        drawing: Drawing,
-        yardstick: Yardstick | None,
-        give_way: Callable[[], float],
-        opened: ExitStack,
-    ) -> None:
-        """Start its worker, which `opened` ends."""
-        self.drawing = drawing
-        if self.job.device != "cpu":
-            device = torch.device(self.job.device)
-            share = torch.cuda.get_device_properties(device).total_memory // MEMORY_SHARE
-            self._watch = MemoryWatch(device, min(share, self.job.vram_limit_bytes or share))
-
-        def after_trial() -> None:
-            if self._watch is not None:
-                self._watch.look()
-            self.left_s.extend(give_way())
-
-        self.left_s = Countdown(self.job.deadline_s)
-        self.worker = opened.enter_context(running_worker(self.sources, self.job, tier, self.left_s))
-        contestant = self.worker.contestant
-        self.measuring = Measuring(self.job, contestant, drawing, yardstick, after_trial=after_trial)
-
-    def resume(self) -> None:
-        """Look at the GPU's memory as it is before its turn."""
-        if self._watch is not None:
-            self._watch.resume()
-
-    def trial(self, number: int, drawn: Drawn) -> None:
-        """Run a timed trial on what was drawn, at this one's own length."""
-        length = self.drawing.lengths[number % len(self.drawing.lengths)]
-        self.measuring.trial(replace(drawn, shape=timed_shape(self.job, length)))
-
-    def judge(self) -> float:
-        """Return its weighted score. Raises Ended: it would not have passed with these figures."""
-        found = self.measuring.measurements()
-        roofline = roofline_tokens_per_sec(
-            timed_shape(self.job, self.job.sequence_length), torch.device(self.job.device)
-        )
-        status = judge(found, None, roofline_tokens_per_sec=roofline)
-        if status is not Status.PASSED:
-            raise Ended(
-                status, f"{found.tokens_per_sec:,.1f} tok/s, relative error {found.relative_error:.1e}"
-            )
-        self.found = found
-        return weighted_score(found.tokens_per_sec, self.job.target_sequence_length)
-
-    def evidence(self) -> dict[str, Any]:
-        """What a comparison shows of it."""
-        return {
-            "target_sequence_length": self.job.target_sequence_length,
-            "seeds": self.drawing.seeds,
-            "lengths": self.drawing.lengths,
-            "calls": self.measuring.calls,
-            "trial_s": [round(seconds, 7) for seconds in self.measuring.trial_s()],
-            "log_tail": self.worker.log_tail(),
-        }
 
 
 def compare(job: ComparisonJob, announce: Announce) -> ComparisonReport:
@@ -208,9 +99,8 @@ class _Match:
         self._turn = turn
         self._record = record
         self._announce = announce
-        job = earlier.job
-        # It is there before them, beside both, and after them.
-        self._yardstick_left_s = Countdown(4 * job.deadline_s)
+        # The yardstick is there before them, beside both, and after them.
+        self._yardstick_left_s = Countdown(4 * earlier.job.deadline_s)
 
     def play(self, tier: SandboxTier) -> None:
         """Run all trials. Raises SideLost, Ended."""
@@ -240,28 +130,35 @@ class _Match:
                 self._check_quiet(yardstick)
 
     def _time(self, yardstick: Yardstick | None) -> None:
-        job, started, number = self._earlier.job, time.monotonic(), 0
+        job, sets = self._earlier.job, self._sets(yardstick)
+        started, number = time.monotonic(), 0
         while number < job.trials_max:
             if number >= job.trials_min and time.monotonic() - started > job.time_budget_s:
                 break
             drawing = self._earlier.drawing
             shape = timed_shape(job, drawing.lengths[number % len(drawing.lengths)])
-            sets = max(
-                self._earlier.measuring.calls,
-                self._later.measuring.calls,
-                yardstick.sets if yardstick is not None else 1,
-            )
-            drawn = drawing.draw(shape, count=sets)
+            drawn = drawing.draw(shape, count=max(sets.values()))
             # They change places from round to round, so that a drift hits both alike. Whoever leaves the GPU
             # busy slows down the yardstick, which comes next, and not the other one.
             first, second = self._in_order(number)
-            with self._turn_of(first):
-                first.trial(number, drawn)
+            self._trial(first, number, drawn, sets)
             if yardstick is not None:
-                yardstick.trial(drawn)
-            with self._turn_of(second):
-                second.trial(number, drawn)
+                yardstick.trial(_first(drawn, sets[job.sequence_length]))
+            self._trial(second, number, drawn, sets)
             number += 1
+
+    def _sets(self, yardstick: Yardstick | None) -> dict[int, int]:
+        """How many sets are handed over at each length: as many to all, because more take longer."""
+        length = self._earlier.job.sequence_length
+        sets = {length: 1 if yardstick is None else yardstick.sets}
+        for side in (self._earlier, self._later):
+            length = side.job.sequence_length
+            sets[length] = max(side.measuring.calls, sets.get(length, 1))
+        return sets
+
+    def _trial(self, side: Side, number: int, drawn: Drawn, sets: Mapping[int, int]) -> None:
+        with self._turn_of(side):
+            side.trial(number, _first(drawn, sets[side.job.sequence_length]))
 
     def _in_order(self, number: int) -> tuple[Side, Side]:
         one, other = self._earlier, self._later
@@ -308,6 +205,10 @@ class _Match:
     def _note_yardstick(self, yardstick: Yardstick | None) -> None:
         if yardstick is not None:
             self._record.evidence["yardstick"] = yardstick.evidence()
+
+
+def _first(drawn: Drawn, count: int) -> Drawn:
+    return replace(drawn, seeds=drawn.seeds[:count])
 
 
 def _median(values: Sequence[float]) -> float:

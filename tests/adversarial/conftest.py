@@ -89,7 +89,7 @@ def compare_submissions(tmp_path: Path) -> Compare:
         targets: tuple[int, int] = (100_000, 100_000),
         deadline_s: float = 120.0,
         profile: Literal["cpu", "gpu"] = "cpu",
-        length: int = 128,
+        lengths: tuple[int, int] = (128, 128),
         trials: int = 2,
     ) -> ComparisonFigures:
         jobs = [
@@ -104,7 +104,7 @@ def compare_submissions(tmp_path: Path) -> Compare:
                 deadline_s=deadline_s,
                 work_dir=str(tmp_path / "work"),
             )
-            for suffix, target in zip((earlier, later), targets, strict=True)
+            for suffix, target, length in zip((earlier, later), targets, lengths, strict=True)
         ]
         return compare(ComparisonJob(earlier=jobs[0], later=jobs[1]), lambda _stage: None).figures
 

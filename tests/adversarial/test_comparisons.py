@@ -62,13 +62,15 @@ def test_a_real_lead_is_confirmed_on_the_same_inputs(compare_submissions: Compar
 
 
 def test_a_slower_one_does_not_lead_by_its_weighted_score(compare_submissions: Compare) -> None:
-    figures = compare_submissions("", SLOWED, targets=(200_000, 100_000))
+    figures = compare_submissions("", SLOWED, targets=(200_000, 100_000), lengths=(192, 128))
     assert figures.outcome is LeadOutcome.NOT_CONFIRMED, figures.evidence
     assert figures.later_tokens_per_sec is not None
     assert figures.earlier_tokens_per_sec is not None
     later = weighted_score(figures.later_tokens_per_sec, 100_000)
     assert figures.ratio == later / weighted_score(figures.earlier_tokens_per_sec, 200_000)
     assert figures.ratio < 1.0 + TIE_MARGIN
+    earlier, later = (figures.evidence[side]["lengths"] for side in ("earlier", "later"))
+    assert [length - 64 for length in earlier] == later
 
 
 @pytest.mark.parametrize("suffix", [DIES_LATER, None], ids=["dies in the trials", "gone"])

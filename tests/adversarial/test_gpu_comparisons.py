@@ -38,28 +38,40 @@ HOG = "_kept = []\n" + wrapped(
 
 @pytest.mark.parametrize("length", [LENGTH, 1_000_000])
 def test_the_same_kernel_twice_is_a_tie(length: int, compare_submissions: Compare) -> None:
-    figures = compare_submissions("", "", profile="gpu", length=length, trials=10)
+    figures = compare_submissions("", "", profile="gpu", lengths=(length, length), trials=10)
     assert figures.outcome is LeadOutcome.NOT_CONFIRMED, figures.evidence
     assert figures.ratio is not None
     assert 1.0 - TIE_MARGIN < figures.ratio < 1.0 + TIE_MARGIN
 
 
 def test_a_real_lead_is_confirmed(compare_submissions: Compare) -> None:
-    figures = compare_submissions(SLOWED, "", profile="gpu", length=LENGTH, trials=6)
+    figures = compare_submissions(SLOWED, "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6)
     assert figures.outcome is LeadOutcome.CONFIRMED, figures.evidence
     assert len(figures.evidence["yardstick"]["beside_ns_per_token"]) == 6
 
 
+def test_two_leagues_are_run_each_at_its_own_length(compare_submissions: Compare) -> None:
+    figures = compare_submissions(
+        "", "", profile="gpu", targets=(LENGTH, 1_000_000), lengths=(LENGTH, 1_000_000), trials=6
+    )
+    assert figures.outcome is LeadOutcome.CONFIRMED, figures.evidence
+    assert min(figures.evidence["later"]["lengths"]) >= 1_000_000
+
+
 def test_one_that_leaves_the_gpu_busy_gains_nothing(compare_submissions: Compare) -> None:
-    figures = compare_submissions("", BUSY, profile="gpu", length=LENGTH, trials=6, deadline_s=200.0)
+    figures = compare_submissions(
+        "", BUSY, profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadline_s=200.0
+    )
     assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
-    figures = compare_submissions(BUSY, "", profile="gpu", length=LENGTH, trials=6, deadline_s=200.0)
+    figures = compare_submissions(
+        BUSY, "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadline_s=200.0
+    )
     assert figures.outcome is LeadOutcome.EARLIER_FAILED, figures.evidence
 
 
 def test_one_that_takes_the_memory_loses_and_not_the_other(compare_submissions: Compare) -> None:
-    figures = compare_submissions("", HOG, profile="gpu", length=LENGTH, trials=6)
+    figures = compare_submissions("", HOG, profile="gpu", lengths=(LENGTH, LENGTH), trials=6)
     assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
     assert "out_of_memory" in figures.evidence["reason"]
-    figures = compare_submissions(HOG, "", profile="gpu", length=LENGTH, trials=6)
+    figures = compare_submissions(HOG, "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6)
     assert figures.outcome is LeadOutcome.EARLIER_FAILED, figures.evidence
