@@ -27,7 +27,7 @@ class Measurements:
     tokens_per_sec: float
     """Median over trials."""
     spread: float
-    """Interquartile range over the median; informs, decides nothing."""
+    """Interquartile range of the trials over the measured time; informs, decides nothing."""
 
 
 def judge(

@@ -308,7 +308,7 @@ class Figures(Message):
     measured_tokens_per_sec: Finite | None = None
     """Median over all trials, yardstick-checked."""
     spread: Finite | None = None
-    """Interquartile range over the median."""
+    """Interquartile range of the trials over the measured time."""
     cosine_similarity: Finite | None = None
     """The worst over tokens, heads and trials."""
     max_abs_diff: Finite | None = None
@@ -343,10 +343,10 @@ class ComparisonFigures(Message):
 
     outcome: LeadOutcome
     later_tokens_per_sec: Finite | None = None
-    """Median over its trials."""
+    """Over all of its trials, as in a verdict."""
     earlier_tokens_per_sec: Finite | None = None
     later_spread: Finite | None = None
-    """Interquartile range over the median."""
+    """Interquartile range of the trials over the measured time."""
     earlier_spread: Finite | None = None
     ratio: Finite | None = None
     """Of the weighted scores, later to earlier."""

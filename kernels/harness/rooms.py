@@ -54,6 +54,23 @@ class Room(Protocol):
         """Let go of what one trial needed, after the referee has the answer."""
 
 
+def laid_out(memory: torch.Tensor, shape: Shape, sets: int) -> Iterator[InputSet]:
+    """Give the sets that lie one after another in bytes `memory`, each when it is asked for.
+
+    While the GPU runs a call, the next one's inputs are laid out: one step for a tensor, because a short call
+    must not wait for them.
+    """
+    numbers, rates = memory.view(shape.torch_dtype), memory.view(torch.float32)
+    size, count, heads, dim = shape.size, shape.count, shape.heads, shape.dim
+    strides = (shape.length * heads * dim, heads * dim, dim, 1)
+    numbers_of_set, rates_of_set = (shape.set_bytes // each.element_size() for each in (numbers, rates))
+    rates_at = 3 * count * numbers.element_size() // rates.element_size()
+    for number in range(sets):
+        first = number * numbers_of_set
+        q, k, v = (numbers.as_strided(size, strides, first + part * count) for part in range(3))
+        yield q, k, v, rates.as_strided((heads,), (1,), number * rates_of_set + rates_at)
+
+
 class HostRoom:
     """One set of inputs and its output, in files."""
 
@@ -120,20 +137,12 @@ class DeviceRoom:
         """See Room."""
         self._outputs = []
         self._marked = 0
-        tensor_bytes = shape.count * shape.torch_dtype.itemsize
-        set_bytes = shape.set_bytes
         try:
-            self._inputs = DeviceMemory.receive(descriptors[0], sets * set_bytes, self._device)
+            self._inputs = DeviceMemory.receive(descriptors[0], sets * shape.set_bytes, self._device)
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        # While the GPU runs a call, the next one's inputs are laid out.
-        for flat in self._inputs.bytes.split(set_bytes):
-            q, k, v = (
-                flat[index * tensor_bytes :][:tensor_bytes].view(shape.torch_dtype).view(shape.size)
-                for index in range(3)
-            )
-            yield q, k, v, flat[3 * tensor_bytes :][: 4 * shape.heads].view(torch.float32)
+        return laid_out(self._inputs.bytes, shape, sets)
 
     @contextmanager
     def allocations(self) -> Iterator[None]:

@@ -109,18 +109,17 @@ def run(operator: Operator, message: dict[str, Any], descriptors: list[int], roo
     shape = Shape(**message["shape"])
     outputs: list[torch.Tensor] = []
     calls, timed = message["calls"], message.get("timed", False)
-    for q, k, v, beta in islice(room.enter(shape, message["sets"], descriptors), calls):
-        # Not the first call, unless it is the only one: the GPU waits for the launch of that.
-        if timed and len(outputs) < 2:
-            room.mark()
-        options = {}
-        if "cu_seqlens" in message:
-            options["cu_seqlens"] = torch.tensor(message["cu_seqlens"], device=q.device)
-        if outputs:
-            beta = chained_beta(beta, outputs[-1])
-        with room.allocations():
-            result = operator(q, k, v, beta, **options)
-        outputs.append(_output(result, shape))
+    with room.allocations():
+        for q, k, v, beta in islice(room.enter(shape, message["sets"], descriptors), calls):
+            # Not the first call, unless it is the only one: the GPU waits for the launch of that.
+            if timed and len(outputs) < 2:
+                room.mark()
+            options = {}
+            if "cu_seqlens" in message:
+                options["cu_seqlens"] = torch.tensor(message["cu_seqlens"], device=q.device)
+            if outputs:
+                beta = chained_beta(beta, outputs[-1])
+            outputs.append(_output(operator(q, k, v, beta, **options), shape))
     if timed:
         room.mark()
     output = room.leave(outputs)

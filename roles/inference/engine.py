@@ -83,6 +83,8 @@ class Engine:
         transformers = _quiet_transformers()
         # Half-precision sums in half-precision products cost more accuracy than they give speed.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        # cuDNN's attention adds in another order from one run to the next: equal requests, other tokens.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         try:
             model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 name,

@@ -82,7 +82,7 @@ def near_ban(own: Sequence[SubmissionDetail], now: datetime) -> Decision | None:
 def claim_of(figures: Mapping[str, Any], measured: float, *, quantile: float, fraction: float) -> float:
     """Return the claim in tokens per second: a share of what only `quantile` of the trials stayed below.
 
-    Never more than that share of the median. A claim earns nothing, and one that a validator measures at
+    Never more than that share of what was measured. A claim earns nothing, and one that a validator measures at
     less than nine tenths costs the submission.
     """
     evidence = figures.get("evidence", {})

@@ -89,9 +89,10 @@ class Submitter:
         best = await self._best(target)
         if best is None:
             return
+        why = "scores more" if self._settings.verify_before_submit else "comes first"
         for entry in await self._history.undecided(target):
             if entry.number != best.number:
-                await self._note(entry, Decision(False, f"kept: candidate {best.number} scores more"))
+                await self._note(entry, Decision(False, f"kept: candidate {best.number} {why}"))
         decision = await self._decide(best)
         if decision.is_submit:
             decision = await self._refused_by_limits() or decision

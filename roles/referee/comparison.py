@@ -1,14 +1,14 @@
 """Two submissions timed in turn on the same inputs: whether the later one's lead over the earlier is real."""
 
-import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from kernels.harness.session import Trial
 from node.device_turns import BackgroundTurn
 from node.sandbox import SandboxTier
 from protocol.errors import DeviceBusy, SandboxUnavailable
@@ -139,12 +139,23 @@ class _Match:
             shape = timed_shape(job, drawing.lengths[number % len(drawing.lengths)])
             drawn = drawing.draw(shape, count=max(sets.values()))
             # They change places from round to round, so that a drift hits both alike. Whoever leaves the GPU
-            # busy slows down the yardstick, which comes next, and not the other one.
+            # busy slows down the yardstick, which comes next, and not the other one. What the GPU has to do
+            # for comparing comes after all: between them it would wait for what one has left running.
             first, second = self._in_order(number)
-            self._trial(first, number, drawn, sets)
+            theirs = {
+                side: side.at_its_length(number, _first(drawn, sets[side.job.sequence_length]))
+                for side in (first, second)
+            }
+            beside, ours = None, _first(drawn, sets[job.sequence_length])
+            trials = {first: self._timed(first, theirs[first])}
             if yardstick is not None:
-                yardstick.trial(_first(drawn, sets[job.sequence_length]))
-            self._trial(second, number, drawn, sets)
+                beside = yardstick.run(ours)
+            trials[second] = self._timed(second, theirs[second])
+            if yardstick is not None and beside is not None:
+                yardstick.compare(beside, ours)
+            for side, trial in trials.items():
+                with self._turn_of(side):
+                    side.measuring.compare(trial, theirs[side])
             number += 1
 
     def _sets(self, yardstick: Yardstick | None) -> dict[int, int]:
@@ -156,9 +167,9 @@ class _Match:
             sets[length] = max(side.measuring.calls, sets.get(length, 1))
         return sets
 
-    def _trial(self, side: Side, number: int, drawn: Drawn, sets: Mapping[int, int]) -> None:
+    def _timed(self, side: Side, drawn: Drawn) -> Trial:
         with self._turn_of(side):
-            side.trial(number, _first(drawn, sets[side.job.sequence_length]))
+            return side.measuring.timed(drawn)
 
     def _in_order(self, number: int) -> tuple[Side, Side]:
         one, other = self._earlier, self._later
@@ -185,18 +196,26 @@ class _Match:
         return seconds
 
     def _check_quiet(self, yardstick: Yardstick) -> None:
-        """Blame a GPU that was busy beside the two on the one after whose turns it was.
+        """Make sure that the GPU was nobody else's, and was left free by both.
 
         Raises:
             SideLost: the yardstick was slower after one of them than after the other. Ended: infrastructure.
         """
+        after = {
+            self._earlier: yardstick.slowing_in(yardstick.beside[::2]),
+            self._later: yardstick.slowing_in(yardstick.beside[1::2]),
+        }
+        quick, slow = sorted(after, key=lambda side: after[side])
+        if after[slow] - after[quick] > STEADY:
+            raise SideLost(
+                slow,
+                Status.TAMPERED,
+                f"the GPU was busy after its turns: the yardstick was {after[slow]:.0%} slower then than "
+                f"before, and {after[quick]:.0%} after the other one's",
+            )
         try:
             yardstick.check_after()
         except Ended as end:
-            after = {self._earlier: yardstick.beside[::2], self._later: yardstick.beside[1::2]}
-            slow, quick = sorted(after, key=lambda side: -_median(after[side]))
-            if _median(after[slow]) > (1 + STEADY) * _median(after[quick]):
-                raise SideLost(slow, Status.TAMPERED, f"after its turns, {end}") from end
             raise Ended(Status.INFRASTRUCTURE, str(end)) from end
 
     def _note(self, side: Side) -> None:
@@ -209,7 +228,3 @@ class _Match:
 
 def _first(drawn: Drawn, count: int) -> Drawn:
     return replace(drawn, seeds=drawn.seeds[:count])
-
-
-def _median(values: Sequence[float]) -> float:
-    return statistics.median(values) if values else 0.0

@@ -4,7 +4,6 @@ On a CPU the referee's clock covers the operator and little else. On a GPU it al
 the yardstick's took beside its calls is taken off, and what is left must stand out of the noise of it.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,10 +18,13 @@ from protocol.rules import MAX_ABS_DIFFERENCE, MIN_COSINE_SIMILARITY
 from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
 from roles.referee.drawing import Drawing, Drawn, timed_shape
+from roles.referee.quartiles import spread, typical
 from roles.referee.stages import Ended
 from roles.referee.yardstick import Yardstick
 
 PROBE_LENGTH: Final = 50
+QUICK_S: Final = 0.25
+"""A call that takes longer is not tried several times in a row."""
 REPEAT_TOLERANCE: Final = 1e-3
 """Largest relative difference between two runs on the same inputs."""
 
@@ -84,15 +86,19 @@ class Measuring:
         self._checked(self._drawing.draw(two), "a batch of 2")
         self._checked(self._drawing.draw(one, [0, 17, PROBE_LENGTH]), "packed sequences")
         self._checked(self._drawing.draw(one), "fused_recurrent_quasar", operator="fused_recurrent_quasar")
-        self.calls = self._drawing.sets_for(shapes[0], again.seconds - self._overhead_s())
-        if self._yardstick is not None:
-            # The launch of a call by itself shows in its time; that of one among several does not.
-            several = self._checked(self._drawing.draw(shapes[0], count=self.calls), "a timed shape")
-            call_s = (several.seconds - self._overhead_s()) / self.calls
-            self.calls = max(self.calls, self._drawing.sets_for(shapes[0], call_s))
+        if self._yardstick is not None and again.seconds < QUICK_S:
+            self.calls = self._yardstick.sets
+            self.calls = self._calls_for_a_trial(shapes[0])
         # Each length as it will be timed: autotuners are keyed by it, and memory is taken once.
         for shape in shapes:
             self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")
+
+    def _calls_for_a_trial(self, shape: Shape) -> int:
+        """Return how many calls make a trial long enough."""
+        for _ in range(2):
+            # The second time: memory has been taken, and the launch of one call among several does not show.
+            trial = self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")
+        return self._drawing.sets_for(shape, (trial.seconds - self._overhead_s()) / self.calls)
 
     def time(self, *, clock: Callable[[], float] = time.monotonic) -> Measurements:
         """Run the timed trials within their budget; every output is checked.
@@ -110,12 +116,17 @@ class Measuring:
             # Both get the same number of sets: handing over more takes longer.
             sets = max(self.calls, yardstick.sets if yardstick is not None else 1)
             drawn = self._drawing.draw(timed_shape(self._job, length), count=sets)
-            # Yardstick and submission change places from round to round, so that a drift hits both alike.
-            if yardstick is not None and done % 2 == 0:
-                yardstick.trial(drawn)
-            self.trial(drawn)
-            if yardstick is not None and done % 2 == 1:
-                yardstick.trial(drawn)
+            if yardstick is None:
+                self.compare(self.timed(drawn), drawn)
+                continue
+            # They change places from round to round, so that a drift hits both alike. What the GPU has to do
+            # for comparing comes after both: between them it would wait for whatever one has left running.
+            if done % 2 == 0:
+                beside, trial = yardstick.run(drawn), self.timed(drawn)
+            else:
+                trial, beside = self.timed(drawn), yardstick.run(drawn, right_after=True)
+            yardstick.compare(beside, drawn)
+            self.compare(trial, drawn)
         return self.measurements()
 
     def trial_s(self) -> list[float]:
@@ -128,8 +139,8 @@ class Measuring:
     def _overhead_s(self) -> float:
         return 0.0 if self._yardstick is None else self._yardstick.overhead_s
 
-    def trial(self, drawn: Drawn) -> None:
-        """Run one timed trial, of as many of the sets as it makes calls; its output is checked.
+    def timed(self, drawn: Drawn) -> Trial:
+        """Run one timed trial, of as many of the sets as it makes calls.
 
         Raises:
             CandidateFailed: the worker failed. Ended: what `after_trial` found.
@@ -138,7 +149,7 @@ class Measuring:
         self._after_trial()
         self.findings.seconds.append(trial.seconds)
         self.findings.lengths.append(drawn.shape.length)
-        self._compare(trial, drawn)
+        return trial
 
     def measurements(self) -> Measurements:
         """Return what the timed trials amount to.
@@ -148,25 +159,24 @@ class Measuring:
         """
         accuracy, seconds = self.findings.accuracy, self.trial_s()
         assert accuracy is not None
-        median = statistics.median(seconds)
+        call_s = typical(seconds)
         error = self.findings.rounding_error
         if self._yardstick is not None:
             error = max(error, self._yardstick.relative_error)
             noise_s = self._yardstick.overhead_spread_s / self.calls
-            if not median > noise_s:
+            if not call_s > noise_s:
                 raise Ended(
                     Status.INFRASTRUCTURE,
-                    f"a call takes {median:.2e} s, and its share of the hand-over varies by {noise_s:.2e} s: "
+                    f"a call takes {call_s:.2e} s, and its share of the hand-over varies by {noise_s:.2e} s: "
                     "too short to be measured here",
                 )
-        quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
         return Measurements(
             cosine_similarity=accuracy.cosine_similarity,
             max_abs_diff=accuracy.max_abs_diff,
             relative_error=accuracy.relative_error,
             yardstick_relative_error=error,
-            tokens_per_sec=self._job.sequence_length / median,
-            spread=(quartiles[2] - quartiles[0]) / median,
+            tokens_per_sec=self._job.sequence_length / call_s,
+            spread=spread(seconds) / call_s,
         )
 
     def _checked(self, drawn: Drawn, what: str, *, operator: str = "chunk_quasar") -> Trial:
@@ -175,7 +185,7 @@ class Measuring:
             drawn.sets(len(drawn.seeds)), operator=operator, cu_seqlens=drawn.cu_seqlens
         )
         self._after_trial()
-        accuracy = self._compare(trial, drawn)
+        accuracy = self.compare(trial, drawn)
         if accuracy.relative_error != accuracy.relative_error:
             raise Ended(Status.NAN_OR_INF, f"o holds NaN or infinity on {what}")
         if not (
@@ -189,7 +199,7 @@ class Measuring:
             )
         return trial
 
-    def _compare(self, trial: Trial, drawn: Drawn) -> Accuracy:
+    def compare(self, trial: Trial, drawn: Drawn) -> Accuracy:
         """Return the worst accuracy of the trial's outputs, and keep the worst of all."""
         found, worst = self.findings, None
         for number, output in enumerate(trial.outputs):

@@ -89,10 +89,10 @@ class Side:
         if self._watch is not None:
             self._watch.resume()
 
-    def trial(self, number: int, drawn: Drawn) -> None:
-        """Run a timed trial on what was drawn, at this one's own length."""
+    def at_its_length(self, number: int, drawn: Drawn) -> Drawn:
+        """What was drawn for a round, at this one's own length."""
         length = self.drawing.lengths[number % len(self.drawing.lengths)]
-        self.measuring.trial(replace(drawn, shape=timed_shape(self.job, length)))
+        return replace(drawn, shape=timed_shape(self.job, length))
 
     def judge(self) -> float:
         """Return its weighted score. Raises Ended: it would not have passed with these figures."""

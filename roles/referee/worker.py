@@ -18,7 +18,7 @@ from kernels.export import export_files
 from kernels.fork_base import write_fla_base
 from kernels.harness.session import Session
 from kernels.harness.wire import socket_pair
-from node.devices import gpu_file
+from node.devices import gpu_file, physical_gpu
 from node.sandbox import (
     Limits,
     Mount,
@@ -234,7 +234,8 @@ def _devices(device: str) -> list[Path]:
     if file is None:
         numbered = [path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
         files = sorted(numbered, key=lambda path: int(path.name[6:]))
-        file = files[int(device.partition(":")[2] or 0)]
+        number = physical_gpu(device) or ""
+        file = files[int(number if number.isdigit() else device.partition(":")[2])]
     return [file, *(Path("/dev") / name for name in _GPU_CONTROL)]
 
 
@@ -243,9 +244,8 @@ def _uuid(device: str) -> str:
 
 
 def _visible_gpu(device: str) -> dict[str, str]:
-    """What makes the leased GPU the only one, number 0, of a worker."""
-    if device == "cpu":
-        return {"CUDA_VISIBLE_DEVICES": ""}
-    if torch.cuda.device_count() > 1:
-        return {"CUDA_VISIBLE_DEVICES": _uuid(device)}
-    return {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}
+    """What makes the leased GPU the only one, number 0, of a worker.
+
+    By its UUID: a number would count the GPUs whose files the worker sees, and it sees one.
+    """
+    return {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else _uuid(device)}

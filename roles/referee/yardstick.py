@@ -5,7 +5,7 @@ their calls is the hand-over, which the submission's trials have as well. And it
 free and as fast as before, and how exact bfloat16 arithmetic is on the very same inputs.
 """
 
-import statistics
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +18,10 @@ from kernels.harness.session import CandidateFailed, Trial
 from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
 from roles.referee.drawing import Drawing, Drawn
+from roles.referee.quartiles import spread, typical
 from roles.referee.stages import Ended
 
-ROUNDS: Final = 5
+ROUNDS: Final = 7
 """Trials that make one measurement of the yardstick by itself."""
 PATIENCE_S: Final = 120.0
 STEADY: Final = 0.10
@@ -28,6 +29,8 @@ STEADY: Final = 0.10
 ACCUSING: Final = 0.25
 """A submission is accused from this slowing down on: far above what heat and chance do."""
 RECOVERED: Final = 0.05
+LAUNCH_S: Final = 0.25e-3
+"""A shorter call waits for its own launch: its time speaks of the processor, and nobody is accused by it."""
 CLEARING_S: Final = 2.0
 
 
@@ -53,6 +56,8 @@ class Yardstick:
         """Calls of one of its trials by itself."""
         self._quiet = _Trials()
         self._beside = _Trials()
+        self._right_after: list[float] = []
+        """Seconds per token of those that came right after a trial of the submission."""
         self.relative_error = 0.0
         """The largest on the inputs of the timed trials."""
 
@@ -67,19 +72,19 @@ class Yardstick:
         for shape in self._shapes:
             self._measure_alone([shape])
         first = self._shapes[0]
-        per_token = statistics.median(self._measure_alone([first] * 3).per_token)
+        per_token = typical(self._measure_alone([first] * 3).per_token)
         self.sets = self._drawing.sets_for(first, per_token * first.length)
         self._measure_alone(self._shapes)
         give_up_at = self._clock() + PATIENCE_S
         while True:
             self._quiet = self.measure()
-            spread, median = _spread(self._quiet.per_token), statistics.median(self._quiet.per_token)
-            if spread <= max(STEADY * median, self._noise()):
+            varies, per_token = spread(self._quiet.per_token), typical(self._quiet.per_token)
+            if varies <= max(STEADY * per_token, self._noise()):
                 return
             if self._clock() > give_up_at:
                 raise Ended(
                     Status.INFRASTRUCTURE,
-                    f"the GPU is not free: the yardstick's times vary by {spread / median:.0%}",
+                    f"the GPU is not free: the yardstick's times vary by {varies / per_token:.0%}",
                 )
             self._sleep(1.0)
 
@@ -87,10 +92,17 @@ class Yardstick:
         """Measure the yardstick by itself."""
         return self._measure_alone([self._shapes[index % len(self._shapes)] for index in range(ROUNDS)])
 
-    def trial(self, drawn: Drawn) -> None:
-        """Time the yardstick on a submission's inputs, beside it."""
-        output = self._run(drawn, into=self._beside).outputs[0].float()
-        self.relative_error = max(self.relative_error, compare(output, drawn.reference(0)).relative_error)
+    def run(self, drawn: Drawn, *, right_after: bool = False) -> Trial:
+        """Time the yardstick on a submission's inputs, beside it or right after it."""
+        trial = self._run(drawn, into=self._beside)
+        if right_after:
+            self._right_after.append(self._beside.per_token[-1])
+        return trial
+
+    def compare(self, trial: Trial, drawn: Drawn) -> None:
+        """Take note of its error on those inputs."""
+        error = compare(trial.outputs[0].float(), drawn.reference(0)).relative_error
+        self.relative_error = max(self.relative_error, error)
 
     @property
     def overhead_s(self) -> float:
@@ -99,15 +111,15 @@ class Yardstick:
         Hardly more than before the submission was there: one that slows down the hand-over must not be
         credited with it.
         """
-        before = statistics.median(self._quiet.overhead_s)
+        before = typical(self._quiet.overhead_s)
         if not self._beside.overhead_s:
             return before
-        return min(statistics.median(self._beside.overhead_s), before + self.overhead_spread_s)
+        return min(typical(self._beside.overhead_s), before + self.overhead_spread_s)
 
     @property
     def overhead_spread_s(self) -> float:
         """Interquartile range of that, before the submission was there."""
-        return _spread(self._quiet.overhead_s)
+        return spread(self._quiet.overhead_s)
 
     @property
     def beside(self) -> Sequence[float]:
@@ -116,7 +128,14 @@ class Yardstick:
 
     def slowing(self) -> float:
         """By how much the yardstick was slower beside the submission than before it; 0 within the noise."""
-        return self._slowing(self._beside.per_token)
+        return max(self.slowing_in(self._beside.per_token), self.slowing_in(self._right_after))
+
+    def slowing_in(self, per_token: Sequence[float]) -> float:
+        """By how much it was slower in some of its trials than before; 0 within the noise."""
+        if not per_token:
+            return 0.0
+        before, now = typical(self._quiet.per_token), typical(per_token)
+        return now / before - 1.0 if now - before > self._noise() else 0.0
 
     def check_after(self) -> None:
         """Measure again, now that the submission is gone, when the yardstick was slow beside it.
@@ -130,7 +149,7 @@ class Yardstick:
             return
         # The driver clears up after the submission's worker.
         self._sleep(CLEARING_S)
-        after = self._slowing(self.measure().per_token)
+        after = self.slowing_in(self.measure().per_token)
         if slowing > ACCUSING and after <= RECOVERED:
             raise Ended(
                 Status.TAMPERED,
@@ -151,6 +170,7 @@ class Yardstick:
             "overhead_beside_s": _rounded(self._beside.overhead_s, 7),
             "before_ns_per_token": _rounded([1e9 * value for value in self._quiet.per_token], 4),
             "beside_ns_per_token": _rounded([1e9 * value for value in self._beside.per_token], 4),
+            "right_after_ns_per_token": _rounded([1e9 * value for value in self._right_after], 4),
             "relative_error": self.relative_error,
         }
 
@@ -169,17 +189,16 @@ class Yardstick:
         assert trial.call_s is not None
         into.per_token.append(trial.call_s / drawn.shape.length)
         into.overhead_s.append(trial.seconds - sets * trial.call_s)
+        # One is compared; the others are gigabytes.
+        del trial.outputs[1:]
         return trial
-
-    def _slowing(self, per_token: Sequence[float]) -> float:
-        if not per_token:
-            return 0.0
-        before, now = statistics.median(self._quiet.per_token), statistics.median(per_token)
-        return now / before - 1.0 if now - before > self._noise() else 0.0
 
     def _noise(self) -> float:
         """Seconds per token that the measurement itself varies by."""
-        return 3.0 * self.overhead_spread_s / (self.sets * min(shape.length for shape in self._shapes))
+        shortest = min(shape.length for shape in self._shapes)
+        if typical(self._quiet.per_token) * shortest < LAUNCH_S:
+            return math.inf
+        return 3.0 * self.overhead_spread_s / (self.sets * shortest)
 
 
 @dataclass(slots=True)
@@ -199,13 +218,6 @@ def _nobodys_fault() -> Iterator[None]:
         yield
     except CandidateFailed as failure:
         raise Ended(Status.INFRASTRUCTURE, f"the yardstick failed: {failure}") from failure
-
-
-def _spread(values: Sequence[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    low, _, high = statistics.quantiles(values, n=4)
-    return high - low
 
 
 def _rounded(values: Sequence[float], digits: int) -> list[float]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels.harness.inputs import Shape, chained_beta, draw_inputs
-from kernels.harness.rooms import InputSet, Output
+from kernels.harness.rooms import InputSet, Output, laid_out
 from kernels.harness.worker import run
 from kernels.reference import chunked
 
@@ -67,6 +67,22 @@ def test_fewer_calls_than_sets() -> None:
     room = Memory()
     run(chunked, message(calls=1), [], room)
     assert len(room.outputs) == 1
+
+
+@pytest.mark.parametrize(
+    "shape", [SHAPE, Shape(batch=2, length=7, heads=3, dim=6, dtype="bfloat16")], ids=str
+)
+def test_sets_are_read_where_they_were_written(shape: Shape) -> None:
+    drawn = [draw_inputs(shape, torch.Generator().manual_seed(seed)) for seed in range(3)]
+    memory = torch.zeros(3 * shape.set_bytes, dtype=torch.uint8)
+    for one, target in zip(drawn, memory.split(shape.set_bytes), strict=True):
+        one.pack(shape.torch_dtype, target)
+    for one, (q, k, v, beta) in zip(drawn, laid_out(memory, shape, 3), strict=True):
+        for written, read in ((one.q, q), (one.k, k), (one.v, v)):
+            assert read.dtype == shape.torch_dtype
+            assert read.is_contiguous()
+            assert torch.equal(written, read.float())
+        assert torch.equal(one.beta, beta)
 
 
 @pytest.mark.parametrize(("calls", "marked"), [(1, [0, 1]), (2, [0, 1, 2]), (3, [0, 1, 3])])

@@ -97,7 +97,8 @@ async def test_nginx_before_two_replicas(replicated: Settings, subnet: Subnet, t
 
 def test_unit_is_sound() -> None:
     unit = (DEPLOY / "quasar-api@.service").read_text()
-    assert "RestartPreventExitStatus=77 78" in unit
+    assert "RestartPreventExitStatus=2 77 78" in unit
+    assert "Type=notify" in unit
     [start] = re.findall(r"^ExecStart=\S+/quasar-node (.*)$", unit, re.MULTILINE)
     assert start.startswith("--role api")
     program = needed("systemd-analyze", "systemd")

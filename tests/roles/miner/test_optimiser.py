@@ -29,6 +29,16 @@ async def wait_for_candidates(miner: Miner, count: int, *phases: Phase) -> list[
     return list(await miner.until(found))
 
 
+async def handed_over(miner: Miner) -> CandidateVerified:
+    """The one event, which follows what the history says."""
+
+    async def found() -> list[CandidateVerified] | None:
+        return miner.recorder.of(CandidateVerified) or None
+
+    (event,) = await miner.until(found)
+    return event
+
+
 async def test_passed_candidate_is_measured_committed_and_handed_over(miner: Miner) -> None:
     miner.proposer = candidates("x = 1\n")
     await miner.start("optimiser", "submitter")
@@ -37,7 +47,7 @@ async def test_passed_candidate_is_measured_committed_and_handed_over(miner: Min
     assert isinstance(asked["source"], DirectorySource)
     assert asked["files"] == files("x = 1\n")
     assert (asked["target"], asked["claim"]) == (TARGET, None)
-    (event,) = miner.recorder.of(CandidateVerified)
+    event = await handed_over(miner)
     assert event.tokens_per_sec == 1000.0
     assert event.claim_tokens_per_sec == pytest.approx(950.0)
     assert event.fork_url == miner.fork.url
@@ -158,10 +168,27 @@ async def test_unverified_submission_goes_out_whatever_the_referee_says(miner: M
     miner.referee = ScriptedReferee([report(Status.WRONG_OUTPUT, None)])
     await miner.start("optimiser", "submitter")
     (record,) = await wait_for_candidates(miner, 1, Phase.OFFERED)
-    (event,) = miner.recorder.of(CandidateVerified)
+    event = await handed_over(miner)
     assert (event.tokens_per_sec, event.claim_tokens_per_sec) == (2.5, 2.5)
     assert record.status == "wrong_output"
     assert len(miner.referee.asked) == 1
+
+
+async def test_unverified_candidates_that_have_to_wait_go_in_their_order(miner: Miner) -> None:
+    miner.change(verify_before_submit=False)
+    miner.proposer = candidates("x = 1\n", "x = 2\n")
+    miner.referee = ScriptedReferee([report(Status.WRONG_OUTPUT, None)] * 2)
+    await miner.start("submitter", "coordinator", "follower")
+    await miner.offer("x = 0\n")
+    await miner.until_stage(Stage.COMMITTED)
+    miner.run("optimiser")
+    first, _ = await wait_for_candidates(miner, 2)
+
+    async def are_decided() -> bool:
+        one, two = [entry.decision for entry in await miner.history.entries()]
+        return one.startswith("waits: ") and two == f"kept: candidate {first.number} comes first"
+
+    await miner.until(are_decided)
 
 
 async def test_referee_that_fails_for_its_own_reasons_is_asked_again(miner: Miner) -> None:

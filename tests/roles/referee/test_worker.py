@@ -1,10 +1,14 @@
-"""Folders of workers: their own while they run, removed when they are gone."""
+"""Folders of workers, their own while they run and removed when they are gone; and the GPU that they see."""
 
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from roles.referee.worker import FOLDER_PREFIX, _own_folder, empty_caches
+import pytest
+import torch
+
+from roles.referee.worker import FOLDER_PREFIX, _own_folder, _visible_gpu, empty_caches
 
 HOLD = """
 import sys
@@ -44,3 +48,13 @@ def test_only_folders_of_evaluations_are_removed(tmp_path: Path) -> None:
     (tmp_path / f"{FOLDER_PREFIX}left" / "tree").mkdir(parents=True)
     empty_caches(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["objects.git"]
+
+
+def test_a_worker_is_told_its_gpu_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The number would be 1 out here, and nothing is number 1 where a single GPU can be seen.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"of {device}")
+    )
+    assert _visible_gpu("cuda:0") == {"CUDA_VISIBLE_DEVICES": "GPU-of cuda:0"}
+    assert _visible_gpu("cpu") == {"CUDA_VISIBLE_DEVICES": ""}

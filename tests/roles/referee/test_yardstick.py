@@ -18,8 +18,8 @@ from roles.referee.stages import Ended
 from roles.referee.yardstick import ROUNDS, Yardstick
 
 HAND_OVER_S = 0.001
-NS_PER_TOKEN = 1e-6
-"""What the yardstick takes in these tests, in seconds."""
+S_PER_TOKEN = 1e-5
+"""What the yardstick takes in these tests."""
 
 WARM_UPS = [1.0] * 7
 """Trials of the yardstick before the first that counts: each length, three to count calls, each length."""
@@ -42,7 +42,7 @@ class MadeUp:
 
     def run(self, sets: InputSets, **_: Any) -> Trial:
         output = reference_output(sets.draw(0), torch.device("cpu")) * (1 + self._error)
-        call_s = self._speed() * NS_PER_TOKEN * sets.shape.length
+        call_s = self._speed() * S_PER_TOKEN * sets.shape.length
         return Trial([output], HAND_OVER_S * self._hand_over() + sets.count * call_s, call_s)
 
 
@@ -86,11 +86,11 @@ def beside(job: EvaluationJob, speed: Speed, *, hand_over: Speed = lambda: 1.0, 
 
 def test_the_hand_over_is_taken_off(job: EvaluationJob) -> None:
     figures, yardstick = beside(job, lambda: 1.0)
-    assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * NS_PER_TOKEN))
+    assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * S_PER_TOKEN))
     assert figures.spread == pytest.approx(0.0, abs=1e-6)
     assert yardstick.overhead_s == pytest.approx(HAND_OVER_S)
-    assert yardstick.evidence()["before_ns_per_token"] == pytest.approx([1000.0] * 5)
-    assert yardstick.evidence()["beside_ns_per_token"] == pytest.approx([1000.0] * 6)
+    assert yardstick.evidence()["before_ns_per_token"] == pytest.approx([10_000.0] * ROUNDS)
+    assert yardstick.evidence()["beside_ns_per_token"] == pytest.approx([10_000.0] * 6)
     yardstick.check_after()
 
 
@@ -105,9 +105,9 @@ def test_a_busy_gpu_is_waited_for_and_then_nobodys_fault(job: EvaluationJob) -> 
         beside(job, lambda: 1.0 + next(calls) % 2)
     assert caught.value.status is Status.INFRASTRUCTURE
     # Warm-ups and one restless measurement; free from then on.
-    speeds = iter([*WARM_UPS, 1, 2, 1, 2, 1])
+    speeds = iter([*WARM_UPS, *[1, 2] * ROUNDS][: len(WARM_UPS) + ROUNDS])
     figures, _ = beside(job, lambda: next(speeds, 1.0))
-    assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * NS_PER_TOKEN))
+    assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * S_PER_TOKEN))
 
 
 def slow_beside(how_slow: float, afterwards: float) -> Speed:
@@ -135,6 +135,17 @@ def test_a_yardstick_that_was_slow_beside_the_submission(
     assert caught.value.status is status
 
 
+def test_calls_that_wait_for_their_launch_accuse_nobody(
+    job: EvaluationJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A tenth of a millisecond each; a busy processor triples them, by itself and beside the submission.
+    monkeypatch.setitem(globals(), "S_PER_TOKEN", 1e-6)
+    speeds = iter([*WARM_UPS, *[1.0, 3.0] * ROUNDS][: len(WARM_UPS) + ROUNDS])
+    figures, yardstick = beside(job, lambda: next(speeds, 3.0))
+    assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * 1e-6))
+    yardstick.check_after()
+
+
 @pytest.mark.parametrize("kind", ["crash", "memory", "timeout", "tampered"])
 @pytest.mark.parametrize("trials", [0, len(WARM_UPS) + ROUNDS + 1])
 def test_a_yardstick_that_fails_is_nobodys_fault(kind: str, trials: int, job: EvaluationJob) -> None:
@@ -150,6 +161,14 @@ def test_a_yardstick_that_fails_is_nobodys_fault(kind: str, trials: int, job: Ev
     assert caught.value.status is Status.INFRASTRUCTURE
 
 
+def test_a_gpu_that_is_busy_only_right_after_the_submission(job: EvaluationJob) -> None:
+    speeds = iter([*WARM_UPS, *[1.0] * ROUNDS, *[1.0, 2.0] * 3])
+    _, yardstick = beside(job, lambda: next(speeds, 1.0))
+    with pytest.raises(Ended, match="100% slower beside") as caught:
+        yardstick.check_after()
+    assert caught.value.status is Status.TAMPERED
+
+
 def test_a_little_slower_is_nothing(job: EvaluationJob) -> None:
     _, yardstick = beside(job, slow_beside(1.08, 1.0))
     yardstick.check_after()
@@ -158,7 +177,7 @@ def test_a_little_slower_is_nothing(job: EvaluationJob) -> None:
 def test_a_slower_hand_over_beside_the_submission_is_not_credited_to_it(job: EvaluationJob) -> None:
     hand_overs = iter([1.0] * (len(WARM_UPS) + ROUNDS))
     figures, yardstick = beside(job, lambda: 1.0, hand_over=lambda: next(hand_overs, 1.4))
-    assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * NS_PER_TOKEN))
+    assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * S_PER_TOKEN))
     assert yardstick.overhead_s == pytest.approx(HAND_OVER_S)
     # A faster one counts: less is taken off.
     hand_overs = iter([1.0] * (len(WARM_UPS) + ROUNDS))
