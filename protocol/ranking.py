@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from statistics import median
 from typing import Final
 
@@ -228,7 +229,7 @@ def _holder(in_time_order: Sequence[_Scored], confirmed: Mapping[SubmissionId, f
 def _best_lead(waiting: Sequence[_Scored], in_time_order: Sequence[_Scored]) -> Lead:
     """The lead of the best of those who wait over the best of those before it."""
     best = max(waiting, key=lambda one: one.effective_score)
-    before = in_time_order[: in_time_order.index(best)]
+    before = takewhile(lambda one: one is not best, in_time_order)
     led = (one for one in before if one.effective_score < best.effective_score)
     return Lead(later=best.entry, earlier=max(led, key=lambda one: one.effective_score).entry)
 
