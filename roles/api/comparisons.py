@@ -65,8 +65,9 @@ def _judged(connection: Connection, validator: Neuron, submission_id: int) -> Ro
     row = find_submission(connection, submission_id)
     if row is None:
         raise ApiProblem(404, f"there is no submission {submission_id}")
-    if find_verdict(connection, submission_id, validator.hotkey) is None:
-        raise ApiProblem(409, f"submission {submission_id} has no verdict of hotkey {validator.hotkey}")
+    verdict = find_verdict(connection, submission_id, validator.hotkey)
+    if verdict is None or not verdict.is_final:
+        raise ApiProblem(409, f"submission {submission_id} has no final verdict of hotkey {validator.hotkey}")
     return row
 
 

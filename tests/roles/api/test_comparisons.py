@@ -78,7 +78,7 @@ async def test_what_cannot_be_is_refused_and_nothing_is_stored(api: Client, subn
     for later, earlier, status, words in (
         (slow, fast, 409, f"submission {slow} is not later than submission {fast}"),
         (fast, fast, 409, "is not later"),
-        (queued, fast, 409, f"submission {queued} has no verdict of hotkey"),
+        (queued, fast, 409, f"submission {queued} has no final verdict of hotkey"),
         (999, slow, 404, "there is no submission 999"),
     ):
         reply = await api.compare(subnet.validator, later, earlier)
