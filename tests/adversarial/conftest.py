@@ -87,7 +87,7 @@ def compare_submissions(tmp_path: Path) -> Compare:
         later: str | None,
         *,
         targets: tuple[int, int] = (100_000, 100_000),
-        deadline_s: float = 120.0,
+        deadlines_s: tuple[float, float] = (120.0, 120.0),
         profile: Literal["cpu", "gpu"] = "cpu",
         lengths: tuple[int, int] = (128, 128),
         trials: int = 2,
@@ -104,7 +104,9 @@ def compare_submissions(tmp_path: Path) -> Compare:
                 deadline_s=deadline_s,
                 work_dir=str(tmp_path / "work"),
             )
-            for suffix, target, length in zip((earlier, later), targets, lengths, strict=True)
+            for suffix, target, length, deadline_s in zip(
+                (earlier, later), targets, lengths, deadlines_s, strict=True
+            )
         ]
         return compare(ComparisonJob(earlier=jobs[0], later=jobs[1]), lambda _stage: None).figures
 

@@ -11,8 +11,8 @@ SLOWED = """
 _plain_chunk_quasar = chunk_quasar
 
 def chunk_quasar(*args, **kwargs):
-    import time
-    time.sleep(0.3)
+    for _ in range(2):
+        _plain_chunk_quasar(*args, **kwargs)
     return _plain_chunk_quasar(*args, **kwargs)
 """
 WRONG = "def chunk_quasar(q, k, v, beta, **kwargs):\n    return v, None\n"
@@ -39,7 +39,7 @@ def _burn():
 def chunk_quasar(*args, **kwargs):
     import os
     if not _started:
-        for _ in range(4):
+        for _ in range(2):
             if os.fork() == 0:
                 _burn()
         _started.append(None)
@@ -57,7 +57,6 @@ def test_a_real_lead_is_confirmed_on_the_same_inputs(compare_submissions: Compar
     assert earlier["lengths"] == later["lengths"]
     assert earlier["seeds"][0] == later["seeds"][0]
     assert len(earlier["trial_s"]) == len(later["trial_s"]) == 2
-    assert min(earlier["trial_s"]) > 0.3 * 128 / 192
     assert figures.later_spread is not None
 
 
@@ -92,7 +91,7 @@ def test_nobody_is_blamed_when_neither_can_be_had(compare_submissions: Compare) 
 
 
 def test_one_that_hangs_uses_up_its_own_time_alone(compare_submissions: Compare) -> None:
-    figures = compare_submissions("", HANGS, deadline_s=8.0)
+    figures = compare_submissions("", HANGS, deadlines_s=(120.0, 8.0))
     assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
     assert "timed_out" in figures.evidence["reason"]
 

@@ -60,11 +60,11 @@ def test_two_leagues_are_run_each_at_its_own_length(compare_submissions: Compare
 
 def test_one_that_leaves_the_gpu_busy_gains_nothing(compare_submissions: Compare) -> None:
     figures = compare_submissions(
-        "", BUSY, profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadline_s=200.0
+        "", BUSY, profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadlines_s=(200.0, 200.0)
     )
     assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
     figures = compare_submissions(
-        BUSY, "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadline_s=200.0
+        BUSY, "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadlines_s=(200.0, 200.0)
     )
     assert figures.outcome is LeadOutcome.EARLIER_FAILED, figures.evidence
 
