@@ -95,10 +95,10 @@ class WeightSetter:
                 await self._try()
 
     def _is_due(self) -> bool:
-        if self._height < self._not_before:
+        # Looked at every time, so that each wait has its own beginning.
+        if self._waits_for_leads() or self._height < self._not_before:
             return False
-        is_due = self._height >= self._refresh_at or self._basis() != self._settled
-        return is_due and not self._waits_for_leads()
+        return self._height >= self._refresh_at or self._basis() != self._settled
 
     def _waits_for_leads(self) -> bool:
         """True while a re-run is about to change the ranking, as far as patience goes."""
