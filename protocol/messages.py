@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from protocol.rules import MAX_TARGET_SEQUENCE_LENGTH, MIN_SALT_BYTES
-from protocol.verdicts import Fault, LogitOutcome, Status
+from protocol.verdicts import Fault, LeadOutcome, LogitOutcome, Status
 
 
 def _require_finite_positive(value: float) -> float:
@@ -338,6 +338,43 @@ class VerdictAnswer(Answer):
     status: Status
 
 
+class ComparisonFigures(Message):
+    """What the referee found when it timed two submissions in turn, on the same inputs."""
+
+    outcome: LeadOutcome
+    later_tokens_per_sec: Finite | None = None
+    """Over all of its trials, as in a verdict."""
+    earlier_tokens_per_sec: Finite | None = None
+    later_spread: Finite | None = None
+    """Interquartile range of the trials over the measured time."""
+    earlier_spread: Finite | None = None
+    ratio: Finite | None = None
+    """Of the weighted scores, later to earlier."""
+    gpu: str
+    """Device name, or `cpu`."""
+    versions: dict[str, str]
+    rules_version: int
+    evidence: dict[str, Any]
+    """Reason, and of both: seeds, lengths, trial times, per-stage seconds."""
+
+
+class Comparison(ComparisonFigures):
+    """Body of POST /comparisons: a re-run that settles whether a lead counts, signed by the validator."""
+
+    later_submission_id: Annotated[int, Field(ge=1, lt=2**63)]
+    earlier_submission_id: Annotated[int, Field(ge=1, lt=2**63)]
+    validator_hotkey: HotkeyText
+    signature: SignatureText
+
+
+class ComparisonAnswer(Answer):
+    """Answer of POST /comparisons."""
+
+    later_submission_id: int
+    earlier_submission_id: int
+    outcome: LeadOutcome
+
+
 class LogitCheck(Message):
     """Body of POST /record_verification: a logit check of one hotkey, signed by the validator."""
 
@@ -390,6 +427,26 @@ class StoredVerdict(Answer):
     created_at: datetime
 
 
+class StoredComparison(Answer):
+    """A re-run of two submissions as GET /submissions/{id} shows it, with either of them."""
+
+    later_submission_id: int
+    earlier_submission_id: int
+    validator_hotkey: str
+    outcome: LeadOutcome
+    later_tokens_per_sec: float | None
+    earlier_tokens_per_sec: float | None
+    later_spread: float | None
+    earlier_spread: float | None
+    ratio: float | None
+    gpu: str
+    versions: dict[str, str]
+    rules_version: int
+    evidence: dict[str, Any]
+    signature: str
+    created_at: datetime
+
+
 class SubmissionDetail(Answer):
     """Answer of GET /submissions/{id}."""
 
@@ -409,6 +466,8 @@ class SubmissionDetail(Answer):
     rank: int | None
     logit_outcome: LogitOutcome
     verdicts: list[StoredVerdict]
+    comparisons: list[StoredComparison] = []
+    """Re-runs that decided a lead of this submission, or one over it."""
 
 
 # --- referee (JSON between processes) -----------------------------------------------------------------------
@@ -468,6 +527,20 @@ class EvaluationReport(Message):
     figures: Figures
     fingerprint: str | None
     """Of the five target files; None when they could not be read."""
+    sandbox_tier: str
+
+
+class ComparisonJob(Message):
+    """What a node asks the referee to time in turn, on one device and in one profile."""
+
+    earlier: EvaluationJob
+    later: EvaluationJob
+
+
+class ComparisonReport(Message):
+    """What the referee answers to it."""
+
+    figures: ComparisonFigures
     sandbox_tier: str
 
 

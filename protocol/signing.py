@@ -12,7 +12,15 @@ from bittensor import sp_core
 from pydantic import BaseModel
 
 from protocol.errors import SignatureInvalid
-from protocol.messages import CommitSubmission, LogitCheck, Receipt, RevealSubmission, SubmitKernel, Verdict
+from protocol.messages import (
+    CommitSubmission,
+    Comparison,
+    LogitCheck,
+    Receipt,
+    RevealSubmission,
+    SubmitKernel,
+    Verdict,
+)
 
 _SIGNATURE = re.compile(r"(?:0x)?([0-9a-fA-F]{128})")
 _UNSIGNED: Final = "00"
@@ -80,6 +88,11 @@ def verdict_text(message: Verdict) -> str:
     return f"quasar:verdict:{_canonical_json(message)}"
 
 
+def comparison_text(message: Comparison) -> str:
+    """Write the text that a validator signs: canonical JSON of all fields but the signature."""
+    return f"quasar:comparison:{_canonical_json(message)}"
+
+
 def logit_check_text(message: LogitCheck) -> str:
     """Write the text that a validator signs: canonical JSON of all fields but the signature."""
     return f"quasar:logit_check:{_canonical_json(message)}"
@@ -127,6 +140,7 @@ _TEXTS: Final[dict[type[BaseModel], tuple[str, Callable[[Any], str]]]] = {
     SubmitKernel: ("miner_hotkey", submit_text),
     Receipt: ("api_hotkey", receipt_text),
     Verdict: ("validator_hotkey", verdict_text),
+    Comparison: ("validator_hotkey", comparison_text),
     LogitCheck: ("validator_hotkey", logit_check_text),
 }
 """For each signed message: the field that names its signer, and its text."""

@@ -1,4 +1,4 @@
-"""Outcomes of an evaluation: the closed list of statuses and whose fault each is."""
+"""Outcomes: the closed lists of what an evaluation, a re-run or a logit check can come to."""
 
 from enum import StrEnum
 
@@ -30,6 +30,17 @@ class Fault(StrEnum):
 
     MINER = "miner"
     NOBODY = "nobody"
+    INFRASTRUCTURE = "infrastructure"
+
+
+class LeadOutcome(StrEnum):
+    """How a re-run of two submissions in turn ended, of which the later was measured ahead of the earlier."""
+
+    CONFIRMED = "confirmed"
+    NOT_CONFIRMED = "not_confirmed"
+    LATER_FAILED = "later_failed"
+    """It could not be fetched, or failed to run as its verdict says that it does."""
+    EARLIER_FAILED = "earlier_failed"
     INFRASTRUCTURE = "infrastructure"
 
 

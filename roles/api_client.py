@@ -14,6 +14,8 @@ from protocol.messages import (
     Benchmarks,
     CommitSubmission,
     CommitSubmissionAnswer,
+    Comparison,
+    ComparisonAnswer,
     CurrentRound,
     Heartbeat,
     HeartbeatAnswer,
@@ -206,6 +208,16 @@ class SubnetApi:
             body=verdict,
             answer=VerdictAnswer,
             signed=True,
+        )
+
+    def sign_comparison(self, **fields: Any) -> Comparison:
+        """Build a re-run of this hotkey; `fields` as for `sign_verdict`."""
+        return signed(self._signer, Comparison, **fields)
+
+    async def send_comparison(self, comparison: Comparison) -> ComparisonAnswer:
+        """Hand in a re-run; the same again gives the same answer."""
+        return await self._http.request(
+            "POST", "/comparisons", body=comparison, answer=ComparisonAnswer, signed=True
         )
 
     def sign_logit_check(self, **fields: Any) -> LogitCheck:

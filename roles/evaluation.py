@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
@@ -16,9 +16,18 @@ from node.settings_model import EvaluationSection, Settings
 from node.workers import run_json_process
 from protocol.errors import WorkerFailed
 from protocol.judging import fault_of
-from protocol.messages import DirectorySource, EvaluationJob, EvaluationReport, Figures, GitSource
+from protocol.messages import (
+    ComparisonFigures,
+    ComparisonJob,
+    ComparisonReport,
+    DirectorySource,
+    EvaluationJob,
+    EvaluationReport,
+    Figures,
+    GitSource,
+)
 from protocol.rules import RULES_VERSION
-from protocol.verdicts import Status
+from protocol.verdicts import LeadOutcome, Status
 
 CPU_SEQUENCE_LENGTH: Final = 256
 """T of the CPU profile: an operator call is a fraction of a second in Triton's interpreter."""
@@ -29,6 +38,16 @@ CHECK_S: Final = 120.0
 """A GPU that cannot multiply two matrices in this time is taken for wedged."""
 
 _log = get_logger(__name__)
+
+
+def git_source(settings: Settings, *, fork_url: str, commit_hash: str) -> GitSource:
+    """The commit of a submission, as the settings allow it to be fetched."""
+    return GitSource(
+        fork_url=fork_url,
+        commit_hash=commit_hash,
+        allow_file=settings.is_local_chain,
+        allowed_hosts=settings.api.allowed_git_hosts,
+    )
 
 
 class Referee:
@@ -80,12 +99,54 @@ class Referee:
 
         `seeds` are those of an earlier evaluation that is to be replayed.
         """
+        job = self._job(
+            source,
+            target_sequence_length,
+            claimed_tokens_per_sec=claimed_tokens_per_sec,
+            known_fingerprints=dict(known_fingerprints or {}),
+            seeds=list(seeds),
+        )
+        try:
+            return EvaluationReport.model_validate_json(await self._run(job))
+        except (WorkerFailed, ValidationError) as error:
+            _log.error("the referee failed", error=str(error))
+            return self._infrastructure(str(error))
+
+    async def compare(
+        self, *, earlier: tuple[GitSource, int], later: tuple[GitSource, int]
+    ) -> ComparisonReport:
+        """Time two submissions in turn, each a source and its target length in tokens.
+
+        A referee that crashes or hangs gives an `infrastructure` report.
+        """
+        job = ComparisonJob(earlier=self._job(*earlier, at_once=2), later=self._job(*later, at_once=2))
+        try:
+            return ComparisonReport.model_validate_json(await self._run(job, "--compare"))
+        except (WorkerFailed, ValidationError) as error:
+            _log.error("the referee failed", error=str(error))
+            figures = ComparisonFigures(
+                outcome=LeadOutcome.INFRASTRUCTURE,
+                gpu=self._device,
+                versions={},
+                rules_version=RULES_VERSION,
+                evidence={"reason": str(error)[:2000]},
+            )
+            return ComparisonReport(figures=figures, sandbox_tier="unknown")
+
+    def _job(
+        self,
+        source: GitSource | DirectorySource,
+        target_sequence_length: int,
+        *,
+        at_once: int = 1,
+        **fields: Any,
+    ) -> EvaluationJob:
+        """What the referee is asked; `at_once`: submissions that share this device's part of the memory."""
         own = self._settings.evaluation
-        job = EvaluationJob(
+        return EvaluationJob(
             source=source,
             target_sequence_length=target_sequence_length,
             sequence_length=self.sequence_length(target_sequence_length),
-            claimed_tokens_per_sec=claimed_tokens_per_sec,
             profile=self.profile,
             device=self._device,
             trials_min=own.trials_min,
@@ -93,27 +154,25 @@ class Referee:
             time_budget_s=own.time_budget_s,
             deadline_s=own.deadline_s,
             vram_limit_bytes=None if own.vram_limit_mb is None else own.vram_limit_mb * 2**20,
-            memory_limit_bytes=_memory_limit_bytes(own),
+            memory_limit_bytes=_memory_limit_bytes(own) // at_once,
             work_dir=str(self._work_dir.absolute()),
             require_sandbox=not self._may_go_unsandboxed(),
-            known_fingerprints=dict(known_fingerprints or {}),
-            seeds=list(seeds),
+            **fields,
         )
+
+    async def _run(self, job: EvaluationJob | ComparisonJob, *options: str) -> str:
+        """Start a referee on a job; returns its answer. Raises WorkerFailed."""
         self._work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # From the process at whose head this node is: the referee could not move what is above it.
         await asyncio.to_thread(make_room)
-        try:
-            answer = await run_json_process(
-                module_argv("roles.referee"),
-                job.model_dump_json(),
-                timeout_s=LOCK_PATIENCE_S + START_S + 2 * own.deadline_s,
-                env=worker_environment(),
-                on_stderr_line=self._take_line,
-            )
-            return EvaluationReport.model_validate_json(answer)
-        except (WorkerFailed, ValidationError) as error:
-            _log.error("the referee failed", error=str(error))
-            return self._infrastructure(str(error))
+        submissions = 2 if isinstance(job, ComparisonJob) else 1
+        return await run_json_process(
+            [*module_argv("roles.referee"), *options],
+            job.model_dump_json(),
+            timeout_s=LOCK_PATIENCE_S + START_S + 2 * submissions * self._settings.evaluation.deadline_s,
+            env=worker_environment(),
+            on_stderr_line=self._take_line,
+        )
 
     async def is_device_working(self) -> bool:
         """Ask a process of its own to compute something on the device."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from protocol.messages import DirectorySource, EvaluationReport, GitSource
+from protocol.messages import ComparisonReport, DirectorySource, EvaluationReport, GitSource
 
 
 class Evaluator(Protocol):
@@ -18,6 +18,11 @@ class Evaluator(Protocol):
         known_fingerprints: Mapping[str, int] | None = None,
     ) -> EvaluationReport:
         """Check and time one kernel."""
+
+    async def compare(
+        self, *, earlier: tuple[GitSource, int], later: tuple[GitSource, int]
+    ) -> ComparisonReport:
+        """Time two kernels in turn, each a source and its target length in tokens."""
 
     @property
     def device(self) -> str:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from protocol.leads import counts
+from protocol.ranking import Compared
 from protocol.rules import LOGIT_PASS_SECONDS
-from protocol.types import Hotkey
-from protocol.verdicts import Fault, LogitOutcome, Status
+from protocol.types import Hotkey, SubmissionId
+from protocol.verdicts import Fault, LeadOutcome, LogitOutcome, Status
 from roles.api.tables import Row
 
 ACTIVE_S: Final = 24 * 3600.0
@@ -83,6 +85,33 @@ def has_quorum(judges: Collection[str], active: Collection[str], stakes: Stakes)
     everybody = sorted({*judges, *active})
     weights = dict(zip(everybody, weigh(everybody, stakes), strict=True))
     return 2 * sum(weights[hotkey] for hotkey in set(judges)) > sum(weights.values())
+
+
+def pool_comparisons(
+    outcomes: Iterable[Row], stakes: Stakes, scores: Mapping[SubmissionId, float]
+) -> list[Compared]:
+    """Which leads count: those that more than half of the stake that ran a pair again has found to.
+
+    `scores`: weighted scores, by submission.
+    """
+    by_pair: dict[tuple[int, int], list[Row]] = defaultdict(list)
+    for row in outcomes:
+        by_pair[row.later_submission_id, row.earlier_submission_id].append(row)
+    compared = []
+    for (later, earlier), rows in by_pair.items():
+        weights = weigh([row.validator_hotkey for row in rows], stakes)
+        for_it = sum(
+            weight for row, weight in zip(rows, weights, strict=True) if counts(LeadOutcome(row.outcome))
+        )
+        compared.append(
+            Compared(
+                later=SubmissionId(later),
+                earlier=SubmissionId(earlier),
+                counts=2 * for_it > sum(weights),
+                earlier_score=scores.get(SubmissionId(earlier), 0.0),
+            )
+        )
+    return compared
 
 
 @dataclass(frozen=True, slots=True)

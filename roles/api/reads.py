@@ -19,7 +19,7 @@ from protocol.messages import (
     SubmissionStatsAnswer,
 )
 from protocol.rules import MAX_TARGET_SEQUENCE_LENGTH, RULES_VERSION
-from roles.api import store_evaluations, store_submissions, views
+from roles.api import store_comparisons, store_evaluations, store_submissions, views
 from roles.api.answers import LastAnswer, list_answer, model_answer
 from roles.api.commits import MAX_OPEN_COMMITMENTS
 from roles.api.context import Api
@@ -206,22 +206,23 @@ class ReadHandlers:
         standing = await self._api.standing.get()
         height = await self._api.chain.height_or_last()
 
-        def work(connection: Connection) -> tuple[Sequence[Row], Sequence[Row], set[int]]:
+        def work(connection: Connection) -> tuple[Sequence[Row], Sequence[Row], Sequence[Row], set[int]]:
             # One snapshot: a verdict that arrives in between must not stand beside a row that knows of none.
             rows = find(connection)
             numbers = [row.id for row in rows]
-            verdicts = store_evaluations.list_verdicts(connection, numbers)
             return (
                 rows,
-                verdicts,
+                store_evaluations.list_verdicts(connection, numbers),
+                store_comparisons.list_comparisons(connection, numbers),
                 store_evaluations.list_leased(connection, numbers, self._api.clock.now()),
             )
 
-        rows, verdicts, leased = await self._api.database.read(work)
+        rows, verdicts, comparisons, leased = await self._api.database.read(work)
         return [
             views.submission_detail(
                 row,
-                [verdict for verdict in verdicts if verdict.submission_id == row.id],
+                verdicts,
+                comparisons,
                 standing,
                 is_leased=row.id in leased,
                 height=height,

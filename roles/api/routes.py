@@ -11,6 +11,7 @@ from node.metrics import product_version
 from protocol import compatibility as c
 from protocol import messages as m
 from roles.api.commits import CommitHandler
+from roles.api.comparisons import ComparisonHandler
 from roles.api.compatibility import CompatibilityHandlers
 from roles.api.context import Api
 from roles.api.direct import SubmitHandler
@@ -99,6 +100,16 @@ def _validator_routes(api: Api) -> list[Route]:
             summary="Hand in a signed verdict and end the lease.",
             body=m.Verdict,
             answer=m.VerdictAnswer,
+            errors=(404, 409),
+            is_validators=True,
+        ),
+        Route(
+            method="POST",
+            path="/comparisons",
+            handler=ComparisonHandler(api).record_comparison,
+            summary="Record a signed re-run of two submissions, which settles a lead.",
+            body=m.Comparison,
+            answer=m.ComparisonAnswer,
             errors=(404, 409),
             is_validators=True,
         ),

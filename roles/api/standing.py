@@ -1,7 +1,7 @@
 """Who is ahead: the ranking over all settled submissions, computed anew when something changed."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -10,12 +10,13 @@ from sqlalchemy import Connection
 
 from node.clock import Clock
 from node.logs import get_logger
-from protocol.ranking import Entry, Place, rank
+from protocol.leagues import weighted_score
+from protocol.ranking import Entry, Place, Ranking, rank
 from protocol.types import Hotkey, SubmissionId
 from protocol.verdicts import LogitOutcome
-from roles.api import store_logits, store_standing
+from roles.api import store_comparisons, store_logits, store_standing
 from roles.api.chain_view import ChainView
-from roles.api.consensus import LogitStanding, logit_horizon, pool_logit_checks
+from roles.api.consensus import LogitStanding, Stakes, logit_horizon, pool_comparisons, pool_logit_checks
 from roles.api.database import Database, DatabaseUnavailable, Effect
 from roles.api.remembered import Remembered
 from roles.api.store_standing import Figures
@@ -37,11 +38,16 @@ _log = get_logger(__name__)
 class Standing:
     """The ranking and what it was made of."""
 
-    places: Sequence[Place] = ()
+    ranking: Ranking = field(default_factory=Ranking)
     logits: Mapping[Hotkey, LogitStanding] = field(default_factory=dict)
     figures: Figures = field(default_factory=Figures)
     entries: int = 0
     """Submissions that were ranked."""
+
+    @property
+    def places(self) -> Sequence[Place]:
+        """The places of the ranking."""
+        return self.ranking.places
 
     def place_of(self, submission_id: int) -> int | None:
         """The submission's place, None when it is not ranked."""
@@ -113,6 +119,7 @@ class StandingKeeper:
         if known is not None and basis == self._basis and now_s - self._computed_at_s < MAX_AGE_S:
             return known
         logits = await self._database.read(self._logits)
+        outcomes = await self._database.read(store_comparisons.list_outcomes)
         rows: list[Row] = []
         last_id: int | None = 0
         # Not one snapshot: what changes meanwhile raises the version, and the next look sees that.
@@ -122,10 +129,8 @@ class StandingKeeper:
             last_id = chunk[-1].id if len(chunk) == CHUNK else None
         figures = await self._database.read(store_standing.find_figures)
         # In another thread when it takes long: requests are answered meanwhile.
-        if len(rows) > LARGE:
-            standing = await asyncio.to_thread(_rank, rows, logits, registered, figures)
-        else:
-            standing = _rank(rows, logits, registered, figures)
+        found = rows, outcomes, self._stakes(), logits, registered, figures
+        standing = await asyncio.to_thread(_rank, *found) if len(rows) > LARGE else _rank(*found)
         self._basis, self._computed_at_s = basis, now_s
         return standing
 
@@ -134,11 +139,16 @@ class StandingKeeper:
         metagraph = self._chain.last_metagraph
         registered = None if metagraph is None else frozenset(metagraph.neurons)
         rows = store_standing.list_ranked(connection)
-        return _rank(rows, self._logits(connection), registered, store_standing.find_figures(connection))
+        outcomes = store_comparisons.list_outcomes(connection)
+        figures = store_standing.find_figures(connection)
+        return _rank(rows, outcomes, self._stakes(), self._logits(connection), registered, figures)
 
     def _logits(self, connection: Connection) -> dict[Hotkey, LogitStanding]:
         checks = store_logits.list_latest(connection, logit_horizon(self._clock.now()))
-        return pool_logit_checks(checks, self._chain.stakes(self._min_stake_tao))
+        return pool_logit_checks(checks, self._stakes())
+
+    def _stakes(self) -> Stakes:
+        return self._chain.stakes(self._min_stake_tao)
 
 
 def _chunk_reader(last_id: int) -> Callable[[Connection], Sequence[Row]]:
@@ -146,7 +156,9 @@ def _chunk_reader(last_id: int) -> Callable[[Connection], Sequence[Row]]:
 
 
 def _rank(
-    rows: Iterable[Row],
+    rows: Sequence[Row],
+    outcomes: Sequence[Row],
+    stakes: Stakes,
     logits: Mapping[Hotkey, LogitStanding],
     registered: frozenset[str] | None,
     figures: Figures,
@@ -169,4 +181,11 @@ def _rank(
         for row in rows
         if row.miner_hotkey in live
     ]
-    return Standing(places=rank(entries), logits=logits, figures=figures, entries=len(entries))
+    led = {row.earlier_submission_id for row in outcomes}
+    scores = {
+        SubmissionId(row.id): weighted_score(row.pooled_tokens_per_sec, row.target_sequence_length)
+        for row in rows
+        if row.id in led
+    }
+    compared = pool_comparisons(outcomes, stakes, scores)
+    return Standing(ranking=rank(entries, compared), logits=logits, figures=figures, entries=len(entries))

@@ -190,6 +190,31 @@ verdicts = Table(
     UniqueConstraint("submission_id", "validator_hotkey"),
 )
 
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("id", Serial, primary_key=True),
+    Column("later_submission_id", Serial, ForeignKey("submissions.id"), nullable=False),
+    Column("earlier_submission_id", Serial, ForeignKey("submissions.id"), nullable=False, index=True),
+    Column("validator_hotkey", HotkeyColumn, nullable=False),
+    Column("outcome", String(32), nullable=False),
+    Column("later_tokens_per_sec", Float),
+    Column("earlier_tokens_per_sec", Float),
+    Column("later_spread", Float),
+    Column("earlier_spread", Float),
+    # Of the weighted scores, later to earlier.
+    Column("ratio", Float),
+    Column("gpu", Text, nullable=False),
+    Column("versions", JSON, nullable=False),
+    Column("rules_version", Integer, nullable=False),
+    Column("evidence", JSON, nullable=False),
+    Column("signature", String(256), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    UniqueConstraint(
+        "later_submission_id", "earlier_submission_id", "validator_hotkey", name="uq_comparisons_pair"
+    ),
+)
+
 logit_checks = Table(
     "logit_checks",
     metadata,

@@ -8,6 +8,7 @@ from protocol.messages import (
     CurrentRound,
     LeaderboardRow,
     PendingReveal,
+    StoredComparison,
     StoredVerdict,
     SubmissionDetail,
     SubmissionSummary,
@@ -56,9 +57,18 @@ def submission_summary(row: Row, *, is_leased: bool) -> SubmissionSummary:
 
 
 def submission_detail(
-    row: Row, verdicts: Sequence[Row], standing: Standing, *, is_leased: bool, height: BlockHeight
+    row: Row,
+    verdicts: Sequence[Row],
+    comparisons: Sequence[Row],
+    standing: Standing,
+    *,
+    is_leased: bool,
+    height: BlockHeight,
 ) -> SubmissionDetail:
-    """Everything that the public may know of a submission, with its path so far."""
+    """Everything that the public may know of a submission, with its path so far.
+
+    `verdicts`, `comparisons`: of these, the ones that are about it are shown.
+    """
     is_public = row.judged_at is not None
     return SubmissionDetail(
         submission_id=row.id,
@@ -76,7 +86,16 @@ def submission_detail(
         created_at=row.created_at,
         rank=standing.place_of(row.id),
         logit_outcome=standing.logit_outcome(row.miner_hotkey),
-        verdicts=[_stored_verdict(verdict, is_public=is_public) for verdict in verdicts],
+        verdicts=[
+            _stored_verdict(verdict, is_public=is_public)
+            for verdict in verdicts
+            if verdict.submission_id == row.id
+        ],
+        comparisons=[
+            StoredComparison.model_validate(comparison, from_attributes=True)
+            for comparison in comparisons
+            if row.id in (comparison.later_submission_id, comparison.earlier_submission_id)
+        ],
     )
 
 

@@ -63,12 +63,17 @@ class Snapshot:
     @property
     def is_settled(self) -> bool:
         """True when everybody is judged and the chain pays exactly what the ranking says."""
+        ranked = {row.miner_hotkey for row in self.ranking}
         for standing in self.standings:
             verdict = standing.verdict
             if verdict is None or standing.submission is None:
                 return False
             is_passed = verdict.status is Status.PASSED
-            if is_passed and standing.submission.logit_outcome is LogitOutcome.PENDING:
+            logits = standing.submission.logit_outcome
+            if is_passed and logits is LogitOutcome.PENDING:
+                return False
+            if is_passed and logits is LogitOutcome.PASSED and standing.miner.hotkey not in ranked:
+                # It passed after the ranking was read.
                 return False
         shares = dict(zip((row.miner_hotkey for row in self.ranking), REWARD_SHARES, strict=False))
         total = sum(shares.values())

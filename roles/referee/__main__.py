@@ -1,6 +1,7 @@
 """`python -m roles.referee`: one EvaluationJob on standard input, one EvaluationReport on standard output.
 
-With `--check DEVICE` it computes something there, and answers only when it was right.
+With `--compare` it takes a ComparisonJob and gives a ComparisonReport. With `--check DEVICE` it computes
+something there, and answers only when it was right.
 """
 
 import os
@@ -9,7 +10,7 @@ import sys
 from pydantic import ValidationError
 
 from node.worker_main import die_with_parent, take_stdout
-from protocol.messages import EvaluationJob
+from protocol.messages import ComparisonJob, EvaluationJob
 
 
 def main() -> int:
@@ -22,20 +23,39 @@ def main() -> int:
         check_device(sys.argv[2])
         os.write(answers, b"{}")
         return 0
+    document = sys.stdin.buffer.read()
     try:
-        job = EvaluationJob.model_validate_json(sys.stdin.buffer.read())
+        if sys.argv[1:2] == ["--compare"]:
+            answer = _compare(ComparisonJob.model_validate_json(document))
+        else:
+            answer = _evaluate(EvaluationJob.model_validate_json(document))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "job"
         print(f"{where} = {first.get('input')!r:.200}: {first['msg']}", file=sys.stderr)
         return 2
-    # After the job is known to be sound: torch takes seconds to import.
+    with os.fdopen(answers, "w") as stream:
+        stream.write(answer)
+    return 0
+
+
+# Imported after the job is known to be sound: torch takes seconds.
+
+
+def _evaluate(job: EvaluationJob) -> str:
     from roles.referee.evaluation import evaluate
 
-    report = evaluate(job, lambda stage: print(f"stage: {stage}", file=sys.stderr, flush=True))
-    with os.fdopen(answers, "w") as stream:
-        stream.write(report.model_dump_json())
-    return 0
+    return evaluate(job, _announce).model_dump_json()
+
+
+def _compare(job: ComparisonJob) -> str:
+    from roles.referee.comparison import compare
+
+    return compare(job, _announce).model_dump_json()
+
+
+def _announce(stage: str) -> None:
+    print(f"stage: {stage}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from roles.referee.worker import Worker, choose_tier, empty_caches, running_work
 from roles.referee.yardstick import Yardstick
 
 LOCK_TIMEOUT_S: Final = 1800.0
-_STATUS_OF: Final = {
+STATUS_OF: Final = {
     "build": Status.BUILD_FAILED,
     "crash": Status.CRASHED,
     "memory": Status.OUT_OF_MEMORY,
@@ -60,7 +60,7 @@ def evaluate(job: EvaluationJob, announce: Announce) -> EvaluationReport:
     except Ended as end:
         status, reason = end.status, str(end)
     except CandidateFailed as failure:
-        status, reason = _STATUS_OF[failure.kind], str(failure)
+        status, reason = STATUS_OF[failure.kind], str(failure)
     except (SandboxUnavailable, DeviceBusy) as error:
         status, reason = Status.INFRASTRUCTURE, str(error)
     return EvaluationReport(
@@ -99,7 +99,7 @@ def _measure_in_turn(
         if job.profile == "gpu":
             with record.stage("yardstick", announce):
                 record.evidence["gpu_state"] = wait_until_cool(job.device)
-                yardstick = _settled_yardstick(job, drawing, opened, yardstick_left_s)
+                yardstick = settled_yardstick(job, drawing, opened, yardstick_left_s)
         # The submission's time begins here: what the yardstick took is not its own.
         left_s = Countdown(job.deadline_s)
 
@@ -121,9 +121,10 @@ def _measure_in_turn(
         return measurements
 
 
-def _settled_yardstick(
+def settled_yardstick(
     job: EvaluationJob, drawing: Drawing, opened: ExitStack, left_s: Callable[[], float]
 ) -> Yardstick:
+    """Start the yardstick and measure it by itself; `opened` ends it. Raises Ended."""
     worker = opened.enter_context(running_yardstick(job, left_s))
     shapes = [timed_shape(job, length) for length in drawing.lengths]
     yardstick = Yardstick(worker.contestant, drawing, shapes)
@@ -218,14 +219,24 @@ def _figures(
         max_abs_diff=accuracy.get("max_abs_diff"),
         relative_error=accuracy.get("relative_error"),
         vram_mb=record.vram_mb,
-        gpu="cpu" if job.device == "cpu" else torch.cuda.get_device_name(job.device),
-        versions={
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "triton", "fla-core")},
-        },
+        gpu=device_name(job.device),
+        versions=versions(),
         rules_version=RULES_VERSION,
         evidence=evidence,
     )
+
+
+def device_name(device: str) -> str:
+    """Return the name of the device as figures carry it."""
+    return "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that figures depend on."""
+    return {
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "triton", "fla-core")},
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -69,7 +69,12 @@ class MemoryWatch:
         self._before = self._held_by_others()
         total = torch.cuda.mem_get_info(device)[1]
         self._limit = total // 2 if limit_bytes is None else limit_bytes
+        self._held = 0
         self.peak_bytes = 0
+
+    def resume(self) -> None:
+        """Take note that others may have taken memory, or let go of it, since the last look."""
+        self._before = self._held_by_others() - self._held
 
     def look(self) -> None:
         """Take note of what the worker holds now.
@@ -77,7 +82,7 @@ class MemoryWatch:
         Raises:
             Ended: out_of_memory, more than it may.
         """
-        held = max(0, self._held_by_others() - self._before)
+        held = self._held = max(0, self._held_by_others() - self._before)
         self.peak_bytes = max(self.peak_bytes, held)
         if held > self._limit:
             raise Ended(

@@ -117,17 +117,17 @@ class Measuring:
             sets = max(self.calls, yardstick.sets if yardstick is not None else 1)
             drawn = self._drawing.draw(timed_shape(self._job, length), count=sets)
             if yardstick is None:
-                self._compare(self._timed(drawn), drawn)
+                self.compare(self.timed(drawn), drawn)
                 continue
             # They change places from round to round, so that a drift hits both alike. What the GPU has to do
             # for comparing comes after both: between them it would wait for whatever one has left running.
             if done % 2 == 0:
-                beside, trial = yardstick.run(drawn), self._timed(drawn)
+                beside, trial = yardstick.run(drawn), self.timed(drawn)
             else:
-                trial, beside = self._timed(drawn), yardstick.run(drawn, right_after=True)
+                trial, beside = self.timed(drawn), yardstick.run(drawn, right_after=True)
             yardstick.compare(beside, drawn)
-            self._compare(trial, drawn)
-        return self._measurements()
+            self.compare(trial, drawn)
+        return self.measurements()
 
     def trial_s(self) -> list[float]:
         """Seconds of one call in each timed trial, as if it had had the job's length."""
@@ -139,14 +139,24 @@ class Measuring:
     def _overhead_s(self) -> float:
         return 0.0 if self._yardstick is None else self._yardstick.overhead_s
 
-    def _timed(self, drawn: Drawn) -> Trial:
+    def timed(self, drawn: Drawn) -> Trial:
+        """Run one timed trial, of as many of the sets as it makes calls.
+
+        Raises:
+            CandidateFailed: the worker failed. Ended: what `after_trial` found.
+        """
         trial = self._contestant.run(drawn.sets(len(drawn.seeds)), calls=self.calls)
         self._after_trial()
         self.findings.seconds.append(trial.seconds)
         self.findings.lengths.append(drawn.shape.length)
         return trial
 
-    def _measurements(self) -> Measurements:
+    def measurements(self) -> Measurements:
+        """Return what the timed trials amount to.
+
+        Raises:
+            Ended: infrastructure, the hand-over drowns the operator.
+        """
         accuracy, seconds = self.findings.accuracy, self.trial_s()
         assert accuracy is not None
         call_s = typical(seconds)
@@ -175,7 +185,7 @@ class Measuring:
             drawn.sets(len(drawn.seeds)), operator=operator, cu_seqlens=drawn.cu_seqlens
         )
         self._after_trial()
-        accuracy = self._compare(trial, drawn)
+        accuracy = self.compare(trial, drawn)
         if accuracy.relative_error != accuracy.relative_error:
             raise Ended(Status.NAN_OR_INF, f"o holds NaN or infinity on {what}")
         if not (
@@ -189,7 +199,7 @@ class Measuring:
             )
         return trial
 
-    def _compare(self, trial: Trial, drawn: Drawn) -> Accuracy:
+    def compare(self, trial: Trial, drawn: Drawn) -> Accuracy:
         """Return the worst accuracy of the trial's outputs, and keep the worst of all."""
         found, worst = self.findings, None
         for number, output in enumerate(trial.outputs):

@@ -121,9 +121,21 @@ class Yardstick:
         """Interquartile range of that, before the submission was there."""
         return spread(self._quiet.overhead_s)
 
+    @property
+    def beside(self) -> Sequence[float]:
+        """Seconds per token of its trials beside a submission, in their order."""
+        return self._beside.per_token
+
     def slowing(self) -> float:
         """By how much the yardstick was slower beside the submission than before it; 0 within the noise."""
-        return max(self._slowing(self._beside.per_token), self._slowing(self._right_after))
+        return max(self.slowing_in(self._beside.per_token), self.slowing_in(self._right_after))
+
+    def slowing_in(self, per_token: Sequence[float]) -> float:
+        """By how much it was slower in some of its trials than before; 0 within the noise."""
+        if not per_token:
+            return 0.0
+        before, now = typical(self._quiet.per_token), typical(per_token)
+        return now / before - 1.0 if now - before > self._noise() else 0.0
 
     def check_after(self) -> None:
         """Measure again, now that the submission is gone, when the yardstick was slow beside it.
@@ -137,7 +149,7 @@ class Yardstick:
             return
         # The driver clears up after the submission's worker.
         self._sleep(CLEARING_S)
-        after = self._slowing(self.measure().per_token)
+        after = self.slowing_in(self.measure().per_token)
         if slowing > ACCUSING and after <= RECOVERED:
             raise Ended(
                 Status.TAMPERED,
@@ -180,12 +192,6 @@ class Yardstick:
         # One is compared; the others are gigabytes.
         del trial.outputs[1:]
         return trial
-
-    def _slowing(self, per_token: Sequence[float]) -> float:
-        if not per_token:
-            return 0.0
-        before, now = typical(self._quiet.per_token), typical(per_token)
-        return now / before - 1.0 if now - before > self._noise() else 0.0
 
     def _noise(self) -> float:
         """Seconds per token that the measurement itself varies by."""

@@ -11,11 +11,13 @@ from node.settings_model import Settings
 from protocol.errors import ApiRefused, ApiUnavailable
 from protocol.events import KernelJudged
 from protocol.leagues import league_of
-from protocol.messages import EvaluationReport, Figures, GitSource, LeaseAnswer
+from protocol.messages import EvaluationReport, Figures, LeaseAnswer
 from protocol.types import LeaseId, SubmissionId
-from protocol.verdicts import Status
+from protocol.verdicts import LeadOutcome, Status
 from roles.api_client import SubnetApi, is_about_content
+from roles.evaluation import git_source
 from roles.evaluator import Evaluator
+from roles.validator.leads import Leads
 from roles.validator.verdict_sender import VerdictSender
 from roles.validator.verdict_store import VerdictStore
 
@@ -30,7 +32,7 @@ class LeaseLost(Exception):
 
 
 class EvaluationLoop:
-    """Component that judges one submission at a time, on one device.
+    """Component that judges one submission at a time, on one device; open leads come before new submissions.
 
     A verdict is on disk before it is sent, and is sent until the API answers, also by the next process. A
     device that no longer computes is out of service until it does; loops of other devices go on.
@@ -44,6 +46,7 @@ class EvaluationLoop:
         referee: Evaluator,
         store: VerdictStore,
         sender: VerdictSender,
+        leads: Leads,
         bus: Bus,
         clock: Clock,
         metrics: Metrics,
@@ -54,6 +57,7 @@ class EvaluationLoop:
         self._referee = referee
         self._store = store
         self._sender = sender
+        self._leads = leads
         self._bus = bus
         self._clock = clock
         self._metrics = metrics
@@ -63,6 +67,11 @@ class EvaluationLoop:
         """Judge until cancelled."""
         self._metrics.device_in_service.labels(self._referee.device).set(1)
         while True:
+            outcome = await self._leads.compare_next(self._referee)
+            if outcome is LeadOutcome.INFRASTRUCTURE:
+                await self._until_device_works()
+            if outcome is not None:
+                continue
             try:
                 await self._sender.send_all()
                 lease = await self._api.lease()
@@ -128,12 +137,7 @@ class EvaluationLoop:
 
     async def _evaluate(self, lease: LeaseAnswer) -> EvaluationReport:
         """Have the submission judged while the lease is kept alive. Raises LeaseLost."""
-        source = GitSource(
-            fork_url=lease.fork_url,
-            commit_hash=lease.commit_hash,
-            allow_file=self._settings.is_local_chain,
-            allowed_hosts=self._settings.api.allowed_git_hosts,
-        )
+        source = git_source(self._settings, fork_url=lease.fork_url, commit_hash=lease.commit_hash)
         judging = asyncio.ensure_future(
             self._referee.evaluate(
                 source,

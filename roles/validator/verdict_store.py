@@ -7,10 +7,11 @@ from statistics import median
 from typing import Any, Final, Self
 
 from node.journal import Journal, Record
+from protocol.leagues import weighted_score
 from protocol.messages import Figures, LeaseAnswer, LogitCheck, Verdict
 from protocol.ranking import Entry, pooled_throughput
 from protocol.rules import LOGIT_PASS_SECONDS
-from protocol.types import Hotkey, SubmissionId
+from protocol.types import CommitHash, Hotkey, SubmissionId
 from protocol.verdicts import LogitOutcome, Status
 
 VERDICT: Final = "verdict"
@@ -28,6 +29,8 @@ class Judgement:
 
     submission_id: SubmissionId
     hotkey: Hotkey
+    fork_url: str
+    commit_hash: CommitHash
     target_sequence_length: int
     code_fixed_at: datetime
     round_number: int
@@ -44,6 +47,8 @@ class Judgement:
         return cls(
             submission_id=SubmissionId(data["submission_id"]),
             hotkey=Hotkey(data["hotkey"]),
+            fork_url=data["fork_url"],
+            commit_hash=CommitHash(data["commit_hash"]),
             target_sequence_length=data["target_sequence_length"],
             code_fixed_at=datetime.fromisoformat(data["code_fixed_at"]),
             round_number=data["round_number"],
@@ -98,6 +103,8 @@ class VerdictStore:
         data = {
             "submission_id": lease.submission_id,
             "hotkey": lease.miner_hotkey,
+            "fork_url": lease.fork_url,
+            "commit_hash": lease.commit_hash,
             "target_sequence_length": lease.target_sequence_length,
             "code_fixed_at": lease.code_fixed_at.isoformat(),
             "round_number": lease.round_number,
@@ -134,6 +141,17 @@ class VerdictStore:
     def passed_hotkeys(self) -> set[Hotkey]:
         """Hotkeys with a submission that passed."""
         return {judgement.hotkey for judgement in self._latest() if judgement.status is Status.PASSED}
+
+    def judgement(self, submission_id: SubmissionId) -> Judgement:
+        """The last word on a submission. Raises KeyError: there is none."""
+        return self._judgements[submission_id][-1]
+
+    def weighted_score(self, submission_id: SubmissionId) -> float:
+        """The score of a submission, whoever its miner is by now; 0 when it has none."""
+        if submission_id not in self._judgements or self.judgement(submission_id).status is not Status.PASSED:
+            return 0.0
+        entry = self._entry(self.judgement(submission_id))
+        return weighted_score(entry.tokens_per_sec, entry.target_sequence_length)
 
     def entries(self, now: datetime) -> list[Entry]:
         """What may be ranked: passed, not a copy of an earlier one, of a miner whose logits have passed."""

@@ -11,8 +11,9 @@ from node.logs import get_logger
 from node.metrics import Metrics
 from protocol.errors import ChainRejected, ChainUnavailable, NotPermitted, QuasarError
 from protocol.events import BlockAdvanced, WeightsSet
-from protocol.ranking import Entry, Place, rank, reward_shares
+from protocol.ranking import Compared, Entry, Place, reward_shares
 from protocol.types import BlockHeight, Hotkey
+from roles.validator.leads import Leads
 from roles.validator.verdict_store import VerdictStore
 
 SAME_SHARE: Final = 1e-3
@@ -21,7 +22,10 @@ LONGEST_RETRY_BLOCKS: Final = 64
 STALE_INTERVALS: Final = 3
 CONFIRM_PATIENCE_S: Final = 600.0
 """Challenges before the weights take no longer than this; a pass from earlier counts then."""
+LEADS_PATIENCE_S: Final = 1800.0
+"""Weights wait for re-runs no longer than this."""
 
+_Basis = tuple[list[Entry], list[Compared]]
 Confirm = Callable[[Collection[Hotkey]], Awaitable[set[Hotkey]]]
 
 _log = get_logger(__name__)
@@ -31,8 +35,8 @@ class WeightSetter:
     """Component that sets weights when the ranking has changed, and every `interval_blocks` anyhow.
 
     It acts at the first height at or after the due one, as far as the chain's rate limit allows. Whoever is
-    about to be paid is challenged first by `confirm`, which names those that are silent. Only what was read
-    back from the chain counts as set.
+    about to be paid is challenged first by `confirm`, which names those that are silent, and re-runs that
+    `leads` is about to make are waited for. Only what was read back from the chain counts as set.
     """
 
     name = "weight setter"
@@ -41,6 +45,7 @@ class WeightSetter:
         self,
         *,
         store: VerdictStore,
+        leads: Leads,
         chain: Chain,
         wallet: HotkeyHolder,
         bus: Bus,
@@ -51,6 +56,7 @@ class WeightSetter:
         is_local_chain: bool,
     ) -> None:
         self._store = store
+        self._leads = leads
         self._chain = chain
         self._wallet = wallet
         self._hotkey = Hotkey(wallet.hotkey.ss58_address)
@@ -71,8 +77,10 @@ class WeightSetter:
         self._warned_at = BlockHeight(0)
         self._updated_at: BlockHeight | None = None
         """When the weights on chain were last set (0: never), as far as it was read."""
-        self._settled: list[Entry] | None = None
-        """The entries that the weights on chain were made of."""
+        self._settled: _Basis | None = None
+        """What the weights on chain were made of."""
+        self._waits_since_s: float | None = None
+        """When the wait for re-runs began."""
         self._places: Sequence[Place] = ()
         self._weights: dict[Hotkey, float] = {}
 
@@ -87,9 +95,20 @@ class WeightSetter:
                 await self._try()
 
     def _is_due(self) -> bool:
-        if self._height < self._not_before:
+        # Looked at every time, so that each wait has its own beginning.
+        if self._waits_for_leads() or self._height < self._not_before:
             return False
-        return self._height >= self._refresh_at or self._entries() != self._settled
+        return self._height >= self._refresh_at or self._basis() != self._settled
+
+    def _waits_for_leads(self) -> bool:
+        """True while a re-run is about to change the ranking, as far as patience goes."""
+        now_s = self._clock.monotonic()
+        if not self._leads.are_settling():
+            self._waits_since_s = None
+            return False
+        if self._waits_since_s is None:
+            self._waits_since_s = now_s
+        return now_s - self._waits_since_s < LEADS_PATIENCE_S
 
     def _warn_when_stale(self, since_blocks: int) -> None:
         """Say so, once an interval, when weights are much older than they should be."""
@@ -101,6 +120,9 @@ class WeightSetter:
     def _entries(self) -> list[Entry]:
         self._silent = {hotkey for hotkey in self._silent if not self._store.has_answered(hotkey)}
         return [entry for entry in self._store.entries(self._clock.now()) if entry.hotkey not in self._silent]
+
+    def _basis(self) -> _Basis:
+        return self._entries(), self._leads.compared()
 
     async def _confirm_paid(self, metagraph: Metagraph) -> None:
         """Challenge those who would be paid, and whoever moves up for one that fails or is silent."""
@@ -128,8 +150,9 @@ class WeightSetter:
         if not challenges.cancelled() and (error := challenges.exception()) is not None:
             _log.error("late challenges failed", reason=f"{type(error).__name__}: {error}")
 
-    def _ranked(self, metagraph: Metagraph) -> list[Place]:
-        return rank(entry for entry in self._entries() if entry.hotkey in metagraph.neurons)
+    def _ranked(self, metagraph: Metagraph) -> Sequence[Place]:
+        live = [entry for entry in self._entries() if entry.hotkey in metagraph.neurons]
+        return self._leads.ranking(live).places
 
     async def _try(self) -> None:
         """One attempt; what fails for now is tried again some blocks later."""
@@ -154,24 +177,24 @@ class WeightSetter:
             )
         self._updated_at = neuron.last_update
         await self._confirm_paid(metagraph)
-        entries = self._entries()
+        basis = self._basis()
         self._places = self._ranked(metagraph)
         wanted = self._wanted(metagraph)
         refresh_at = BlockHeight(neuron.last_update + self._interval_blocks)
         if not wanted:
             # Nobody has earned anything on a chain where nothing goes to an owner.
-            self._settle(entries, BlockHeight(metagraph.height + self._interval_blocks))
+            self._settle(basis, BlockHeight(metagraph.height + self._interval_blocks))
             return
         allowed_at = BlockHeight(neuron.last_update + rules.rate_limit_blocks if neuron.last_update else 0)
         is_current = metagraph.height < refresh_at and await self._shows(wanted, rules)
         if is_current:
-            self._settle(entries, refresh_at)
+            self._settle(basis, refresh_at)
         elif metagraph.height < allowed_at:
             _log.info("weights wait for the chain's rate limit", due=allowed_at, height=metagraph.height)
             self._not_before = allowed_at
         else:
             await self._set(wanted, rules)
-            self._settle(entries, BlockHeight(self._height + self._interval_blocks))
+            self._settle(basis, BlockHeight(self._height + self._interval_blocks))
 
     def _wanted(self, metagraph: Metagraph) -> dict[Hotkey, float]:
         """Shares that sum to 1: of the places, and of the owner for what nobody has earned; empty: none."""
@@ -215,8 +238,8 @@ class WeightSetter:
             for hotkey in shown.keys() | wanted.keys()
         )
 
-    def _settle(self, entries: list[Entry], refresh_at: BlockHeight) -> None:
-        self._settled = entries
+    def _settle(self, basis: _Basis, refresh_at: BlockHeight) -> None:
+        self._settled = basis
         self._refresh_at = refresh_at
         self._not_before = BlockHeight(0)
 

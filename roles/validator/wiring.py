@@ -16,7 +16,9 @@ from roles.evaluation import Referee
 from roles.graph import Graph
 from roles.permission import require_validator
 from roles.status import StatusKeeper
+from roles.validator.comparison_store import ComparisonStore
 from roles.validator.evaluation_loop import EvaluationLoop
+from roles.validator.leads import Leads
 from roles.validator.logit_challenger import LogitChallenger
 from roles.validator.logits import LogitVerifier
 from roles.validator.verdict_sender import VerdictSender
@@ -28,7 +30,8 @@ async def build(settings: Settings) -> Graph:
     """Open what the validator stands on and join its parts.
 
     The evaluation loop and the logit challenger write to the verdict store; the weight setter ranks what is
-    in it, at the first block that allows. All three tell the API or the chain, and the status.
+    in it, with the leads that re-runs have confirmed, at the first block that allows. All three tell the API
+    or the chain, and the status.
 
     Raises ConfigError (GPU, model), WalletError, NotPermitted, SandboxUnavailable, DeviceBusy, PortInUse.
     """
@@ -43,9 +46,12 @@ async def build(settings: Settings) -> Graph:
         await require_sandbox(settings)
         store = VerdictStore(base.journal)
         await store.load()
+        comparisons = ComparisonStore(base.journal)
+        await comparisons.load()
+        leads = Leads(settings=settings, api=api, store=store, comparisons=comparisons, clock=clock)
         verifier = LogitVerifier(settings, base.signer, clock=clock)
         opened.push_async_callback(verifier.close)
-        sender = VerdictSender(api=api, store=store)
+        sender = VerdictSender(api=api, store=store, comparisons=comparisons)
         loops = [
             EvaluationLoop(
                 settings=settings,
@@ -53,6 +59,7 @@ async def build(settings: Settings) -> Graph:
                 referee=Referee(settings, data_dir, device=device),
                 store=store,
                 sender=sender,
+                leads=leads,
                 bus=bus,
                 clock=clock,
                 metrics=base.metrics,
@@ -70,6 +77,7 @@ async def build(settings: Settings) -> Graph:
         )
         setter = WeightSetter(
             store=store,
+            leads=leads,
             chain=chain,
             wallet=base.wallet,
             bus=bus,
@@ -91,7 +99,12 @@ async def build(settings: Settings) -> Graph:
             clock=clock,
             metrics=base.metrics,
             facts=(KernelJudged, LogitsChecked, WeightsSet),
-            sections={"chain": base.watcher.describe, "verdicts": verdicts, "weights": setter.describe},
+            sections={
+                "chain": base.watcher.describe,
+                "verdicts": verdicts,
+                "comparisons": leads.describe,
+                "weights": setter.describe,
+            },
         )
         parts: list[Component] = [base.metrics_server, LoopLagMonitor(base.metrics), base.watchdog]
         parts += [base.watcher, status, *loops, challenger, setter]

@@ -10,10 +10,18 @@ import pytest
 from kernels.export import export_files
 from node.sandbox import SandboxTier, detect_tier
 from protocol.forks import TARGET_DIR
-from protocol.messages import DirectorySource, EvaluationJob, EvaluationReport
+from protocol.messages import (
+    ComparisonFigures,
+    ComparisonJob,
+    DirectorySource,
+    EvaluationJob,
+    EvaluationReport,
+)
+from roles.referee.comparison import compare
 from roles.referee.evaluation import evaluate
 
 Judge = Callable[..., EvaluationReport]
+Compare = Callable[..., ComparisonFigures]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +30,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "adversarial" in str(item.path):
                 item.add_marker(pytest.mark.skip(reason="this host offers no sandbox"))
+
+
+def laid_out(folder: Path, files: Mapping[str, str | None], suffix: str) -> DirectorySource:
+    """A working tree of the files, with text appended to chunk.py."""
+    tree = Path(tempfile.mkdtemp(dir=folder))
+    (tree / TARGET_DIR).mkdir(parents=True)
+    for name, text in files.items():
+        if text is not None:
+            (tree / TARGET_DIR / name).write_text(f"{text}\n\n{suffix}" if name == "chunk.py" else text)
+    return DirectorySource(path=str(tree))
 
 
 @pytest.fixture
@@ -40,16 +58,8 @@ def judge_submission(tmp_path: Path) -> Judge:
         length: int = 128,
         memory_limit_bytes: int = 8 * 2**30,
     ) -> EvaluationReport:
-        files: dict[str, str | None] = {**export_files(variant), **(replace or {})}
-        if suffix:
-            files["chunk.py"] = f"{files['chunk.py']}\n\n{suffix}"
-        tree = Path(tempfile.mkdtemp(dir=tmp_path))
-        (tree / TARGET_DIR).mkdir(parents=True)
-        for name, text in files.items():
-            if text is not None:
-                (tree / TARGET_DIR / name).write_text(text)
         job = EvaluationJob(
-            source=DirectorySource(path=str(tree)),
+            source=laid_out(tmp_path, {**export_files(variant), **(replace or {})}, suffix),
             target_sequence_length=100_000,
             sequence_length=length,
             claimed_tokens_per_sec=claimed,
@@ -65,3 +75,41 @@ def judge_submission(tmp_path: Path) -> Judge:
         return evaluate(job, lambda _stage: None)
 
     return judge
+
+
+@pytest.fixture
+def compare_submissions(tmp_path: Path) -> Compare:
+    """Return a function that runs the exported kernel twice in turn, each time with text appended to it.
+
+    None instead of text: a working tree without a kernel.
+    """
+
+    def compare_two(
+        earlier: str | None,
+        later: str | None,
+        *,
+        targets: tuple[int, int] = (100_000, 100_000),
+        deadlines_s: tuple[float, float] = (120.0, 120.0),
+        profile: Literal["cpu", "gpu"] = "cpu",
+        lengths: tuple[int, int] = (128, 128),
+        trials: int = 2,
+    ) -> ComparisonFigures:
+        jobs = [
+            EvaluationJob(
+                source=laid_out(tmp_path, {} if suffix is None else export_files("chunk"), suffix or ""),
+                target_sequence_length=target,
+                sequence_length=length,
+                profile=profile,
+                device="cpu" if profile == "cpu" else "cuda:0",
+                trials_min=trials,
+                trials_max=trials,
+                deadline_s=deadline_s,
+                work_dir=str(tmp_path / "work"),
+            )
+            for suffix, target, length, deadline_s in zip(
+                (earlier, later), targets, lengths, deadlines_s, strict=True
+            )
+        ]
+        return compare(ComparisonJob(earlier=jobs[0], later=jobs[1]), lambda _stage: None).figures
+
+    return compare_two

@@ -3,8 +3,10 @@
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 
 from protocol.errors import InvalidMessage
 from protocol.leagues import weighted_score
-from protocol.ranking import Entry, Place, pooled_throughput, rank, reward_shares
+from protocol.ranking import Compared, Entry, Place, Ranking, pooled_throughput, reward_shares
+from protocol.ranking import rank as rank_compared
 from protocol.types import Hotkey, SubmissionId
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -31,7 +34,23 @@ def entry(number: int, hotkey: str, score: float, at_s: float | None = None, rou
     )
 
 
-def order(places: list[Place]) -> list[str]:
+def rank(entries: list[Entry], **options: Any) -> Sequence[Place]:
+    """The places when re-runs have confirmed every lead."""
+    confirmed = [confirm(one.submission_id, 0, earlier_score=math.inf) for one in entries]
+    return rank_compared(entries, confirmed, **options).places
+
+
+def confirm(later: int, earlier: int, *, counts: bool = True, earlier_score: float = 0.0) -> Compared:
+    return Compared(
+        later=SubmissionId(later), earlier=SubmissionId(earlier), counts=counts, earlier_score=earlier_score
+    )
+
+
+def open_leads(ranking: Ranking) -> list[tuple[int, int]]:
+    return [(lead.later.submission_id, lead.earlier.submission_id) for lead in ranking.open_leads]
+
+
+def order(places: Sequence[Place]) -> list[str]:
     return [place.entry.hotkey for place in places]
 
 
@@ -168,6 +187,98 @@ def test_measurements_are_pooled_by_the_median_of_all_trials() -> None:
     assert math.isnan(pooled_throughput([[1.0, math.nan, 2.0]]))
     with pytest.raises(InvalidMessage, match="trials"):
         pooled_throughput([[], []])
+
+
+# --- leads ---
+
+
+def test_a_lead_counts_once_a_rerun_has_confirmed_it() -> None:
+    entries = [entry(1, "a", 100.0), entry(2, "b", 110.0)]
+    before = rank_compared(entries, [])
+    assert order(before.places) == ["a", "b"]
+    assert open_leads(before) == [(2, 1)]
+    assert before.waiting == {2}
+    after = rank_compared(entries, [confirm(2, 1)])
+    assert order(after.places) == ["b", "a"]
+    assert after.open_leads == ()
+    assert after.waiting == frozenset()
+
+
+def test_a_lead_that_is_not_confirmed_is_a_tie() -> None:
+    entries = [entry(1, "a", 100.0), entry(2, "b", 110.0), entry(3, "c", 111.0)]
+    ranking = rank_compared(entries, [confirm(2, 1, counts=False), confirm(3, 1)])
+    assert order(ranking.places) == ["c", "a", "b"]
+    assert [place.effective_score for place in ranking.places] == [111.0, 100.0, 100.0]
+    assert ranking.open_leads == ()
+
+
+def test_after_a_tie_the_lead_over_the_next_one_is_at_stake() -> None:
+    entries = [entry(1, "z", 90.0), entry(2, "a", 100.0), entry(3, "b", 110.0)]
+    first = rank_compared(entries, [confirm(2, 1)])
+    assert open_leads(first) == [(3, 2)]
+    tie = [confirm(2, 1), confirm(3, 2, counts=False)]
+    second = rank_compared(entries, tie)
+    assert order(second.places) == ["a", "z", "b"]
+    assert open_leads(second) == [(3, 1)]
+    assert order(rank_compared(entries, [*tie, confirm(3, 1)]).places) == ["a", "b", "z"]
+    assert order(rank_compared(entries, [*tie, confirm(3, 1, counts=False)]).places) == ["a", "z", "b"]
+
+
+def test_a_lead_over_the_best_is_one_over_all_of_them_also_when_it_has_left() -> None:
+    entries = [entry(1, "z", 90.0), entry(2, "a", 100.0), entry(3, "b", 110.0)]
+    best = confirm(3, 2, earlier_score=100.0)
+    assert order(rank_compared(entries, [best, confirm(2, 1)]).places) == ["b", "a", "z"]
+    left = [one for one in entries if one.hotkey != "a"]
+    assert order(rank_compared(left, [best]).places) == ["b", "z"]
+    assert rank_compared(left, [best]).open_leads == ()
+
+
+def test_an_older_submission_keeps_the_place_while_a_newer_one_of_its_hotkey_waits() -> None:
+    entries = [entry(1, "a", 100.0), entry(2, "b", 90.0), entry(3, "a", 120.0)]
+    places = rank_compared(entries, []).places
+    assert [(place.entry.submission_id, place.effective_score) for place in places] == [(1, 100.0), (2, 90.0)]
+    assert rank_compared(entries, [confirm(3, 1)]).places[0].entry.submission_id == 3
+
+
+def test_places_that_earn_nothing_need_no_rerun() -> None:
+    paid = [entry(number, f"paid{number}", 1000.0 - number) for number in range(1, 5)]
+    ranking = rank_compared([*paid, entry(5, "slow", 10.0), entry(6, "faster", 20.0)], [])
+    assert order(ranking.places)[4:] == ["faster", "slow"]
+    assert ranking.open_leads == ()
+
+
+def test_a_lead_by_chance_holds_nobody_else_up() -> None:
+    # The second was measured far too fast; the third, which is as fast as that, leads the first in truth.
+    entries = [entry(1, "a", 100.0), entry(2, "chance", 130.0), entry(3, "c", 131.0)]
+    results = [confirm(2, 1, counts=False)]
+    assert open_leads(rank_compared(entries, results)) == [(3, 1)]
+    assert order(rank_compared(entries, [*results, confirm(3, 1)]).places) == ["c", "a", "chance"]
+
+
+@given(fields(), st.randoms(use_true_random=False))
+def test_few_reruns_settle_all_places_that_earn(entries: list[Entry], chance: random.Random) -> None:
+    speeds = {one.submission_id: chance.uniform(90.0, 110.0) for one in entries}
+    results: list[Compared] = []
+    while leads := rank_compared(entries, results).open_leads:
+        later, earlier = leads[0].later.submission_id, leads[0].earlier.submission_id
+        assert (leads[0].earlier.code_fixed_at, earlier) < (leads[0].later.code_fixed_at, later)
+        assert not any((one.later, one.earlier) == (later, earlier) for one in results)
+        results.append(confirm(later, earlier, counts=speeds[later] > 1.02 * speeds[earlier]))
+    assert len(results) <= len(entries) * 4
+    chance.shuffle(results)
+    ranking = rank_compared(entries, results)
+    assert not ranking.waiting
+    keys = [(-p.effective_score, p.entry.code_fixed_at, p.entry.submission_id) for p in ranking.places]
+    assert keys == sorted(keys)
+
+
+@given(fields())
+def test_one_rerun_for_each_reward_settles_a_new_list_of_true_measurements(entries: list[Entry]) -> None:
+    results: list[Compared] = []
+    while leads := rank_compared(entries, results).open_leads:
+        results.append(confirm(leads[0].later.submission_id, leads[0].earlier.submission_id))
+    assert len(results) <= 4
+    assert rank_compared(entries, results).places == rank(entries)
 
 
 # --- properties ---

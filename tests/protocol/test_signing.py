@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from protocol.errors import SignatureInvalid
-from protocol.messages import CommitSubmission, LogitCheck, Receipt, RevealSubmission, SubmitKernel, Verdict
+from protocol.messages import (
+    CommitSubmission,
+    Comparison,
+    LogitCheck,
+    Receipt,
+    RevealSubmission,
+    SubmitKernel,
+    Verdict,
+)
 from protocol.signing import (
     commit_text,
     inference_text,
@@ -28,7 +36,7 @@ from protocol.signing import (
     verify_message,
     verify_text,
 )
-from protocol.verdicts import Fault, LogitOutcome, Status
+from protocol.verdicts import Fault, LeadOutcome, LogitOutcome, Status
 
 ALICE = Keypair.create_from_uri("//Alice")
 BOB = Keypair.create_from_uri("//Bob")
@@ -45,6 +53,16 @@ VERDICT: dict[str, Any] = {
     "evidence": {"reason": "schön", "trials": (1, 2.0), "nested": {"b": 1, "a": None}},
     "lease_id": "lease",
     "submission_id": 7,
+}
+COMPARISON: dict[str, Any] = {
+    "outcome": LeadOutcome.CONFIRMED,
+    "ratio": 1.25,
+    "gpu": "cpu",
+    "versions": {"torch": "2.13.0"},
+    "rules_version": 1,
+    "evidence": {"later": {"seeds": (1, 2)}},
+    "later_submission_id": 8,
+    "earlier_submission_id": 7,
 }
 LOGIT_CHECK: dict[str, Any] = {
     "miner_hotkey": BOB.ss58_address,
@@ -105,7 +123,9 @@ def test_a_verdict_is_signed_as_canonical_json_of_everything_else() -> None:
     assert verify_message(verdict) == ALICE.ss58_address
 
 
-@pytest.mark.parametrize(("model", "fields"), [(Verdict, VERDICT), (LogitCheck, LOGIT_CHECK)])
+@pytest.mark.parametrize(
+    ("model", "fields"), [(Verdict, VERDICT), (Comparison, COMPARISON), (LogitCheck, LOGIT_CHECK)]
+)
 def test_a_signature_survives_the_wire(model: Any, fields: dict[str, Any]) -> None:
     message = signed(ALICE, model, **fields)
     received = model.model_validate_json(message.model_dump_json())

@@ -6,9 +6,9 @@ from typing import Final
 
 from protocol.leagues import league_of
 from protocol.messages import SubmissionDetail
-from protocol.ranking import Place
+from protocol.ranking import Lead, Place
 from protocol.rules import MAX_SCORED_PER_ROUND, REWARD_SHARES, TIE_MARGIN
-from protocol.types import BlockHeight, Hotkey
+from protocol.types import BlockHeight, Hotkey, SubmissionId
 from protocol.verdicts import LogitOutcome, Status
 from roles.api.page.path import Outcome
 from roles.api.page.texts import figure, percent, plural
@@ -39,6 +39,9 @@ class Ranking:
     """Everything that places and reasons are read from, at one height."""
 
     places: Sequence[Place]
+    open_leads: Sequence[Lead] = ()
+    waiting: Collection[SubmissionId] = ()
+    """Submissions that were measured ahead of others and are behind them until a re-run confirms it."""
     logits: Mapping[Hotkey, LogitOutcome]
     registered: Collection[Hotkey] | None
     """None while the chain is unknown: then everybody counts as registered."""
@@ -66,11 +69,10 @@ class Ranking:
             f"for the {league.name} league make a weighted score of {figure(place.score)}"
         ]
         if place.effective_score < place.score:
-            told.append(
-                f"it counts as {figure(place.effective_score)}, because it lies within {percent(TIE_MARGIN)} "
-                "of an earlier submission"
-            )
-        if place.place > 1:
+            told.append(f"it counts as {figure(place.effective_score)}, because {_why_less(place)}")
+        if entry.submission_id in self.waiting:
+            told.append(f"it stays behind until {self._awaited(entry.submission_id)}")
+        elif place.place > 1:
             ahead = self.places[place.place - 2]
             needed = self.score_to_pass(ahead)
             told.append(
@@ -117,6 +119,8 @@ class Ranking:
             return "the kernel passed, but the logits of its miner's inference server failed verification"
         if logits is LogitOutcome.PENDING:
             return "the kernel passed, but its miner's inference server has not passed a logit check lately"
+        if SubmissionId(detail.submission_id) in self.waiting:
+            return f"the kernel passed, but it waits until {self._awaited(detail.submission_id)}"
         if place is not None:
             return (
                 f"the kernel passed, but each hotkey has one place, and submission "
@@ -126,6 +130,14 @@ class Ranking:
             f"the kernel passed, but only the first {MAX_SCORED_PER_ROUND} scored submissions of a hotkey "
             "in a round count"
         )
+
+    def _awaited(self, submission_id: int) -> str:
+        """What confirms a lead."""
+        led = next(
+            (lead.earlier for lead in self.open_leads if lead.later.submission_id == submission_id), None
+        )
+        other = "an earlier submission" if led is None else f"submission {led.submission_id}"
+        return f"a re-run of both in turn confirms its lead over {other}"
 
     def _why_not_judged(self, detail: SubmissionDetail) -> str:
         match detail.state:
@@ -143,3 +155,10 @@ class Ranking:
                 )
             case _:
                 return f"its code is not revealed yet and must be before block {detail.expires_block:,}"
+
+
+def _why_less(place: Place) -> str:
+    """Why a score counts for less than it is."""
+    if place.score > place.effective_score * (1 + TIE_MARGIN):
+        return f"a re-run confirmed no lead of more than {percent(TIE_MARGIN)} over an earlier submission"
+    return f"it lies within {percent(TIE_MARGIN)} of an earlier submission"

@@ -10,7 +10,7 @@ from protocol.errors import ChainUnavailable
 from protocol.leagues import weighted_score
 from protocol.types import BlockHeight, Hotkey
 from protocol.verdicts import Status
-from roles.api import store_evaluations, store_submissions, views
+from roles.api import store_comparisons, store_evaluations, store_submissions, views
 from roles.api.context import Api
 from roles.api.page import queries
 from roles.api.page.path import Outcome, path_of
@@ -53,7 +53,7 @@ class PageReader:
                 places=places,
                 accuracy=_accuracy(connection, [int(place.entry.submission_id) for place in places]),
                 # Without their verdicts: the front page needs only what they amount to.
-                recent=self._shown(connection, recent, [], standing, ranking),
+                recent=self._shown(connection, recent, [], [], standing, ranking),
                 pending=[views.pending_reveal(row, subnet.height) for row in pending[:SHOWN_PENDING]],
                 pending_total=len(pending),
                 queued=store_submissions.count_queued(connection),
@@ -71,7 +71,7 @@ class PageReader:
 
         def work(connection: Connection) -> MinerPage:
             rows = store_submissions.list_recent(connection, limit=SHOWN_HISTORY + 1, miner_hotkey=hotkey)
-            shown = self._shown(connection, rows[:SHOWN_HISTORY], [], standing, ranking)
+            shown = self._shown(connection, rows[:SHOWN_HISTORY], [], [], standing, ranking)
             return MinerPage(
                 subnet=subnet,
                 hotkey=hotkey,
@@ -97,7 +97,8 @@ class PageReader:
             if row is None:
                 return None
             verdicts = store_evaluations.list_verdicts(connection, [submission_id])
-            [shown] = self._shown(connection, [row], verdicts, standing, ranking)
+            reruns = store_comparisons.list_comparisons(connection, [submission_id])
+            [shown] = self._shown(connection, [row], verdicts, reruns, standing, ranking)
             return SubmissionPage(subnet=subnet, shown=shown)
 
         return await self._api.database.read(work)
@@ -121,6 +122,8 @@ class PageReader:
         metagraph = self._api.chain.last_metagraph
         return Ranking(
             places=standing.places,
+            open_leads=standing.ranking.open_leads,
+            waiting=standing.ranking.waiting,
             logits={hotkey: known.outcome for hotkey, known in standing.logits.items()},
             registered=None if metagraph is None else metagraph.neurons.keys(),
             netuid=self._api.settings.chain.netuid,
@@ -132,6 +135,7 @@ class PageReader:
         connection: Connection,
         rows: Sequence[Row],
         verdicts: Sequence[Row],
+        comparisons: Sequence[Row],
         standing: Standing,
         ranking: Ranking,
     ) -> list[Shown]:
@@ -141,7 +145,8 @@ class PageReader:
         for row in rows:
             detail = views.submission_detail(
                 row,
-                [verdict for verdict in verdicts if verdict.submission_id == row.id],
+                verdicts,
+                comparisons,
                 standing,
                 is_leased=row.id in leased,
                 height=ranking.height,

@@ -23,6 +23,7 @@ from protocol.commitments import bound_commitment_hash
 from protocol.messages import (
     CommitSubmission,
     CommitSubmissionAnswer,
+    Comparison,
     Figures,
     LeaseAnswer,
     LogitCheck,
@@ -34,7 +35,7 @@ from protocol.messages import (
 from protocol.rules import RULES_VERSION
 from protocol.signing import signed
 from protocol.types import Coldkey, Hotkey
-from protocol.verdicts import Fault, LogitOutcome, Status
+from protocol.verdicts import Fault, LeadOutcome, LogitOutcome, Status
 from roles.api.database import Database, database_url
 from roles.api.wiring import build
 
@@ -154,6 +155,18 @@ class Client:
         message = verdict_message(validator, lease, **figures)
         return await self.post(f"/evaluations/{lease.submission_id}/verdict", message, validator)
 
+    async def compare(
+        self,
+        validator: Key,
+        later: int,
+        earlier: int,
+        outcome: LeadOutcome = LeadOutcome.CONFIRMED,
+        **fields: Any,
+    ) -> Reply:
+        """Hand in a re-run of two submissions."""
+        message = comparison_message(validator, later, earlier, outcome, **fields)
+        return await self.post("/comparisons", message, validator)
+
     async def check_logits(self, validator: Key, miner: Key, outcome: LogitOutcome) -> Reply:
         """Record a logit check."""
         message = logit_message(validator, miner, outcome)
@@ -240,6 +253,28 @@ def verdict_message(validator: Key, lease: LeaseAnswer, **changes: Any) -> Verdi
     }
     assert set(figures) | set(changes) <= set(Figures.model_fields) | set(Verdict.model_fields)
     return signed(validator, Verdict, **{**figures, **changes})
+
+
+def comparison_message(
+    validator: Key, later: int, earlier: int, outcome: LeadOutcome = LeadOutcome.CONFIRMED, **fields: Any
+) -> Comparison:
+    """A signed re-run."""
+    ratios = {LeadOutcome.CONFIRMED: 1.5, LeadOutcome.NOT_CONFIRMED: 1.01}
+    plain = {
+        "ratio": ratios.get(outcome),
+        "gpu": "cpu",
+        "versions": {"torch": "2.13.0"},
+        "rules_version": RULES_VERSION,
+        "evidence": {"reason": "scripted"},
+    }
+    return signed(
+        validator,
+        Comparison,
+        outcome=outcome,
+        later_submission_id=later,
+        earlier_submission_id=earlier,
+        **{**plain, **fields},
+    )
 
 
 def logit_message(

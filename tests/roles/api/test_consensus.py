@@ -5,10 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from protocol.verdicts import Fault, LogitOutcome, Status
+from protocol.ranking import Compared
+from protocol.types import SubmissionId
+from protocol.verdicts import Fault, LeadOutcome, LogitOutcome, Status
 from roles.api.consensus import (
     Pooled,
     has_quorum,
+    pool_comparisons,
     pool_logit_checks,
     pool_verdicts,
     weighted_median,
@@ -118,3 +121,39 @@ def test_logit_checks(outcomes: list[str], expected: LogitOutcome) -> None:
     assert standing.outcome is expected
     assert standing.checked_at == NOW + timedelta(seconds=len(outcomes) - 1)
     assert standing.validators == len(outcomes)
+
+
+def rerun(validator: str, outcome: LeadOutcome, later: int = 2, earlier: int = 1) -> SimpleNamespace:
+    """A row of the comparisons table."""
+    return SimpleNamespace(
+        validator_hotkey=validator,
+        outcome=outcome.value,
+        later_submission_id=later,
+        earlier_submission_id=earlier,
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "is_counted"),
+    [
+        ({"a": LeadOutcome.CONFIRMED}, True),
+        ({"a": LeadOutcome.EARLIER_FAILED}, True),
+        ({"a": LeadOutcome.LATER_FAILED}, False),
+        ({"a": LeadOutcome.CONFIRMED, "b": LeadOutcome.NOT_CONFIRMED}, False),
+        ({"a": LeadOutcome.CONFIRMED, "b": LeadOutcome.NOT_CONFIRMED, "c": LeadOutcome.CONFIRMED}, True),
+        ({"a": LeadOutcome.CONFIRMED, "whale": LeadOutcome.NOT_CONFIRMED}, False),
+    ],
+)
+def test_a_lead_counts_by_more_than_half_of_the_stake(
+    found: dict[str, LeadOutcome], is_counted: bool
+) -> None:
+    rows = [rerun(validator, outcome) for validator, outcome in found.items()]
+    [pooled] = pool_comparisons(rows, STAKES, {SubmissionId(1): 7.0})
+    assert pooled == Compared(
+        later=SubmissionId(2), earlier=SubmissionId(1), counts=is_counted, earlier_score=7.0
+    )
+
+
+def test_reruns_of_other_pairs_are_apart() -> None:
+    rows = [rerun("a", LeadOutcome.CONFIRMED), rerun("whale", LeadOutcome.NOT_CONFIRMED, earlier=3)]
+    assert [one.counts for one in pool_comparisons(rows, STAKES, {})] == [True, False]

@@ -39,6 +39,8 @@ async def test_submission_stats(api: Client, subnet: Subnet) -> None:
             figures |= {"status": Status.WRONG_OUTPUT, "fault": Fault.MINER}
         await api.judge(subnet.validator, lease, **figures)
         await api.check_logits(subnet.validator, miner, LogitOutcome.PASSED)
+    slow, fast = 2, 3
+    await api.compare(subnet.validator, fast, slow)
     stats = SubmissionStatsAnswer.model_validate((await api.get("/get_submission_stats?limit=2")).body)
     assert stats.total_submissions == 3
     assert [row.status for row in stats.recent_submissions] == ["wrong_output", "passed"]

@@ -247,7 +247,9 @@ class Subnet(RuleBasedStateMachine):
             for one in self.known.values()
             if one.is_settled and one.pooled is not None and self.logits.get(one.miner) == LogitOutcome.PASSED
         ]
-        expected = [(place.place, place.entry.submission_id, place.score) for place in rank(entries)]
+        expected = [
+            (place.place, place.entry.submission_id, place.score) for place in rank(entries, []).places
+        ]
         rows = self.call(self.api.get("/leaderboard")).body["rows"]
         assert [(row["place"], row["submission_id"], row["weighted_score"]) for row in rows] == expected
 

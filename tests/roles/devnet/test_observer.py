@@ -127,8 +127,9 @@ def with_first(**changes: Any) -> Snapshot:
         snapshot(weights={FAST.hotkey: 1.0}),
         snapshot(weights={FAST.hotkey: 25 / 85, SLOW.hotkey: 60 / 85}),
         snapshot(ranking=()),
+        snapshot(ranking=(row(1, FAST),), weights={FAST.hotkey: 1.0}),
     ],
-    ids=["uncommitted", "unjudged", "unchecked", "unpaid", "one paid", "reversed", "unranked"],
+    ids=["uncommitted", "unjudged", "unchecked", "unpaid", "one paid", "reversed", "unranked", "half read"],
 )
 def test_unsettled(unsettled: Snapshot) -> None:
     assert not unsettled.is_settled

@@ -21,10 +21,17 @@ from protocol.events import (
     SubmissionRevealed,
     WeightsSet,
 )
-from protocol.messages import DirectorySource, EvaluationReport, Figures, GitSource
+from protocol.messages import (
+    ComparisonFigures,
+    ComparisonReport,
+    DirectorySource,
+    EvaluationReport,
+    Figures,
+    GitSource,
+)
 from protocol.rules import RULES_VERSION
 from protocol.types import BlockHeight
-from protocol.verdicts import Fault, Status
+from protocol.verdicts import Fault, LeadOutcome, Status
 from roles.api_client import SubnetApi, open_api
 from roles.miner.anchoring import Anchor
 from roles.miner.candidate import Candidate, Proposer, Unusable
@@ -69,12 +76,30 @@ def report(
     )
 
 
+def comparison_report(
+    outcome: LeadOutcome = LeadOutcome.CONFIRMED, ratio: float | None = 1.5
+) -> ComparisonReport:
+    """What a referee might answer about two submissions."""
+    figures = ComparisonFigures(
+        outcome=outcome,
+        ratio=ratio,
+        gpu="cpu",
+        versions={"torch": "2.13.0"},
+        rules_version=RULES_VERSION,
+        evidence={"reason": f"scripted {outcome.value}"},
+    )
+    return ComparisonReport(figures=figures, sandbox_tier="none")
+
+
 @dataclass
 class ScriptedReferee:
     """Answers with the given reports in turn, the last one for ever; remembers what it was asked."""
 
     reports: Sequence[EvaluationReport] = field(default_factory=lambda: [report()])
     asked: list[dict[str, Any]] = field(default_factory=list)
+    comparisons: Sequence[ComparisonReport] = field(default_factory=lambda: [comparison_report()])
+    compared: list[tuple[GitSource, GitSource]] = field(default_factory=list)
+    """Later and earlier of every re-run."""
     hold: asyncio.Event | None = None
     cancelled: int = 0
     device: str = "cpu"
@@ -114,6 +139,13 @@ class ScriptedReferee:
                 self.cancelled += 1
                 raise
         return self.reports[min(len(self.asked), len(self.reports)) - 1]
+
+    async def compare(
+        self, *, earlier: tuple[GitSource, int], later: tuple[GitSource, int]
+    ) -> ComparisonReport:
+        """Look the answer up."""
+        self.compared.append((later[0], earlier[0]))
+        return self.comparisons[min(len(self.compared), len(self.comparisons)) - 1]
 
 
 class ListProposer:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from node.settings_model import ChainSection, NodeSection, Settings
 from protocol.messages import EvaluationReport
-from protocol.verdicts import Fault, Status
+from protocol.verdicts import Fault, LeadOutcome, Status
+from roles.evaluation import Referee, git_source
 
 
-def run_referee(document: str) -> "subprocess.CompletedProcess[str]":
+def run_referee(document: str, *options: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "roles.referee"],
+        [sys.executable, "-m", "roles.referee", *options],
         input=document,
         capture_output=True,
         text=True,
@@ -65,3 +67,25 @@ def test_a_report_names_its_stages(tmp_path: Path) -> None:
     assert set(report.figures.evidence["stage_s"]) == {"fetch"}
     assert report.figures.versions["torch"]
     assert "stage: fetch" in result.stderr
+
+
+def test_a_comparison_that_is_none(tmp_path: Path) -> None:
+    both = {"earlier": json.loads(job_document(tmp_path)), "later": json.loads(job_document(tmp_path))}
+    result = run_referee(json.dumps({**both, "bribe": 1}), "--compare")
+    assert result.returncode == 2
+    assert "bribe = 1" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+async def test_a_comparison_asked_for_as_a_validator_does(tmp_path: Path) -> None:
+    settings = Settings(
+        node=NodeSection(data_dir=tmp_path / "data", device="cpu"), chain=ChainSection(network="local")
+    )
+    source = git_source(settings, fork_url=f"file://{tmp_path}/absent", commit_hash="a" * 40)
+    stages: list[str] = []
+    referee = Referee(settings, settings.node.data_dir, on_stage=stages.append)
+    report = await referee.compare(earlier=(source, 100_000), later=(source, 1_000_000))
+    assert report.figures.outcome is LeadOutcome.INFRASTRUCTURE
+    assert "the earlier submission: fetch_failed" in report.figures.evidence["reason"]
+    assert report.figures.versions["torch"]
+    assert stages == ["fetch"]

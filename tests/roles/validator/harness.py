@@ -18,7 +18,9 @@ from protocol.messages import EvaluationReport, Figures, LeaseAnswer, LogitCheck
 from protocol.types import BlockHeight, Hotkey
 from protocol.verdicts import LogitOutcome
 from roles.api_client import SubnetApi, open_api
+from roles.validator.comparison_store import ComparisonStore
 from roles.validator.evaluation_loop import EvaluationLoop
+from roles.validator.leads import Leads
 from roles.validator.logit_challenger import LogitChallenger
 from roles.validator.logits import LogitResult
 from roles.validator.verdict_sender import VerdictSender
@@ -108,7 +110,16 @@ class Validator:
         self.api = open_api(self.settings, self.subnet.validator, SystemClock())
         self.chain = open_chain(self.settings.chain, SystemClock())
         self.recorder = Recorder(self.bus)
-        self.sender = VerdictSender(api=self.api, store=self.store)
+        self.comparisons = ComparisonStore(self.journal)
+        await self.comparisons.load()
+        self.leads = Leads(
+            settings=self.settings,
+            api=self.api,
+            store=self.store,
+            comparisons=self.comparisons,
+            clock=self.clock,
+        )
+        self.sender = VerdictSender(api=self.api, store=self.store, comparisons=self.comparisons)
         self.loop = self.make_loop(self.referee)
         self.challenger = LogitChallenger(
             verifier=self.verifier,
@@ -121,6 +132,7 @@ class Validator:
         )
         self.setter = WeightSetter(
             store=self.store,
+            leads=self.leads,
             chain=self.chain,
             wallet=Wallet(self.subnet.validator),
             bus=self.bus,
@@ -139,6 +151,7 @@ class Validator:
             referee=referee,
             store=self.store,
             sender=self.sender,
+            leads=self.leads,
             bus=self.bus,
             clock=self.clock,
             metrics=self.metrics,
@@ -187,6 +200,11 @@ class Validator:
         pending_since = moment if outcome is LogitOutcome.PENDING else None
         await self.store.put_logit_check(made, pending_since=pending_since)
         return made
+
+    async def settle_leads(self) -> None:
+        """Have every open lead confirmed, as the evaluation loop does."""
+        while await self.leads.compare_next(self.referee):
+            pass
 
     async def kill(self) -> None:
         """End everything at once."""

@@ -58,9 +58,10 @@ async def on_chain(validator: Validator) -> dict[str, float]:
 
 
 async def enter(validator: Validator, number: int, name: str, speed: float, **options: Any) -> None:
-    """Have a miner pass kernel and logits."""
+    """Have a miner pass kernel and logits, and its lead confirmed."""
     await validator.judge(number, key(name), report(tokens_per_sec=speed), minutes=number, **options)
     await validator.check(key(name))
+    await validator.settle_leads()
 
 
 async def until_set(validator: Validator, times: int) -> Any:

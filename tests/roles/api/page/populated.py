@@ -114,7 +114,10 @@ async def populate(api: Client, subnet: Subnet) -> None:
         figures: dict[str, Any] = {"status": status, "fault": fault, "measured_tokens_per_sec": None}
         await judged(api, subnet, key(name), gpu="NVIDIA H200", evidence={"log_tail": HOSTILE}, **figures)
     unchecked, queued, in_work, committed = (key(name) for name in OTHERS)
-    await judged(api, subnet, unchecked, measured_tokens_per_sec=402_000_000.0, gpu="NVIDIA H200")
+    second = await judged(api, subnet, unchecked, measured_tokens_per_sec=402_000_000.0, gpu="NVIDIA H200")
+    lyra = 2
+    reply = await api.compare(subnet.validator, second.submission_id, lyra, ratio=1.0236, gpu="NVIDIA H200")
+    assert reply.status == 200, reply
     await committed_code(api, committed, "old")
     subnet.chain.advance(37)
     await committed_code(api, committed, "new")

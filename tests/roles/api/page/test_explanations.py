@@ -1,5 +1,6 @@
 """Places, reasons, paths, the plot and numbers, without an API."""
 
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from protocol.messages import SubmissionDetail
-from protocol.ranking import Entry, Place, rank
+from protocol.ranking import Compared, Entry, Place, rank
 from protocol.rules import MAX_SCORED_PER_ROUND
 from protocol.types import BlockHeight, Hotkey, SubmissionId
 from protocol.verdicts import LogitOutcome, Status
@@ -55,10 +56,19 @@ def detail(number: int, **changes: Any) -> SubmissionDetail:
     return SubmissionDetail.model_validate(values | changes)
 
 
+def measured(entries: Sequence[Entry]) -> Sequence[Place]:
+    """The places when re-runs have confirmed every lead."""
+    confirmed = [
+        Compared(later=one.submission_id, earlier=SubmissionId(0), counts=True, earlier_score=math.inf)
+        for one in entries
+    ]
+    return rank(entries, confirmed).places
+
+
 def ranking(entries: Sequence[Entry] = (), **changes: Any) -> Ranking:
     """A ranking of entries, everybody registered and verified."""
     values: dict[str, Any] = {
-        "places": rank(entries),
+        "places": measured(entries),
         "logits": {one.hotkey: LogitOutcome.PASSED for one in entries},
         "registered": None,
         "netuid": 24,
@@ -96,8 +106,36 @@ def test_what_passing_takes_really_passes() -> None:
     shown = ranking(entries)
     needed = shown.score_to_pass(shown.places[0])
     too_slow, fast_enough = (needed / 3.0 * factor for factor in (0.9999, 1.0001))
-    assert rank([*entries, entry(9, too_slow)])[0].entry.submission_id != 9
-    assert rank([*entries, entry(9, fast_enough)])[0].entry.submission_id == 9
+    assert measured([*entries, entry(9, too_slow)])[0].entry.submission_id != 9
+    assert measured([*entries, entry(9, fast_enough)])[0].entry.submission_id == 9
+
+
+def led(entries: Sequence[Entry], *compared: Compared) -> Ranking:
+    """A ranking with these re-runs and no others."""
+    order = rank(entries, compared)
+    return ranking(entries, places=order.places, open_leads=order.open_leads, waiting=order.waiting)
+
+
+def test_a_lead_that_waits_for_its_rerun_is_told() -> None:
+    shown = led([entry(1, 100.0), entry(2, 110.0)])
+    told = shown.why_submission(detail(2), PASSED)
+    assert "it stays behind until a re-run of both in turn confirms its lead over submission 1" in told
+    assert "passing place" not in told
+
+
+def test_a_lead_that_waits_while_an_older_submission_holds_the_place_is_told() -> None:
+    shown = led([entry(1, 100.0, hotkey="miner1"), entry(2, 110.0, hotkey="miner1")])
+    told = shown.why_submission(detail(2, miner_hotkey="miner1"), PASSED)
+    assert told == (
+        "Not ranked: the kernel passed, but it waits until a re-run of both in turn confirms its lead over "
+        "submission 1."
+    )
+
+
+def test_a_lead_that_a_rerun_did_not_confirm_is_told() -> None:
+    tie = Compared(later=SubmissionId(2), earlier=SubmissionId(1), counts=False, earlier_score=300.0)
+    told = led([entry(1, 100.0), entry(2, 110.0)], tie).why_submission(detail(2), PASSED)
+    assert "it counts as 300.0, because a re-run confirmed no lead of more than 2 %" in told
 
 
 def test_fifth_place_earns_nothing() -> None:
@@ -159,9 +197,9 @@ def test_path(changes: dict[str, Any], outcome: Outcome | None, steps: str) -> N
     assert "|".join(f"{step.state} {step.text}" for step in path) == steps
 
 
-def places(*speeds: float) -> list[Place]:
+def places(*speeds: float) -> Sequence[Place]:
     """A ranking of speeds at a million tokens."""
-    return rank([entry(number, speed) for number, speed in enumerate(speeds, start=1)])
+    return measured([entry(number, speed) for number, speed in enumerate(speeds, start=1)])
 
 
 def test_nothing_ranked_is_no_plot() -> None:

@@ -1,0 +1,77 @@
+"""Two submissions timed in turn on a GPU: what each could do to the other, through the real sandbox."""
+
+import pytest
+import torch
+
+from protocol.rules import TIE_MARGIN
+from protocol.verdicts import LeadOutcome
+from tests.adversarial.conftest import Compare
+from tests.adversarial.test_attacks import wrapped
+from tests.adversarial.test_gpu_attacks import LENGTH, STREAM
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+SLOWED = wrapped("torch.cuda._sleep(2_000_000)")
+BUSY = (
+    STREAM
+    + """
+torch.cuda.synchronize = lambda *arguments, **options: torch.cuda.current_stream().synchronize()
+_left = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+
+def _keep_busy():
+    torch.cuda.current_stream().synchronize()
+    with torch.cuda.stream(_stream):
+        for _ in range(400):
+            _left @ _left
+"""
+    + wrapped("_keep_busy() if q.shape[1] > 1000 else None")
+)
+HOG = "_kept = []\n" + wrapped(
+    "if not _kept: _kept.append(torch.empty(torch.cuda.mem_get_info()[1] * 4 // 10, "
+    "dtype=torch.uint8, device='cuda'))"
+)
+
+
+@pytest.mark.parametrize("length", [LENGTH, 1_000_000])
+def test_the_same_kernel_twice_is_a_tie(length: int, compare_submissions: Compare) -> None:
+    figures = compare_submissions("", "", profile="gpu", lengths=(length, length), trials=10)
+    assert figures.outcome is LeadOutcome.NOT_CONFIRMED, figures.evidence
+    assert figures.ratio is not None
+    assert 1.0 - TIE_MARGIN < figures.ratio < 1.0 + TIE_MARGIN
+
+
+def test_a_real_lead_is_confirmed(compare_submissions: Compare) -> None:
+    figures = compare_submissions(SLOWED, "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6)
+    assert figures.outcome is LeadOutcome.CONFIRMED, figures.evidence
+    assert len(figures.evidence["yardstick"]["beside_ns_per_token"]) == 6
+
+
+def test_two_leagues_are_run_each_at_its_own_length(compare_submissions: Compare) -> None:
+    figures = compare_submissions(
+        "", "", profile="gpu", targets=(LENGTH, 1_000_000), lengths=(LENGTH, 1_000_000), trials=6
+    )
+    assert figures.outcome is LeadOutcome.CONFIRMED, figures.evidence
+    assert min(figures.evidence["later"]["lengths"]) >= 1_000_000
+
+
+def test_one_that_leaves_the_gpu_busy_gains_nothing(compare_submissions: Compare) -> None:
+    figures = compare_submissions(
+        "", BUSY, profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadlines_s=(200.0, 200.0)
+    )
+    assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
+    figures = compare_submissions(
+        BUSY, "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadlines_s=(200.0, 200.0)
+    )
+    assert figures.outcome is LeadOutcome.EARLIER_FAILED, figures.evidence
+
+
+def test_one_that_takes_the_memory_loses_and_not_the_other(compare_submissions: Compare) -> None:
+    figures = compare_submissions("", HOG, profile="gpu", lengths=(LENGTH, LENGTH), trials=6)
+    assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
+    assert "out_of_memory" in figures.evidence["reason"]
+    figures = compare_submissions(HOG, "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6)
+    assert figures.outcome is LeadOutcome.EARLIER_FAILED, figures.evidence

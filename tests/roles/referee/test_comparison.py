@@ -1,0 +1,100 @@
+"""Whom a comparison blames, and how much it hands over, without workers."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kernels.harness.session import CandidateFailed
+from protocol.messages import DirectorySource, EvaluationJob
+from protocol.verdicts import Status
+from roles.referee.comparison import _Match
+from roles.referee.side import Side, SideLost
+from roles.referee.stages import Ended, Record
+
+
+def side(name: str, folder: Path, *, length: int = 100, calls: int = 1) -> Side:
+    """One of two, as far as it is known before its worker starts."""
+    job = EvaluationJob(
+        source=DirectorySource(path=str(folder)),
+        target_sequence_length=length,
+        sequence_length=length,
+        profile="cpu",
+        device="cpu",
+        work_dir=str(folder),
+    )
+    made = Side(name, job)
+    made.measuring = SimpleNamespace(calls=calls)  # type: ignore[assignment]
+    return made
+
+
+def match(earlier: Side, later: Side) -> _Match:
+    turn: Any = SimpleNamespace(give_way=lambda: None)
+    return _Match(earlier, later, turn, Record(), lambda _stage: None)
+
+
+def yardstick(after_earlier: float, after_later: float, otherwise: Ended | None = None) -> Any:
+    """A yardstick that was slower by so much after the turns of each."""
+
+    def check_after() -> None:
+        if otherwise is not None:
+            raise otherwise
+
+    return SimpleNamespace(
+        beside=[after_earlier, after_later] * 3,
+        slowing_in=lambda per_token: sum(per_token) / len(per_token),
+        check_after=check_after,
+        sets=5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("slowings", "blamed"), [((0.3, 0.0), "earlier"), ((0.02, 0.2), "later"), ((0.0, 0.05), None)]
+)
+def test_the_gpu_was_busy_after_the_turns_of_one(
+    slowings: tuple[float, float], blamed: str | None, tmp_path: Path
+) -> None:
+    both = match(side("earlier", tmp_path), side("later", tmp_path))
+    if blamed is None:
+        both._check_quiet(yardstick(*slowings))
+        return
+    with pytest.raises(SideLost, match=f"the {blamed} submission: tampered: the GPU was busy") as caught:
+        both._check_quiet(yardstick(*slowings))
+    assert caught.value.side.name == blamed
+
+
+def test_nobody_is_blamed_when_it_was_busy_after_both(tmp_path: Path) -> None:
+    both = match(side("earlier", tmp_path), side("later", tmp_path))
+    tampered = Ended(Status.TAMPERED, "the GPU was busy")
+    with pytest.raises(Ended) as caught:
+        both._check_quiet(yardstick(0.4, 0.4, tampered))
+    assert caught.value.status is Status.INFRASTRUCTURE
+
+
+def test_as_many_sets_as_any_needs_at_a_length_and_no_more_at_another(tmp_path: Path) -> None:
+    same = match(side("earlier", tmp_path, calls=2), side("later", tmp_path, calls=9))
+    assert same._sets(None) == {100: 9}
+    apart = match(side("earlier", tmp_path, calls=30), side("later", tmp_path, length=1000, calls=3))
+    assert apart._sets(yardstick(0.0, 0.0)) == {100: 30, 1000: 3}
+
+
+def test_time_runs_in_ones_own_turn_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [50.0]
+    monkeypatch.setattr("roles.referee.comparison.time", SimpleNamespace(monotonic=lambda: now[0]))
+    earlier, later = side("earlier", tmp_path), side("later", tmp_path)
+    before = later.left_s()
+    with match(earlier, later)._turn_of(earlier):
+        now[0] += 40.0
+    assert later.left_s() == pytest.approx(before + 40.0, abs=1.0)
+    assert earlier.left_s() == pytest.approx(before, abs=1.0)
+
+
+def test_failures_are_ones_own_unless_the_referee_says_otherwise(tmp_path: Path) -> None:
+    one = side("later", tmp_path)
+    with pytest.raises(SideLost, match="the later submission: crashed: gone"), one.answering():
+        raise CandidateFailed("crash", "gone")
+    with pytest.raises(SideLost, match="the later submission: wrong_output"), one.answering():
+        raise Ended(Status.WRONG_OUTPUT, "wrong")
+    with pytest.raises(Ended), one.answering():
+        raise Ended(Status.INFRASTRUCTURE, "no memory left for the referee")
