@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any, Final, Self
 
 from node.journal import Journal, Record
+from protocol.errors import ConfigError
 from protocol.leagues import weighted_score
 from protocol.messages import Figures, LeaseAnswer, LogitCheck, Verdict
 from protocol.ranking import Entry, pooled_throughput
@@ -88,9 +89,15 @@ class VerdictStore:
         self._logits: dict[Hotkey, LogitStanding] = {}
 
     async def load(self) -> None:
-        """Read what earlier runs have left; called once before use."""
+        """Read what earlier runs have left; called once before use. Raises ConfigError: it is incomplete."""
         for record in await self._journal.list(VERDICT):
-            self._take(Judgement.read(record))
+            try:
+                self._take(Judgement.read(record))
+            except KeyError as missing:
+                raise ConfigError(
+                    f"the journal's verdict {record.key} was written by an earlier build and has no {missing}: "
+                    "go back to that build, or move the journal away and lose its verdicts"
+                ) from missing
         for record in await self._journal.list(LOGIT_CHECK):
             self._logits[Hotkey(record.key)] = _read_standing(record.data)
 

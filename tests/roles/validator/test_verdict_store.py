@@ -4,10 +4,11 @@ from datetime import timedelta
 
 import pytest
 
+from protocol.errors import ConfigError
 from protocol.messages import Figures
 from protocol.rules import LOGIT_PASS_SECONDS
 from protocol.verdicts import LogitOutcome, Status
-from roles.validator.verdict_store import trial_throughputs
+from roles.validator.verdict_store import VERDICT, trial_throughputs
 from tests.fakes.clock import FakeClock
 from tests.roles.miner.harness import report
 from tests.roles.validator.harness import Validator, lease
@@ -50,6 +51,16 @@ async def test_everything_is_there_after_a_restart(opened: Validator) -> None:
     assert opened.store.entries(opened.clock.now()) == before != []
     assert [verdict.submission_id for verdict in await opened.store.unacknowledged_verdicts()] == [1]
     assert opened.store.passed_hotkeys() == {opened.subnet.miner.ss58_address}
+
+
+async def test_a_verdict_of_an_earlier_build_is_one_sentence(opened: Validator) -> None:
+    await opened.judge(1, opened.subnet.miner)
+    (record,) = await opened.journal.list(VERDICT)
+    data = {name: value for name, value in record.data.items() if name != "fork_url"}
+    await opened.journal.put(VERDICT, record.key, record.state, data)
+    await opened.kill()
+    with pytest.raises(ConfigError, match=r"earlier build and has no 'fork_url'"):
+        await opened.open()
 
 
 async def test_pass_of_logits_lasts_a_day_and_pending_does_not_end_it(opened: Validator) -> None:
