@@ -95,7 +95,7 @@ class VerdictStore:
                 self._take(Judgement.read(record))
             except KeyError as missing:
                 raise ConfigError(
-                    f"the journal's verdict {record.key} was written by an earlier build and has no {missing}: "
+                    f"the journal's verdict {record.key} is of an earlier build and has no {missing}: "
                     "go back to that build, or move the journal away and lose its verdicts"
                 ) from missing
         for record in await self._journal.list(LOGIT_CHECK):

@@ -59,7 +59,7 @@ async def test_a_verdict_of_an_earlier_build_is_one_sentence(opened: Validator) 
     data = {name: value for name, value in record.data.items() if name != "fork_url"}
     await opened.journal.put(VERDICT, record.key, record.state, data)
     await opened.kill()
-    with pytest.raises(ConfigError, match=r"earlier build and has no 'fork_url'"):
+    with pytest.raises(ConfigError, match="earlier build and has no 'fork_url'"):
         await opened.open()
 
 
