@@ -31,7 +31,7 @@ CLOSE_TIMEOUT_S = 15.0
 """Above the 10 s that a websocket itself waits for the other side before it drops the line."""
 CLOSE_PATIENCE_S = 2.0
 """How long shutting down waits for connections to close."""
-BACK_OFF_MAX_S = 2.0
+BACK_OFF_MAX_S = 1.5
 LOST_NAMES = ("Dropped", "FinalityTimeout", "Retracted", "Usurped")
 """What the transaction pool says of an extrinsic that may still have been included."""
 PERMISSION_NAMES = ("NotEnoughStakeToSetWeights", "NeuronNoValidatorPermit")
