@@ -1,15 +1,15 @@
 """Many callers' work on one SQLite connection: what waits while the disk is busy shares the next commit."""
 
 import sqlite3
-from asyncio import get_running_loop, wrap_future
-from collections import deque
+from asyncio import get_running_loop
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from node.batches import Batches, Outcome
 from node.logs import get_logger
 
 T = TypeVar("T")
@@ -26,13 +26,6 @@ _log = get_logger(__name__)
 class _Work:
     act: Callable[[], Any]
     is_write: bool
-    result: Future[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    value: Any = None
-    error: BaseException | None = None
 
 
 class GroupCommit:
@@ -51,24 +44,18 @@ class GroupCommit:
         self._checkpoints = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{thread_name}-checkpoint")
         # What a process left that was killed, perhaps again and again.
         self._checkpoints.submit(self._checkpoint)
-        self._waiting: deque[_Work] = deque()
         # One thread for all: SQLite serialises writers anyway, and the event loop must not wait for the disk.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=thread_name)
+        self._batches = Batches(self._work_off, name=thread_name)
 
     async def run(self, act: Callable[[], T], *, is_write: bool) -> T:
-        """The result of `act` once its transaction is on disk; raises what `act` or SQLite raised.
-
-        A caller that is cancelled leaves; what it asked for is done all the same.
-        """
-        result: Future[T] = Future()
-        # From now on it cannot be taken back.
-        result.set_running_or_notify_cancel()
-        self._waiting.append(_Work(act, is_write, result))
-        self._thread.submit(self._work_off)
-        return await wrap_future(result)
+        """The result of `act` once its transaction is on disk; raises what `act` or SQLite raised."""
+        result: T = await self._batches.ask(_Work(act, is_write))
+        return result
 
     async def close(self) -> None:
         """Finish what was asked for and close the connection."""
+        await self._batches.close()
         await get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown(wait=False)
 
@@ -76,22 +63,13 @@ class GroupCommit:
         self._checkpoints.shutdown()
         self._connection.close()
 
-    def _work_off(self) -> None:
-        group = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        if not group:
-            return  # The group before has done it.
+    async def _work_off(self, group: Sequence[_Work]) -> list[Outcome]:
         try:
-            outcomes = self._commit(group)
-        except BaseException as error:  # noqa: BLE001 - handed to every caller, none of whom has written anything
-            outcomes = [_Outcome(error=error)] * len(group)
-        for work, outcome in zip(group, outcomes, strict=True):
-            if outcome.error is None:
-                work.result.set_result(outcome.value)
-            else:
-                work.result.set_exception(outcome.error)
-        self._commits += 1
-        if self._commits % CHECKPOINT_COMMITS == 0:
-            self._checkpoints.submit(self._checkpoint)
+            return await get_running_loop().run_in_executor(self._thread, self._commit, group)
+        finally:
+            self._commits += 1
+            if self._commits % CHECKPOINT_COMMITS == 0:
+                self._checkpoints.submit(self._checkpoint)
 
     def _checkpoint(self) -> None:
         try:
@@ -105,12 +83,12 @@ class GroupCommit:
             # Nothing is lost: it stays in the log, which grows until a later attempt.
             _log.warning("write-ahead log not worked in", file=str(self._path), error=str(error))
 
-    def _commit(self, group: Sequence[_Work]) -> list[_Outcome]:
+    def _commit(self, group: Sequence[_Work]) -> list[Outcome]:
         """What every piece of work gave or raised; raises what took the transaction as a whole."""
         is_write = any(work.is_write for work in group)
         self._connection.execute("BEGIN IMMEDIATE" if is_write else "BEGIN")
         try:
-            outcomes = [self._run_one(work.act) for work in group]
+            outcomes = [in_savepoint(self._connection, work.act) for work in group]
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:
@@ -118,15 +96,19 @@ class GroupCommit:
             raise
         return outcomes
 
-    def _run_one(self, act: Callable[[], Any]) -> _Outcome:
-        self._connection.execute("SAVEPOINT one")
-        try:
-            outcome = _Outcome(value=act())
-        except Exception as error:
-            # A full disk or an I/O error takes back the transaction as a whole, savepoints included.
-            if not self._connection.in_transaction:
-                raise
-            self._connection.execute("ROLLBACK TO one")
-            outcome = _Outcome(error=error)
-        self._connection.execute("RELEASE one")
-        return outcome
+
+def in_savepoint(connection: sqlite3.Connection, act: Callable[[], Any]) -> Outcome:
+    """What `act` gave or raised; when it raised, it has left nothing in the transaction that it is part of.
+
+    Raises what took back the transaction as a whole, savepoints included: a full disk or an I/O error does.
+    """
+    connection.execute("SAVEPOINT one")
+    try:
+        outcome = Outcome(value=act())
+    except Exception as error:
+        if not connection.in_transaction:
+            raise
+        connection.execute("ROLLBACK TO one")
+        outcome = Outcome(error=error)
+    connection.execute("RELEASE one")
+    return outcome

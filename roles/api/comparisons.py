@@ -7,7 +7,6 @@ from node.chain.interface import Neuron
 from node.http_server import ApiProblem, FieldsInvalid, json_body
 from protocol.leads import judge_lead
 from protocol.messages import Comparison, ComparisonAnswer
-from protocol.rules import RULES_VERSION
 from protocol.signing import comparison_text, verify_text
 from protocol.verdicts import LeadOutcome
 from roles.api import store_comparisons as store
@@ -15,7 +14,7 @@ from roles.api.answers import model_answer
 from roles.api.authentication import check_same_hotkey
 from roles.api.context import Api
 from roles.api.database import Effect
-from roles.api.finite import non_finite_fields
+from roles.api.fields import field_problem, figures_problems
 from roles.api.store_evaluations import find_verdict
 from roles.api.store_submissions import find_submission
 from roles.api.tables import Row
@@ -72,20 +71,13 @@ def _judged(connection: Connection, validator: Neuron, submission_id: int) -> Ro
 
 
 def _check_fields(message: Comparison) -> None:
-    problems = non_finite_fields("evidence", message.evidence)
-    if message.rules_version != RULES_VERSION:
-        problems.append(_problem("rules_version", f"must be {RULES_VERSION}", message.rules_version))
-    match message.outcome:
-        case LeadOutcome.INFRASTRUCTURE:
-            problems.append(_problem("outcome", "settles nothing: run both again", message.outcome.value))
-        case LeadOutcome.CONFIRMED | LeadOutcome.NOT_CONFIRMED:
-            if message.ratio is None or judge_lead(message.ratio) is not message.outcome:
-                problems.append(_problem("ratio", f"does not make {message.outcome.value}", message.ratio))
-        case _:
-            pass
+    problems = figures_problems(message)
+    outcome, ratio = message.outcome, message.ratio
+    if outcome is LeadOutcome.INFRASTRUCTURE:
+        problems.append(field_problem("outcome", "settles nothing: run both again", outcome.value))
+    if outcome in (LeadOutcome.CONFIRMED, LeadOutcome.NOT_CONFIRMED) and (
+        ratio is None or judge_lead(ratio) is not outcome
+    ):
+        problems.append(field_problem("ratio", f"does not make {outcome.value}", ratio))
     if problems:
         raise FieldsInvalid(problems)
-
-
-def _problem(field: str, message: str, value: object) -> dict[str, str]:
-    return {"field": field, "message": message, "value": str(value)}

@@ -15,7 +15,6 @@ from sqlalchemy import Connection
 from node.chain.interface import Neuron
 from node.http_server import ApiProblem, FieldsInvalid, json_body
 from protocol.messages import Heartbeat, HeartbeatAnswer, LeaseAnswer, Verdict, VerdictAnswer
-from protocol.rules import RULES_VERSION
 from protocol.signing import verdict_text, verify_text
 from protocol.verdicts import Status
 from roles.api import store_evaluations as store
@@ -23,7 +22,7 @@ from roles.api.answers import model_answer
 from roles.api.authentication import check_same_hotkey
 from roles.api.context import Api
 from roles.api.database import Effect
-from roles.api.finite import non_finite_fields
+from roles.api.fields import field_problem, figures_problems
 from roles.api.settling import pool, settle
 from roles.api.store_submissions import count_queued, find_submission, mark_judged
 from roles.api.tables import Row
@@ -202,21 +201,15 @@ def path_id(request: web.Request) -> int:
 
 def _check_verdict(message: Verdict, validator: Neuron, submission_id: int) -> None:
     check_same_hotkey("validator_hotkey", message.validator_hotkey, validator.hotkey)
-    problems = non_finite_fields("evidence", message.evidence)
+    problems = figures_problems(message)
     if message.submission_id != submission_id:
         problems.append(
-            _problem("submission_id", f"must be {submission_id} as in the path", message.submission_id)
+            field_problem("submission_id", f"must be {submission_id} as in the path", message.submission_id)
         )
-    if message.rules_version != RULES_VERSION:
-        problems.append(_problem("rules_version", f"must be {RULES_VERSION}", message.rules_version))
     measured = message.measured_tokens_per_sec
     if message.status is Status.PASSED and (measured is None or measured <= 0):
         problems.append(
-            _problem("measured_tokens_per_sec", "must be above 0 when the status is passed", measured)
+            field_problem("measured_tokens_per_sec", "must be above 0 when the status is passed", measured)
         )
     if problems:
         raise FieldsInvalid(problems)
-
-
-def _problem(field: str, message: str, value: object) -> dict[str, str]:
-    return {"field": field, "message": message, "value": str(value)}

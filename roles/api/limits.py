@@ -1,6 +1,5 @@
 """How much one caller may ask: sliding windows per hotkey and per address."""
 
-import asyncio
 import ipaddress
 import math
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Final, Protocol
 import sqlalchemy as sa
 from aiohttp import web
 
+from node.batches import Batches, Outcome
 from node.clock import Clock
 from node.http_server import ApiProblem
 from protocol.errors import ConfigError
@@ -60,7 +60,6 @@ class MemoryWindows:
 class _Act:
     key: str
     limit: int
-    wait_s: asyncio.Future[float | None]
 
 
 class SharedWindows:
@@ -74,33 +73,14 @@ class SharedWindows:
         self._database = database
         self._clock = clock
         self._forgot_at_s = float("-inf")
-        self._waiting: list[_Act] = []
-        self._pump: asyncio.Task[None] | None = None
+        self._batches = Batches(self._take_group, name="windows", most=MAX_GROUP)
 
     async def take(self, key: str, limit: int) -> float | None:
         """Count one act of `key` and return None, or the seconds until it may act again."""
-        act = _Act(key, limit, asyncio.get_running_loop().create_future())
-        self._waiting.append(act)
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._take_all(), name="windows")
-        return await act.wait_s
+        wait_s: float | None = await self._batches.ask(_Act(key, limit))
+        return wait_s
 
-    async def _take_all(self) -> None:
-        while self._waiting:
-            acts, self._waiting = self._waiting[:MAX_GROUP], self._waiting[MAX_GROUP:]
-            try:
-                waits_s = await self._take_group(acts)
-            except Exception as error:  # noqa: BLE001 - handed to every caller, none of whom has been counted
-                for act in acts:
-                    if not act.wait_s.done():
-                        act.wait_s.set_exception(error)
-                continue
-            for act, wait_s in zip(acts, waits_s, strict=True):
-                # A caller that went away has acted all the same.
-                if not act.wait_s.done():
-                    act.wait_s.set_result(wait_s)
-
-    async def _take_group(self, acts: Sequence[_Act]) -> list[float | None]:
+    async def _take_group(self, acts: Sequence[_Act]) -> list[Outcome]:
         forgets = self._clock.monotonic() - self._forgot_at_s > WINDOW_S
         keys = {act.key for act in acts}
 
@@ -124,7 +104,7 @@ class SharedWindows:
         waits_s = await self._database.write(work, turns={f"window:{key}" for key in keys})
         if forgets:
             self._forgot_at_s = self._clock.monotonic()
-        return waits_s
+        return [Outcome(wait_s) for wait_s in waits_s]
 
 
 def slide(moments: Sequence[float], now_s: float, limit: int) -> tuple[list[float], float | None]:

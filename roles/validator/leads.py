@@ -16,6 +16,9 @@ from roles.evaluator import Evaluator
 from roles.validator.comparison_store import ComparisonStore, Pair
 from roles.validator.verdict_store import VerdictStore
 
+Basis = tuple[list[Entry], list[Compared]]
+"""What a ranking rests on."""
+
 _log = get_logger(__name__)
 
 
@@ -37,6 +40,8 @@ class Leads:
         self._comparisons = comparisons
         self._clock = clock
         self._running: set[Pair] = set()
+        self._ranked: tuple[Basis, Ranking] | None = None
+        """The last ranking of everything that is live, with what it rests on."""
 
     def compared(self) -> list[Compared]:
         """How leads were settled so far."""
@@ -81,7 +86,11 @@ class Leads:
         return None
 
     def _open_pairs(self) -> list[Pair]:
-        leads = self.ranking(self._store.entries(self._clock.now())).open_leads
+        # Asked for at every block and every look at the queue: ranked again when something is new.
+        basis = self._store.entries(self._clock.now()), self.compared()
+        if self._ranked is None or self._ranked[0] != basis:
+            self._ranked = basis, rank(*basis)
+        leads = self._ranked[1].open_leads
         return [Pair(lead.later.submission_id, lead.earlier.submission_id) for lead in leads]
 
     async def _compare(self, pair: Pair, referee: Evaluator) -> LeadOutcome:

@@ -1,10 +1,11 @@
 """Hands verdicts and re-runs to the API until it has answered for each of them."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from node.logs import get_logger
 from protocol.errors import ApiRefused
-from protocol.messages import Comparison, Verdict
 from roles.api_client import SubnetApi, is_about_content
 from roles.validator.comparison_store import ComparisonStore
 from roles.validator.verdict_store import VerdictStore
@@ -25,41 +26,42 @@ class VerdictSender:
         """Hand in what waits. Raises ApiUnavailable, and ApiRefused when it is not about what was sent."""
         async with self._turn:
             for verdict in await self._store.unacknowledged_verdicts():
-                await self._send(verdict)
+                await self._send(
+                    partial(self._api.send_verdict, verdict),
+                    partial(self._store.close_verdict, verdict),
+                    "verdict",
+                    submission_id=verdict.submission_id,
+                    status=verdict.status.value,
+                )
             for comparison in await self._comparisons.unacknowledged():
-                await self._send_comparison(comparison)
+                await self._send(
+                    partial(self._api.send_comparison, comparison),
+                    partial(self._comparisons.close, comparison),
+                    "re-run",
+                    later=comparison.later_submission_id,
+                    earlier=comparison.earlier_submission_id,
+                    outcome=comparison.outcome.value,
+                )
 
-    async def _send(self, verdict: Verdict) -> None:
+    async def _send(
+        self,
+        send: Callable[[], Awaitable[object]],
+        close: Callable[..., Awaitable[None]],
+        what: str,
+        **about: object,
+    ) -> None:
         try:
-            await self._api.send_verdict(verdict)
+            await send()
         except ApiRefused as error:
             if not is_about_content(error):
                 raise
             _log.error(
-                "the API refused a verdict, it counts for the own weights only",
-                submission_id=verdict.submission_id,
+                f"the API refused a {what}, it counts for the own weights only",
+                **about,
                 reason=str(error),
                 http_status=error.status,
             )
-            await self._store.close_verdict(verdict, is_refused=True)
+            await close(is_refused=True)
             return
-        _log.info("verdict delivered", submission_id=verdict.submission_id, status=verdict.status.value)
-        await self._store.close_verdict(verdict)
-
-    async def _send_comparison(self, comparison: Comparison) -> None:
-        pair = {"later": comparison.later_submission_id, "earlier": comparison.earlier_submission_id}
-        try:
-            await self._api.send_comparison(comparison)
-        except ApiRefused as error:
-            if not is_about_content(error):
-                raise
-            _log.error(
-                "the API refused a re-run, it counts for the own weights only",
-                **pair,
-                reason=str(error),
-                http_status=error.status,
-            )
-            await self._comparisons.close(comparison, is_refused=True)
-            return
-        _log.info("re-run delivered", **pair, outcome=comparison.outcome.value)
-        await self._comparisons.close(comparison)
+        _log.info(f"{what} delivered", **about)
+        await close()

@@ -11,9 +11,9 @@ from node.logs import get_logger
 from node.metrics import Metrics
 from protocol.errors import ChainRejected, ChainUnavailable, NotPermitted, QuasarError
 from protocol.events import BlockAdvanced, WeightsSet
-from protocol.ranking import Compared, Entry, Place, reward_shares
+from protocol.ranking import Entry, Place, reward_shares
 from protocol.types import BlockHeight, Hotkey
-from roles.validator.leads import Leads
+from roles.validator.leads import Basis, Leads
 from roles.validator.verdict_store import VerdictStore
 
 SAME_SHARE: Final = 1e-3
@@ -25,7 +25,6 @@ CONFIRM_PATIENCE_S: Final = 600.0
 LEADS_PATIENCE_S: Final = 1800.0
 """Weights wait for re-runs no longer than this."""
 
-_Basis = tuple[list[Entry], list[Compared]]
 Confirm = Callable[[Collection[Hotkey]], Awaitable[set[Hotkey]]]
 
 _log = get_logger(__name__)
@@ -77,7 +76,7 @@ class WeightSetter:
         self._warned_at = BlockHeight(0)
         self._updated_at: BlockHeight | None = None
         """When the weights on chain were last set (0: never), as far as it was read."""
-        self._settled: _Basis | None = None
+        self._settled: Basis | None = None
         """What the weights on chain were made of."""
         self._waits_since_s: float | None = None
         """When the wait for re-runs began."""
@@ -121,7 +120,7 @@ class WeightSetter:
         self._silent = {hotkey for hotkey in self._silent if not self._store.has_answered(hotkey)}
         return [entry for entry in self._store.entries(self._clock.now()) if entry.hotkey not in self._silent]
 
-    def _basis(self) -> _Basis:
+    def _basis(self) -> Basis:
         return self._entries(), self._leads.compared()
 
     async def _confirm_paid(self, metagraph: Metagraph) -> None:
@@ -238,7 +237,7 @@ class WeightSetter:
             for hotkey in shown.keys() | wanted.keys()
         )
 
-    def _settle(self, basis: _Basis, refresh_at: BlockHeight) -> None:
+    def _settle(self, basis: Basis, refresh_at: BlockHeight) -> None:
         self._settled = basis
         self._refresh_at = refresh_at
         self._not_before = BlockHeight(0)

@@ -4,13 +4,13 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.requirements import missing
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy" / "systemd" / "quasar-node@.service"
@@ -69,8 +69,7 @@ def require_systemd() -> None:
     """Skip where systemd cannot run as PID 1 of a namespace; under continuous integration fail."""
     lacking = [name for name in ("unshare", "nsenter", "systemctl") if shutil.which(name) is None]
     if not SYSTEMD.exists() or lacking or os.geteuid() != 0:
-        sentence = f"needs root, {SYSTEMD} and {', '.join(lacking) or 'nothing else'}"
-        pytest.fail(sentence) if os.environ.get("CI") else pytest.skip(sentence)
+        missing(f"needs root, {SYSTEMD} and {', '.join(lacking) or 'nothing else'}")
 
 
 @contextmanager
@@ -88,9 +87,12 @@ def running_systemd(folder: Path) -> Iterator[Systemd]:
             stderr=subprocess.STDOUT,
         )
     try:
-        found = until(lambda: _child(process.pid), "systemd did not start")
-        running = Systemd(int(str(found)), units, folder)
-        until(lambda: running.control("is-system-running", check=False) == "running", "systemd is not up")
+        found = until(lambda: _child(process.pid), lambda: "systemd did not start")
+        running = Systemd(int(found), units, folder)
+        until(
+            lambda: running.control("is-system-running", check=False) == "running",
+            lambda: "systemd is not up",
+        )
         yield running
     finally:
         process.kill()
@@ -99,12 +101,3 @@ def running_systemd(folder: Path) -> Iterator[Systemd]:
 
 def _child(pid: int) -> str:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
-
-
-def until(condition: Callable[[], object], what: str, timeout_s: float = 60.0) -> object:
-    """Wait for something true."""
-    end_s = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < end_s, what
-        time.sleep(0.1)
-    return found

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from tests.deploy.conftest import Service
+from tests.requirements import missing
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 ECOSYSTEM = ROOT / "deploy" / "ecosystem.config.js"
@@ -70,19 +72,10 @@ def pm2(tmp_path: Path) -> Iterator[Pm2]:
     """pm2, from where `npm install --prefix .cache/pm2 pm2` puts it or from the PATH."""
     program = str(INSTALLED) if INSTALLED.exists() else shutil.which("pm2")
     if program is None:
-        sentence = "pm2 is missing: npm install --prefix .cache/pm2 pm2"
-        pytest.fail(sentence) if os.environ.get("CI") else pytest.skip(sentence)
+        missing("pm2 is missing: npm install --prefix .cache/pm2 pm2")
     started = Pm2(program, tmp_path / "pm2")
     yield started
     started.run("kill")
-
-
-def until(condition: Callable[[], object], what: Callable[[], str], timeout_s: float = 60.0) -> None:
-    """Wait for something true."""
-    end_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_s, what()
-        time.sleep(0.2)
 
 
 def test_start_kill_and_stop(pm2: Pm2, service: Service) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.conftest import ROLES, Service
-from tests.deploy.systemd import Systemd, running_systemd, until
+from tests.deploy.systemd import Systemd, running_systemd
+from tests.waiting import until
 
 HERE = """
 [Service]
@@ -47,7 +48,7 @@ def restarted(systemd: Systemd, unit: str, role: str, *, times: int) -> dict[str
         return shown["NRestarts"] == str(times) and shown["ActiveState"] == "active"
 
     log = systemd.folder / f"{role}.log"
-    until(is_back, f"{systemd.shown(unit)}; {log.read_text()[-2000:]}")
+    until(is_back, lambda: f"{systemd.shown(unit)}; {log.read_text()[-2000:]}")
     return systemd.shown(unit)
 
 
@@ -79,7 +80,7 @@ def test_start_kill_hang_and_stop(systemd: Systemd, service: Service, role: str)
 def test_what_a_restart_cannot_cure_stays_down(systemd: Systemd, service: Service) -> None:
     unit = install(systemd, "miner", service.stranger_config)
     systemd.control("start", unit, check=False)
-    until(lambda: systemd.shown(unit)["ActiveState"] == "failed", "the stranger goes on")
+    until(lambda: systemd.shown(unit)["ActiveState"] == "failed", lambda: "the stranger goes on")
     time.sleep(1.0)
     shown = systemd.shown(unit)
     assert (shown["ActiveState"], shown["ExecMainStatus"], shown["NRestarts"]) == ("failed", "77", "0")

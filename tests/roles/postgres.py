@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from tests.requirements import missing
 
 USER = "quasar"
 PASSWORD = "sesame"  # of a server that listens on this machine only, for the time of a test
@@ -98,10 +98,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     """A running server; skips the test where PostgreSQL is not installed, fails there in CI."""
     programs = _programs()
     if programs is None:
-        sentence = "PostgreSQL is not installed (Debian: apt-get install postgresql)"
-        if "CI" in os.environ:
-            pytest.fail(sentence)
-        pytest.skip(sentence)
+        missing("PostgreSQL is not installed (Debian: apt-get install postgresql)")
     # Not in pytest's folder, which only the user who runs the tests may enter.
     with tempfile.TemporaryDirectory(prefix="quasar-postgres-") as folder:
         server = PostgresServer(Path(folder), programs)

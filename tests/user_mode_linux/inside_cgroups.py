@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from node.sandbox import (
 )
 from node.sandboxed_process import SandboxedProcess
 from protocol.errors import CgroupUnavailable
+from tests.waiting import until
 
 TOP = Path("/sys/fs/cgroup")
 MIB = 2**20
@@ -42,13 +42,6 @@ UNPRIVILEGED = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-grou
 
 def sandboxes() -> list[Path]:
     return list(TOP.rglob(f"{PREFIX}*"))
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def start(program: str, memory_mb: int, *, processes: int = 64) -> SandboxedProcess:
@@ -100,7 +93,9 @@ def test_below_the_limit_it_lives_and_is_limited_in_all_that_matters() -> None:
     process = start(SWARM, memory_mb=400)
     try:
         (cgroup,) = sandboxes()
-        until(lambda: int((cgroup / "memory.current").read_text()) > 60 * MIB, "the swarm does not grow")
+        until(
+            lambda: int((cgroup / "memory.current").read_text()) > 60 * MIB, lambda: "the swarm does not grow"
+        )
         assert process.poll() is None
         assert not process.has_exceeded_memory
         assert len((cgroup / "cgroup.procs").read_text().split()) >= 13
@@ -118,7 +113,7 @@ def test_a_fork_bomb_stops_at_the_limit() -> None:
     bomb = "import os, time\nwhile True:\n    try: os.fork()\n    except OSError: time.sleep(1)"
     process = start(bomb, memory_mb=400, processes=40)
     (cgroup,) = sandboxes()
-    until(lambda: "max 0" not in (cgroup / "pids.events").read_text(), "the limit was not reached")
+    until(lambda: "max 0" not in (cgroup / "pids.events").read_text(), lambda: "the limit was not reached")
     assert int((cgroup / "pids.current").read_text()) <= 40
     process.kill()
     assert sandboxes() == []

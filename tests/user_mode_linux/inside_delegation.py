@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from node.cgroups import LEAF, PREFIX
-from tests.deploy.systemd import ROOT, running_systemd, until
+from tests.deploy.systemd import ROOT, running_systemd
+from tests.waiting import until
 
 CGROUPS = Path("/sys/fs/cgroup/system.slice")
 NODE = """
@@ -55,10 +56,12 @@ def test_a_node_has_sandboxes_in_its_unit(tmp_path: Path) -> None:
         assert systemd.shown(unit)["NRestarts"] == "0"
 
         systemd.signal(unit, signal.SIGKILL)
-        until(lambda: log.read_text().count("True") == 2, f"it does not start again: {log.read_text()}")
-        until(lambda: systemd.shown(unit)["ActiveState"] == "active", "it is not ready")
+        until(
+            lambda: log.read_text().count("True") == 2, lambda: f"it does not start again: {log.read_text()}"
+        )
+        until(lambda: systemd.shown(unit)["ActiveState"] == "active", lambda: "it is not ready")
         left = [path for path in cgroup.iterdir() if path.name.startswith(PREFIX)]
         assert len(left) == 1, "what the killed node had left is gone"
 
         systemd.control("stop", unit)
-        until(lambda: not cgroup.exists(), "the unit's cgroup stays")
+        until(lambda: not cgroup.exists(), lambda: "the unit's cgroup stays")

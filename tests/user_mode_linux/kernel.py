@@ -15,6 +15,8 @@ from typing import Final
 
 import pytest
 
+from tests.requirements import missing
+
 ROOT: Final = Path(__file__).parents[2]
 KERNEL: Final = "linux.uml"
 COVERED: Final = ("/tmp", "/root", "/home")
@@ -46,8 +48,7 @@ def run_inside(*tests: str, folder: Path, timeout_s: float) -> None:
     if platform.machine() != "x86_64":
         pytest.skip("user-mode Linux is for x86_64 alone")
     if shutil.which(KERNEL) is None:
-        sentence = "needs user-mode Linux (Debian: apt-get install user-mode-linux)"
-        pytest.fail(sentence) if os.environ.get("CI") else pytest.skip(sentence)
+        missing("needs user-mode Linux (Debian: apt-get install user-mode-linux)")
     init = folder / "init.sh"
     needed = {ROOT, Path(sys.prefix), Path(sys.base_prefix)}
     kept = sorted(str(path) for path in needed if any(path.is_relative_to(folder) for folder in COVERED))

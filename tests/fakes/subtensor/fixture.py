@@ -4,7 +4,6 @@
 """
 
 import importlib.metadata
-import os
 import subprocess
 import sys
 import tarfile
@@ -22,14 +21,11 @@ def fixture_file() -> Path:
 
 def required_fixture() -> Path:
     """The fixture; without it the test is skipped, and under continuous integration fails."""
-    import pytest
+    from tests.requirements import missing
 
     file = fixture_file()
     if not file.is_file():
-        sentence = f"{file} is missing: run `python -m tests.fakes.subtensor.fixture`"
-        if os.environ.get("CI"):
-            pytest.fail(sentence)
-        pytest.skip(sentence)
+        missing(f"{file} is missing: run `python -m tests.fakes.subtensor.fixture`")
     return file
 
 

@@ -11,10 +11,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
-import pytest
 from pydantic import SecretStr
 
 from node.settings_model import Settings
+from tests.requirements import missing
 from tests.roles.api.harness import Client, Code, Subnet, running, submit_message, until, with_api
 from tests.roles.postgres import PostgresServer, free_port
 
@@ -25,10 +25,7 @@ def needed(program: str, package: str) -> str:
     """The program; without it the test is skipped, and fails in CI."""
     found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
     if found is None:
-        sentence = f"{program} is not installed (Debian: apt-get install {package})"
-        if "CI" in os.environ:
-            pytest.fail(sentence)
-        pytest.skip(sentence)
+        missing(f"{program} is not installed (Debian: apt-get install {package})")
     return found
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from protocol.leads import FAILED_ATTEMPTS, LONGEST_RETRY_S
 from protocol.messages import GitSource
-from protocol.ranking import reward_shares
+from protocol.ranking import Ranking, rank, reward_shares
 from protocol.verdicts import LeadOutcome, LogitOutcome
-from roles.validator import weight_setter
+from roles.validator import leads, weight_setter
 from roles.validator.comparison_store import COMPARISON, ComparisonStore
 from tests.fakes.clock import START, FakeClock
 from tests.roles.api.harness import Client, Code, key
@@ -63,6 +63,27 @@ async def test_a_lead_is_run_again_at_once_told_to_the_api_and_counts(
     assert later.allow_file
     assert order(validator) == [fast, slow]
     assert [row["submission_id"] for row in (await api.get("/leaderboard")).body["rows"]] == [fast, slow]
+
+
+async def test_what_has_not_changed_is_not_ranked_again(
+    validator: Validator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rankings: list[Ranking] = []
+
+    def counted(*basis: Any) -> Ranking:
+        rankings.append(rank(*basis))
+        return rankings[-1]
+
+    monkeypatch.setattr(leads, "rank", counted)
+    validator.referee = ScriptedReferee(comparisons=[comparison_report(LeadOutcome.CONFIRMED, 2.0)])
+    await validator.open()
+    await enter(validator)
+    for _ in range(3):
+        assert validator.leads.are_settling()
+    assert len(rankings) == 1
+    assert await validator.leads.compare_next(validator.referee) is LeadOutcome.CONFIRMED
+    assert not validator.leads.are_settling()
+    assert len(rankings) == 2
 
 
 async def test_a_lead_that_is_not_confirmed_leaves_the_place_to_the_earlier_one(validator: Validator) -> None:

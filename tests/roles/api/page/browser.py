@@ -1,10 +1,10 @@
 """Debian's Chromium, driven by Playwright; no browser is downloaded."""
 
-import os
 import shutil
 
-import pytest
 from playwright.async_api import Browser, Playwright
+
+from tests.requirements import missing
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -12,10 +12,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 def require_chromium() -> str:
     """Where the browser is; without one the test is skipped, and fails in CI."""
     if CHROMIUM is None:
-        sentence = "chromium is missing: install it (Debian: apt-get install chromium)"
-        if os.environ.get("CI"):
-            pytest.fail(sentence)
-        pytest.skip(sentence)
+        missing("chromium is missing: install it (Debian: apt-get install chromium)")
     return CHROMIUM
 
 

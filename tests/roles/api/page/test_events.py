@@ -20,6 +20,7 @@ from protocol.verdicts import LogitOutcome
 from roles.api.page import handlers, live
 from roles.api.page.reader import PageReader
 from roles.api.page.rendering import SECTIONS
+from tests.requirements import missing
 from tests.roles.api.harness import Client, Subnet, key, running, until, with_api
 from tests.roles.api.page.populated import OTHERS, direct, page_settings
 
@@ -289,10 +290,7 @@ http {{
 async def nginx(folder: Path, target: str) -> AsyncIterator[str]:
     """A real nginx with its buffering as it comes, in front of the API."""
     if NGINX is None:
-        sentence = "nginx is missing: install it (Debian: apt-get install nginx-light)"
-        if os.environ.get("CI"):
-            pytest.fail(sentence)
-        pytest.skip(sentence)
+        missing("nginx is missing: install it (Debian: apt-get install nginx-light)")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
