@@ -40,7 +40,7 @@ class DeviceMemory:
         """Take new memory; what it holds is undefined."""
         from cuda.bindings import driver
 
-        _enter_context(device)
+        enter_context(device)
         return cls(_call(driver.cuMemCreate, _padded(size, device), _properties(device), 0), size, device)
 
     @classmethod
@@ -49,7 +49,7 @@ class DeviceMemory:
         from cuda.bindings import driver
 
         kind = driver.CUmemAllocationHandleType.CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR
-        _enter_context(device)
+        enter_context(device)
         return cls(_call(driver.cuMemImportFromShareableHandle, descriptor, kind), size, device)
 
     @property
@@ -87,8 +87,11 @@ class DeviceMemory:
 
 
 @functools.cache
-def _enter_context(device: torch.device) -> None:
-    """Have PyTorch make its context, in which the driver's API then works, once for each process."""
+def enter_context(device: torch.device) -> None:
+    """Have PyTorch make its context, in which the driver's API then works, once for each process.
+
+    Before memory comes from a pool that is made of this: it takes some itself.
+    """
     torch.cuda.set_device(device)
     torch.empty(1, device=device)
 

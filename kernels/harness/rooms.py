@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 
 import torch
 
-from kernels.harness.device_memory import DeviceMemory
+from kernels.harness.device_memory import DeviceMemory, enter_context
 from kernels.harness.inputs import Shape
 from kernels.harness.memory import map_inputs, map_output
 from kernels.harness.shared_pool import Located, SharedPool
@@ -120,9 +120,7 @@ class DeviceRoom:
     max_descriptors = 1
 
     def __init__(self, device: torch.device) -> None:
-        torch.cuda.set_device(device)
-        # The context is there before the first allocation asks for it.
-        torch.empty(1, device=device)
+        enter_context(device)
         self._device = device
         self._pool = SharedPool(device)
         self._told: set[int] = set()

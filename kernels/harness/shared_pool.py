@@ -43,14 +43,23 @@ class SharedPool:
         self._device = device
         self._segments: dict[int, _Segment] = {}
         """By address."""
-        allocate, free = _callbacks(self._segments, device)
+        self._refusals: list[str] = []
+        """What the driver said when it gave no memory."""
+        allocate, free = _callbacks(self._segments, self._refusals, device)
         self._pool = torch.cuda.MemPool(torch._C._cuda_customAllocator(allocate, free))
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Let this thread's allocations come from the pool."""
-        with torch.cuda.use_mem_pool(self._pool, self._device):
-            yield
+        """Let this thread's allocations come from the pool.
+
+        Raises torch.cuda.OutOfMemoryError with the driver's reason, which need not be a full GPU.
+        """
+        self._refusals.clear()
+        try:
+            with torch.cuda.use_mem_pool(self._pool, self._device):
+                yield
+        except torch.cuda.OutOfMemoryError as error:
+            raise torch.cuda.OutOfMemoryError("; ".join([*self._refusals, str(error)])) from error
 
     def locate(self, tensor: torch.Tensor) -> Located | None:
         """Say where a tensor lies; None when it is not in the pool as one piece."""
@@ -67,7 +76,7 @@ class SharedPool:
         return next(one.memory.export() for one in self._segments.values() if one.number == number)
 
 
-def _callbacks(segments: dict[int, _Segment], device: torch.device) -> tuple[int, int]:
+def _callbacks(segments: dict[int, _Segment], refusals: list[str], device: torch.device) -> tuple[int, int]:
     """Return the addresses of functions that make and free segments."""
     count = 0
 
@@ -75,8 +84,8 @@ def _callbacks(segments: dict[int, _Segment], device: torch.device) -> tuple[int
         nonlocal count
         try:
             memory = DeviceMemory.allocate(size, device)
-        except RuntimeError:
-            # PyTorch takes it for a full GPU, which it nearly always is.
+        except Exception as error:  # noqa: BLE001 - PyTorch takes whatever it is for a full GPU
+            refusals.append(f"{type(error).__name__}: {error}")
             return 0
         segments[memory.address] = _Segment(count, memory)
         count += 1

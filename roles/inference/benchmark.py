@@ -112,7 +112,7 @@ class Benchmark:
         }
 
     def unfused(self) -> dict[str, Any]:
-        """The same without the compiler's fusion."""
+        """The same with the model's own steps."""
         engine, prompt = self.half, _prompt(1)
         if self._device == "cpu":
             return {"skipped": "CUDA graphs need a GPU"}

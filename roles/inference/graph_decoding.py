@@ -6,14 +6,13 @@ twenty times longer than the GPU needs; captured once, they are one launch.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any, Final
 
 import torch
 
 from protocol.errors import QuasarError
 from roles.inference.decoding import TOKENS_BETWEEN_LOOKS, Generation, captured_on_cpu
-from roles.inference.fusion import fused
+from roles.inference.fused_step import FusedStep
 from roles.inference.static_cache import FixedCache
 
 SMALLEST_WINDOW: Final = 256
@@ -29,17 +28,18 @@ class StaticDecoder:
     """Decodes as PlainDecoder does, in buffers that never move, so that every step can be captured.
 
     `length` is the longest text, prompt and answer together. `warm_up` captures; on a CPU the same steps are
-    simply called. The window of a step is the smallest captured one that its position fits into.
+    simply called. The window of a step is the smallest captured one that its position fits into. Raises
+    UnusualModel when it shall `fuse` and cannot.
     """
 
     def __init__(self, model: Any, device: torch.device, *, layers: int, length: int, fuse: bool) -> None:
         self._model = model
         self._device = device
-        self._fuse = fuse
         self.length = length
         self.least_window = 0
         """Steps take no smaller window than this; for comparisons."""
         self._cache = FixedCache(layers, length, device)
+        self._fused = FusedStep(model, self._cache) if fuse else None
         long = {"dtype": torch.long, "device": device}
         self._slots = torch.arange(length, **long)
         self._prompt = torch.zeros(1, length, **long)
@@ -59,7 +59,12 @@ class StaticDecoder:
     # --- capture
 
     def windows(self) -> list[int]:
-        """Lengths that steps are captured for: powers of two, and the whole."""
+        """Lengths that steps are captured for: powers of two, and the whole.
+
+        Fused, they read what is there.
+        """
+        if self._fused is not None:
+            return [self.length]
         powers = []
         window = SMALLEST_WINDOW
         while window < self.length:
@@ -79,11 +84,9 @@ class StaticDecoder:
         for length in self.prefill_lengths():
             yield f"prefill of {length} tokens"
             self._prefills[length] = self._captured(lambda length=length: self._prefill(length))
-        # Once for all windows: what is compiled does not depend on them.
-        with fused(self._model) if self._fuse else nullcontext():
-            for window in self.windows():
-                yield f"step in a context of {window} tokens"
-                self._steps[window] = self._captured(lambda window=window: self._step(window))
+        for window in self.windows():
+            yield f"step in a context of {window} tokens"
+            self._steps[window] = self._captured(lambda window=window: self._step(window))
 
     @torch.no_grad()
     def _captured(self, step: Step) -> Step:
@@ -120,6 +123,9 @@ class StaticDecoder:
 
     def _step(self, window: int) -> None:
         """Feed the last token and choose the next."""
+        if self._fused is not None:
+            self._choose(self._fused(self._token, self._position))
+            return
         self._cache.positions, self._cache.window = self._position, window
         hidden = self._slots[:window] > self._position
         mask = torch.zeros(window, dtype=self._model.dtype, device=self._device)

@@ -1,4 +1,6 @@
-"""Compiles every kernel of the chunked operator for a GPU that need not be here; prints what they need.
+"""Compiles every kernel of the operator and of a decoding step for a GPU that need not be here.
+
+Prints the shared memory that they need.
 
 `python -m tests.kernels.compile_all <compute capability> <bytes of shared memory> <dtype>:<D> ...`
 """
@@ -12,7 +14,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from kernels import chunk, chunk_intra_token_parallel
+from kernels import chunk, chunk_intra_token_parallel, decode_attention, decode_linear
 from kernels.chunk import blocks, fitting_stages
 from kernels.presets import DEFAULT
 
@@ -104,7 +106,48 @@ def compile_shape(capability: int, limit: int, dtype: str, dim: int) -> dict[str
     }
 
 
+def compile_decoding(capability: int) -> dict[str, int]:
+    """Compile a decoding step's kernels in float16, as a model of the reference's shape needs them."""
+    half = "*fp16"
+    vectors = " ".join(f"{name}:{half}" for name in ("matrix_0", "matrix_1", "matrix_2", "bias_0", "bias_1"))
+    tile = decode_linear.tile_for(1152, 896)
+    shape = {"K": 896, "BK": tile.columns, "ROWS": tile.rows}
+    return {
+        "linear": compile_for(
+            capability,
+            decode_linear._linear_kernel,
+            f"x:{half} scale:{half} eps:fp32 {vectors} bias_2:{half} residual:{half} o:{half} "
+            "rows_0:i32 rows_1:i32 rows_2:i32",
+            {**shape, "NORM": True, "BIAS": True, "RESIDUAL": True},
+            num_warps=tile.warps,
+        ),
+        "gated": compile_for(
+            capability,
+            decode_linear._gated_kernel,
+            f"x:{half} scale:{half} eps:fp32 gate:{half} up:{half} o:{half} rows:i32",
+            shape,
+            num_warps=tile.warps,
+        ),
+        "attention": compile_for(
+            capability,
+            decode_attention._attention_kernel,
+            f"qkv:{half} cos:{half} sin:{half} keys:{half} values:{half} position:*i64 o:{half} "
+            "scaling:fp32 slots:i32",
+            {
+                "H": 14,
+                "GROUP": 7,
+                "D": 64,
+                "BD": 64,
+                "BLOCK": decode_attention.BLOCK,
+                "STAGES": decode_attention.NUM_STAGES,
+            },
+            num_warps=decode_attention.NUM_WARPS,
+        ),
+    }
+
+
 if __name__ == "__main__":
     given = (int(sys.argv[1]), int(sys.argv[2]))
     shapes = [entry.split(":") for entry in sys.argv[3:]]
-    print(json.dumps({f"{dtype}:{dim}": compile_shape(*given, dtype, int(dim)) for dtype, dim in shapes}))
+    found = {f"{dtype}:{dim}": compile_shape(*given, dtype, int(dim)) for dtype, dim in shapes}
+    print(json.dumps({**found, "decoding": compile_decoding(given[0])}))

@@ -35,6 +35,9 @@ def test_kernels_fit(capability: int, limit: int, shapes: list[str], tmp_path: P
     )
     assert result.returncode == 0, result.stderr[-3000:]
     needed = json.loads(result.stdout)
+    decoding = needed.pop("decoding")
+    assert set(decoding) == {"linear", "gated", "attention"}
+    assert max(decoding.values()) <= limit
     assert set(needed) == set(shapes)
     for shape, kernels in needed.items():
         assert set(kernels) == {"solve", "fold", "scan", "output"}
