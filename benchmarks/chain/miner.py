@@ -1,6 +1,7 @@
 """One miner of the soak: watcher, coordinator and journal as in the product, and a diary of its reveals."""
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -140,6 +141,12 @@ class SoakMiner:
     async def revealed(self) -> int:
         """How many the journal has as revealed."""
         return len(await self._ledger.all(Stage.REVEALED))
+
+    def diaries_bytes(self) -> int:
+        """Return what this benchmark keeps of its own, which grows with the run."""
+        noted = [*self.diaries.values(), *self.blocks]
+        objects = [*noted, *(value for pair in self.blocks for value in pair)]
+        return sys.getsizeof(self.diaries) + sys.getsizeof(self.blocks) + sum(map(sys.getsizeof, objects))
 
     async def until_unfinished(self, count: int) -> None:
         """Wait until so many commitments, all of them acknowledged, have their reveal before them."""

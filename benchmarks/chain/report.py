@@ -46,6 +46,13 @@ class Samples:
                 self.api_files.append(_open_files(self._api_pid()))
             await asyncio.sleep(SAMPLE_S)
 
+    def memory_mib(self) -> list[float]:
+        """Median of each tenth of the run."""
+        values = [memory for memory, _ in self.own]
+        tenth = max(1, len(values) // 10)
+        parts = [values[start : start + tenth] for start in range(0, len(values), tenth)]
+        return [round(statistics.median(part) / 2**20, 1) for part in parts[:10]]
+
     def growth(self, column: int) -> float:
         """Median of the last fifth less the median of the second: the first is for warming up."""
         values = [sample[column] for sample in self.own]
@@ -100,7 +107,8 @@ async def describe(
         "cpu_share_of_a_core": round(cpu_share, 4),
         "cpu_is_of": f"{len(miners)} miners with {miners[0].in_flight} commitments each",
         "memory_growth_mib": round(samples.growth(0) / 2**20, 2),
-        "memory_mib": round(samples.own[-1][0] / 2**20, 1),
+        "memory_mib": samples.memory_mib(),
+        "diaries_mib": round(sum(miner.diaries_bytes() for miner in miners) / 2**20, 2),
         "open_files_growth": samples.growth(1),
         "open_files": samples.own[-1][1],
         "api_open_files": [min(samples.api_files), max(samples.api_files)],

@@ -71,19 +71,23 @@ async def concurrency(target: Target) -> dict[str, Any]:
     }
 
 
-async def soak(target: Target, count: int) -> dict[str, Any]:
-    """Random valid and invalid requests: the answers are those promised, and memory stays as it was."""
+async def soak(target: Target, count: int, *, gap_s: float = 0.0) -> dict[str, Any]:
+    """Random valid and invalid requests: the answers are those promised, and memory stays as it was.
+
+    They begin `gap_s` seconds apart, or one after the other when answers take longer.
+    """
     async with target.session.get(target.url + "/model_info") as response:
         model = ModelInfo.model_validate_json(await response.read())
     statuses: dict[int, int] = {}
     before: dict[str, int] = {}
     for number in range(count):
         if number == count // 4:
-            before = _memory(target)
+            before = memory_bytes(target)
         body = _random_body(target, model)
-        status, _, _ = await target.ask(body)
+        status, _, seconds = await target.ask(body)
+        await asyncio.sleep(max(0.0, gap_s - seconds))
         statuses[status] = statuses.get(status, 0) + 1
-    after = _memory(target)
+    after = memory_bytes(target)
     unexpected = set(statuses) - {200, 400, 413, 422}
     return {
         "requests": count,
@@ -139,7 +143,7 @@ def _random_body(target: Target, model: ModelInfo) -> bytes:
     return target.body(**valid, logits_encoding=draw.choice(["list", "base64"]))
 
 
-def _memory(target: Target) -> dict[str, int]:
+def memory_bytes(target: Target) -> dict[str, int]:
     """Resident bytes of the server and of the model's process."""
     sizes = {"server": _resident_bytes(target.process.pid)}
     children = Path(f"/proc/{target.process.pid}/task/{target.process.pid}/children").read_text().split()

@@ -139,7 +139,6 @@ def compile_decoding(capability: int) -> dict[str, int]:
                 "D": 64,
                 "BD": 64,
                 "BLOCK": decode_attention.BLOCK,
-                "STAGES": decode_attention.NUM_STAGES,
             },
             num_warps=decode_attention.NUM_WARPS,
         ),
