@@ -37,16 +37,12 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Send the requests, and take samples of the memory between them."""
-    model = args.model
-    if model is None:
-        model = str(folder / "model")
-        subprocess.run([sys.executable, "-m", "roles.inference.tiny_model", model], check=True)
     count = max(1, args.requests // SAMPLES)
     gap_s = 60.0 * args.minutes / (count * SAMPLES)
     statuses: dict[str, int] = {}
     unexpected: set[int] = set()
     memory: dict[str, list[float]] = {}
-    async with serving(folder, model, args.device, max_gen_len=MAX_GEN_LEN) as target:
+    async with serving(folder, args.model, args.device, max_gen_len=MAX_GEN_LEN) as target:
         for _ in range(SAMPLES):
             part = await soak(target, count, gap_s=gap_s)
             for status, number in part["statuses"].items():
@@ -67,6 +63,9 @@ def main() -> int:
     """Measure and print."""
     args = parse(sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder:
+        if args.model is None:
+            args.model = f"{folder}/model"
+            subprocess.run([sys.executable, "-m", "roles.inference.tiny_model", args.model], check=True)
         found = asyncio.run(measure(args, Path(folder)))
     print(json.dumps(found))
     return 1 if found["unexpected_statuses"] else 0

@@ -1,7 +1,9 @@
 """How much one caller may ask: sliding windows per hotkey and per address."""
 
+import functools
 import ipaddress
 import math
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -40,7 +42,7 @@ class MemoryWindows:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._taken: dict[str, list[float]] = {}
+        self._taken: defaultdict[str, deque[float]] = defaultdict(deque)
         self._forgot_at_s = clock.monotonic()
 
     async def take(self, key: str, limit: int) -> float | None:
@@ -48,11 +50,12 @@ class MemoryWindows:
         now_s = self._clock.monotonic()
         if now_s - self._forgot_at_s > WINDOW_S:
             self._forget(now_s)
-        self._taken[key], wait_s = slide(self._taken.get(key, []), now_s, limit)
-        return wait_s
+        return slide(self._taken[key], now_s, limit)
 
     def _forget(self, now_s: float) -> None:
-        self._taken = {key: moments for key, moments in self._taken.items() if moments[-1] > now_s - WINDOW_S}
+        idle = [key for key, moments in self._taken.items() if moments[-1] <= now_s - WINDOW_S]
+        for key in idle:
+            del self._taken[key]
         self._forgot_at_s = now_s
 
 
@@ -92,13 +95,10 @@ class SharedWindows:
                 connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
             if forgets:
                 store_limits.forget_windows(connection, now - timedelta(seconds=2 * WINDOW_S))
-            windows = store_limits.find_windows(connection, keys)
-            known = set(windows)
-            waits_s = []
-            for act in acts:
-                windows[act.key], wait_s = slide(windows.get(act.key, []), now.timestamp(), act.limit)
-                waits_s.append(wait_s)
-            store_limits.put_windows(connection, windows, known, now)
+            stored = store_limits.find_windows(connection, keys)
+            windows = {key: without_future(stored.get(key, []), now.timestamp()) for key in keys}
+            waits_s = [slide(windows[act.key], now.timestamp(), act.limit) for act in acts]
+            store_limits.put_windows(connection, windows, set(stored), now)
             return waits_s
 
         waits_s = await self._database.write(work, turns={f"window:{key}" for key in keys})
@@ -107,16 +107,22 @@ class SharedWindows:
         return [Outcome(wait_s) for wait_s in waits_s]
 
 
-def slide(moments: Sequence[float], now_s: float, limit: int) -> tuple[list[float], float | None]:
-    """The moments still inside the window, now added if it has room, and else the seconds until it has.
+def slide(moments: deque[float], now_s: float, limit: int) -> float | None:
+    """Move a window on to `now_s`, and add now if it has room; else the seconds until it has.
 
-    Moments that lie in the future (the clock was set back) do not count, unless another replica's clock is
-    merely a little ahead.
+    In place: a caller's next act must not cost more for all that it did within the minute.
     """
-    kept = [moment for moment in moments if now_s - WINDOW_S < moment <= now_s + CLOCKS_APART_S]
-    if len(kept) >= limit:
-        return kept, kept[0] + WINDOW_S - now_s
-    return [*kept, now_s], None
+    while moments and moments[0] <= now_s - WINDOW_S:
+        moments.popleft()
+    if len(moments) >= limit:
+        return moments[0] + WINDOW_S - now_s
+    moments.append(now_s)
+    return None
+
+
+def without_future(moments: Sequence[float], now_s: float) -> deque[float]:
+    """What a clock that was set back since does not know of; another replica's may be a little ahead."""
+    return deque(moment for moment in moments if moment <= now_s + CLOCKS_APART_S)
 
 
 class Limits:
@@ -180,6 +186,7 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
     return tuple(networks)
 
 
+@functools.lru_cache(maxsize=4096)
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(text)

@@ -1,6 +1,6 @@
 """The memory of who wrote how often, shared by all replicas."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
@@ -15,7 +15,7 @@ def find_windows(connection: Connection, keys: Collection[str]) -> dict[str, lis
 
 
 def put_windows(
-    connection: Connection, windows: Mapping[str, Sequence[float]], known: Collection[str], now: datetime
+    connection: Connection, windows: Mapping[str, Iterable[float]], known: Collection[str], now: datetime
 ) -> None:
     """Store the moments of the keys; `known`: those that have a row."""
     rows = {key: {"moments": list(moments), "seen_at": now} for key, moments in windows.items()}

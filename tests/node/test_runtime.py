@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -321,3 +322,34 @@ def test_broken_pipe_is_silent() -> None:
 
 def test_structlog_stays_usable_after_capture() -> None:
     assert structlog.is_configured()
+
+
+MANY_THREADS = """
+import asyncio, ctypes, threading
+from node.runtime import run_role
+
+def work(barrier):
+    kept = [bytes(2000) for _ in range(100)]
+    barrier.wait()
+    return kept
+
+async def build():
+    barrier = threading.Barrier(5)
+    await asyncio.gather(*(asyncio.to_thread(work, barrier) for _ in range(5)))
+    ctypes.CDLL(None).malloc_stats()
+    raise SystemExit(0)
+
+run_role(build, drain_s=1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_stats"), reason="the C library is not glibc")
+@pytest.mark.parametrize(("chosen", "arenas"), [({}, range(1, 3)), ({"MALLOC_ARENA_MAX": "4"}, range(3, 5))])
+def test_threads_share_arenas_unless_the_operator_chose_otherwise(
+    chosen: dict[str, str], arenas: range
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"} | chosen
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_THREADS], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.count("Arena ") in arenas, done.stderr
