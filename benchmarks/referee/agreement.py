@@ -2,10 +2,12 @@
 
     python -m benchmarks.referee.agreement --seq-len 100000 --seq-len 1000000 --repeat 3
 
-For every length the exported fork is judged by the referee, through the real sandbox, and then timed by CUDA
-events in a process that imports the very same files: one call after a pause, with nothing of its inputs in
-the L2 cache, and calls in a row as the referee makes them. `difference` is that of the referee's figure from
-calls in a row, `difference_from_one` from one call. Prints one JSON document.
+For every length the exported fork is judged by the referee, through the real sandbox. Before and after each
+verdict it is timed by CUDA events in a process that imports the very same files: one call after a pause, with
+nothing of its inputs in the L2 cache, and calls in a row on new inputs, as the referee makes them. The
+yardstick's worker says what CUDA events gave for its calls in the very same trials. `difference` is that of
+the referee's figure from calls in a row, `difference_from_one` from one call, `difference_in_the_trials` from
+the yardstick's. `repeats` holds, for each length, how far the verdicts lie apart. Prints one JSON document.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from kernels.export import export_files
 from node.settings_model import Settings
@@ -36,23 +38,25 @@ WARM_UP_S = 0.5
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seq-len", type=int, action="append", required=True)
+    parser.add_argument("--seq-len", type=int, action="append", help="repeatable (default: both ends)")
     parser.add_argument("--repeat", type=int, default=1, help="verdicts for each length")
     parser.add_argument("--trials", type=int, default=20, help="timed trials of each verdict")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--honest", metavar="TREE", help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    args.seq_len = args.seq_len or [100_000, 1_000_000]
+    return args
 
 
 def main() -> int:
     """Measure and print; 1 when a verdict was not `passed`."""
     args = parse(sys.argv[1:])
     if args.honest is not None:
-        print(json.dumps(_timed_by_events(Path(args.honest), args.seq_len, args.device)))
+        _serve_honest(Path(args.honest), args.device)
         return 0
     with tempfile.TemporaryDirectory() as folder:
         rows = _compare(Path(folder), args)
-    print(json.dumps({"rows": rows}, indent=2))
+    print(json.dumps({"repeats": _repeats(rows), "rows": rows}, indent=2))
     return 0 if all(row["status"] == "passed" for row in rows) else 1
 
 
@@ -69,37 +73,86 @@ def _compare(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     )
     referee = Referee(settings, folder / "data")
     rows = []
-    for length in args.seq_len:
-        for _ in range(args.repeat):
-            started = time.perf_counter()
-            report = asyncio.run(
-                referee.evaluate(
-                    DirectorySource(path=str(fork)),
-                    target_sequence_length=length,
-                    claimed_tokens_per_sec=None,
+    with _Honest(fork, args.device) as honest:
+        for length in args.seq_len:
+            before = honest.times_s(length)
+            for _ in range(args.repeat):
+                started = time.perf_counter()
+                report = asyncio.run(
+                    referee.evaluate(
+                        DirectorySource(path=str(fork)),
+                        target_sequence_length=length,
+                        claimed_tokens_per_sec=None,
+                    )
                 )
-            )
-            rows.append(_row(report, length, time.perf_counter() - started))
-            print(f"{length:,}: {rows[-1]}", file=sys.stderr, flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.referee.agreement",
-        "--honest",
-        str(fork),
-        "--device",
-        args.device,
-    ]
-    for length in args.seq_len:
-        command += ["--seq-len", str(length)]
-    honest = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-    for row in rows:
-        times = honest[str(row["length"])]
-        row |= {f"{name}_ms": round(1e3 * seconds, 4) for name, seconds in times.items()}
-        if row["referee_ms"] is not None:
-            row["difference"] = round(row["referee_ms"] / row["in_a_row_ms"] - 1.0, 4)
-            row["difference_from_one"] = round(row["referee_ms"] / row["one_ms"] - 1.0, 4)
+                wall_s = time.perf_counter() - started
+                after = honest.times_s(length)
+                rows.append(_row(report, length, wall_s) | _differences(report, length, before, after))
+                before = after
+                print(f"{length:,}: {rows[-1]}", file=sys.stderr, flush=True)
     return rows
+
+
+class _Honest:
+    """The process that times the same files by CUDA events, when it is asked."""
+
+    def __init__(self, fork: Path, device: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.referee.agreement", "--honest", str(fork)]
+        self._process = subprocess.Popen(
+            [*command, "--device", device],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=60)
+
+    def times_s(self, length: int) -> dict[str, float]:
+        """Seconds of a call by how it was timed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{length}\n")
+        self._process.stdin.flush()
+        times: dict[str, float] = json.loads(self._process.stdout.readline())
+        return times
+
+
+def _differences(
+    report: EvaluationReport, length: int, before: dict[str, float], after: dict[str, float]
+) -> dict[str, Any]:
+    """Milliseconds by every clock, and how far the referee's is from each."""
+    found: dict[str, Any] = {}
+    for name in before:
+        found[f"{name}_ms"] = [round(1e3 * times[name], 4) for times in (before, after)]
+    measured = report.figures.measured_tokens_per_sec
+    yardstick = report.figures.evidence.get("yardstick")
+    if measured is None or yardstick is None:
+        return found
+    referee_s = length / measured
+    in_the_trials_s = 1e-9 * length * typical(yardstick["beside_ns_per_token"])
+    found["in_the_trials_ms"] = round(1e3 * in_the_trials_s, 4)
+    for name, seconds in {
+        "difference": statistics.mean((before["in_a_row"], after["in_a_row"])),
+        "difference_from_one": statistics.mean((before["one"], after["one"])),
+        "difference_in_the_trials": in_the_trials_s,
+    }.items():
+        found[name] = round(referee_s / seconds - 1.0, 4)
+    return found
+
+
+def _repeats(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How far the verdicts of a length lie apart, as a share of the smallest."""
+    found: dict[str, Any] = {}
+    for length in {row["length"] for row in rows}:
+        figures = [row["referee_ms"] for row in rows if row["length"] == length]
+        if None not in figures:
+            apart = round(max(figures) / min(figures) - 1.0, 4)
+            found[str(length)] = {"verdicts": len(figures), "apart": apart, "milliseconds": figures}
+    return found
 
 
 def _row(report: EvaluationReport, length: int, wall_s: float) -> dict[str, Any]:
@@ -126,8 +179,8 @@ def _row(report: EvaluationReport, length: int, wall_s: float) -> dict[str, Any]
     }
 
 
-def _timed_by_events(tree: Path, lengths: list[int], device: str) -> dict[str, dict[str, float]]:
-    """Seconds of the exported operator, and of the one it was exported from, by length."""
+def _serve_honest(tree: Path, device: str) -> None:
+    """Answer each length on standard input with seconds of the exported operator, and of its origin."""
     import torch
 
     from kernels.benchmark import Benchmark, Drawn
@@ -141,30 +194,36 @@ def _timed_by_events(tree: Path, lengths: list[int], device: str) -> dict[str, d
     from fla.ops.quasar.chunk import chunk_quasar as exported
 
     benchmark = Benchmark(torch.device(device), repetitions=REPETITIONS)
-    found = {}
-    for length in lengths:
-        shape = Shape(batch=1, length=length, heads=8, dim=64, dtype="bfloat16")
+
+    def run(x: Drawn) -> torch.Tensor:
+        return exported(x.q, x.k, x.v, x.beta)[0]
+
+    for line in sys.stdin:
+        shape = Shape(batch=1, length=int(line), heads=8, dim=64, dtype="bfloat16")
         draws = [benchmark.draw(shape) for _ in range(4)]
-        assert torch.equal(
-            ours(draws[0].q, draws[0].k, draws[0].v, draws[0].beta)[0],
-            exported(draws[0].q, draws[0].k, draws[0].v, draws[0].beta)[0],
-        ), "the exported operator gives another result"
-
-        def run(x: Drawn) -> torch.Tensor:
-            return exported(x.q, x.k, x.v, x.beta)[0]
-
+        x = draws[0]
+        assert torch.equal(ours(x.q, x.k, x.v, x.beta)[0], run(x)), "the exported operator differs"
         awake_at = time.monotonic() + WARM_UP_S
         while time.monotonic() < awake_at:
-            run(draws[0])
+            run(x)
             torch.cuda.synchronize(device)
-        found[str(length)] = {
+        times = {
             "one": statistics.median(benchmark.times(run, draws)),
-            "in_a_row": typical([_in_a_row(run, draws) for _ in range(REPETITIONS)]),
             "one_of_ours": statistics.median(
                 benchmark.times(lambda x: ours(x.q, x.k, x.v, x.beta)[0], draws),
             ),
         }
-    return found
+        in_a_row = []
+        for _ in range(REPETITIONS):
+            # What the GPU does between two trials of the referee: it is as warm as there.
+            draws = []
+            draws = [benchmark.draw(shape) for _ in range(4)]
+            in_a_row.append(_in_a_row(run, draws))
+        times["in_a_row"] = typical(in_a_row)
+        # The referee looks at how much of the GPU's memory is taken, and shall find all that it needs.
+        del x, draws
+        torch.cuda.empty_cache()
+        print(json.dumps(times), flush=True)
 
 
 def _in_a_row(run: Callable[[Any], Any], draws: list[Any]) -> float:
