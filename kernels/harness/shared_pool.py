@@ -6,6 +6,7 @@ map, and nothing is copied.
 """
 
 import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,9 @@ def _callbacks(segments: dict[int, _Segment], refusals: list[str], device: torch
         return memory.address
 
     def free(address: int, _size: int, _device: int, _stream: int | None) -> None:
+        if sys.is_finalizing():
+            # The driver takes back what a process held.
+            return
         segments.pop(address).memory.close()
 
     callbacks: tuple[Callable[..., Any], ...] = (_Allocate(allocate), _Free(free))

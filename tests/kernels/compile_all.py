@@ -138,7 +138,7 @@ def compile_decoding(capability: int) -> dict[str, int]:
                 "GROUP": 7,
                 "D": 64,
                 "BD": 64,
-                "BLOCK": decode_attention.BLOCK,
+                "BLOCK": decode_attention.BLOCK_NUMBERS // 64,
             },
             num_warps=decode_attention.NUM_WARPS,
         ),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
-from kernels.decode_attention import BLOCK, decode_attention
+from kernels.decode_attention import BLOCK_NUMBERS, decode_attention
 from kernels.decode_linear import Norm, decode_gated, decode_linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,8 +60,9 @@ def test_more_matrices_than_a_launch_takes_are_refused() -> None:
 
 # --- attention ----------------------------------------------------------------------------------------------
 
+BLOCK = BLOCK_NUMBERS // 64
 SLOTS = 2 * BLOCK + 5
-SHAPES = [(4, 2, 16), (3, 1, 40), (2, 2, 64)]
+SHAPES = [(4, 2, 16), (3, 1, 40), (2, 2, 64), (2, 1, 128)]
 """Query heads, heads of keys and values, dimension."""
 
 
