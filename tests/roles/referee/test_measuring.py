@@ -7,14 +7,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from kernels.harness import wire
+from kernels.harness.accuracy import reference_output
+from kernels.harness.inputs import InputSets
 from kernels.harness.rooms import HostRoom
-from kernels.harness.session import Session
+from kernels.harness.session import Session, Trial
 from kernels.harness.worker import serve
 from kernels.reference import chunked
 from protocol.messages import DirectorySource, EvaluationJob
@@ -31,9 +34,8 @@ def honest(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor
     return chunked(q, k, v, beta, **options)
 
 
-@contextmanager
-def measuring(operator: Operator, tmp_path: Path, *, trials: int = 3) -> Iterator[Measuring]:
-    job = EvaluationJob(
+def job_of(tmp_path: Path, *, trials: int = 3) -> EvaluationJob:
+    return EvaluationJob(
         source=DirectorySource(path=str(tmp_path)),
         target_sequence_length=100_000,
         sequence_length=96,
@@ -43,6 +45,11 @@ def measuring(operator: Operator, tmp_path: Path, *, trials: int = 3) -> Iterato
         trials_max=trials,
         work_dir=str(tmp_path),
     )
+
+
+@contextmanager
+def measuring(operator: Operator, tmp_path: Path, *, trials: int = 3) -> Iterator[Measuring]:
+    job = job_of(tmp_path, trials=trials)
     ours, theirs = wire.socket_pair()
 
     operators = {"chunk_quasar": operator, "fused_recurrent_quasar": operator}
@@ -150,3 +157,30 @@ def test_time_of_others_is_given_back() -> None:
     assert left_s() == 6.0
     left_s.extend(3.0)
     assert left_s() == 9.0
+
+
+class Exact:
+    """A contestant that is always right and quick, and notes how many sets it was given at each length."""
+
+    def __init__(self) -> None:
+        self.sets: dict[int, set[int]] = {}
+
+    def run(self, sets: InputSets, *, cu_seqlens: list[int] | None = None, **_: Any) -> Trial:
+        self.sets.setdefault(sets.shape.length, set()).add(sets.count)
+        output = reference_output(sets.draw(0), torch.device("cpu"), cu_seqlens)
+        return Trial([output], 0.001 * (1 + sets.count), None)
+
+
+def test_no_more_sets_than_fit_beside_a_yardstick_of_a_shorter_league(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sets_for(_self: Drawing, _shape: Any, call_s: float) -> int:
+        return 3 if call_s == 0.0 else 2
+
+    monkeypatch.setattr(Drawing, "sets_for", sets_for)
+    job, contestant = job_of(tmp_path), Exact()
+    yardstick: Any = SimpleNamespace(sets=32, overhead_s=0.001)
+    trials = Measuring(job, contestant, Drawing(job), yardstick)  # type: ignore[arg-type]
+    trials.probe()
+    assert trials.calls == 2
+    assert max(max(counts) for counts in contestant.sets.values()) == 3
