@@ -17,7 +17,7 @@ PARTS: Final = {
 """Modules of a layer as Llama, Mistral and Qwen2 have it."""
 
 
-class UnusualModel(NotImplementedError):
+class UnusualModel(RuntimeError):
     """The model's layers are not those that a fused step knows."""
 
 
