@@ -10,7 +10,7 @@ from protocol.messages import Answer, HotkeyText
 class LooseMessage(BaseModel):
     """Base of bodies whose further fields are ignored: those clients send more than is read here."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, cache_strings="keys")
 
 
 class RegisterMiner(LooseMessage):

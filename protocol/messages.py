@@ -41,13 +41,14 @@ Finite = Annotated[float, AfterValidator(_require_finite)]
 class Message(BaseModel):
     """Base of every message: unknown fields are errors, instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Values are signatures, hashes and nonces: remembered strings would only fill the memory.
+    model_config = ConfigDict(extra="forbid", frozen=True, cache_strings="keys")
 
 
 class Answer(BaseModel):
     """Base of what servers answer: clients tolerate fields added by a newer server."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, cache_strings="keys")
 
 
 # --- miners -------------------------------------------------------------------------------------------------
