@@ -74,7 +74,7 @@ class Ranking:
     open_leads: Sequence[Lead] = ()
     """At most one for each reward, the most valuable first."""
     waiting: frozenset[SubmissionId] = frozenset()
-    """Submissions behind others that they were measured ahead of."""
+    """Submissions behind others, for want of a confirmed lead over one that those others lead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,8 @@ def rank(
        as the earlier one's effective score.
     4. A place that earns something is filled by walking those without a place in time order: the next one
        takes it over from its holder only with a higher effective score, and a confirmed lead over the holder
-       or over one that is not behind it. Whoever was measured ahead and lacks that, waits.
+       or over one that is not behind it. Whoever comes before the last holder in the order of rule 5 lacks
+       that, and waits.
     5. All other places: effective score descending, time ascending, submission id ascending.
     6. One place for each hotkey.
 
@@ -140,7 +141,7 @@ def rank(
     while remaining and len(holders) < len(REWARD_SHARES):
         holder = _holder(remaining, confirmed)
         holders.append(holder)
-        ahead = [one for one in remaining if one.effective_score > holder.effective_score]
+        ahead = [one for one in remaining if _order(one) < _order(holder)]
         waiting.update(one.entry.submission_id for one in ahead)
         if ahead:
             lead = _best_lead(ahead, remaining)
@@ -237,7 +238,7 @@ def _best_lead(waiting: Sequence[_Scored], in_time_order: Sequence[_Scored]) -> 
 def _best_of_each(scored: Iterable[_Scored]) -> list[_Scored]:
     """One for each hotkey, in the order of the ranking."""
     best: dict[Hotkey, _Scored] = {}
-    for one in sorted(scored, key=lambda one: (-one.effective_score, *_time_order(one.entry))):
+    for one in sorted(scored, key=_order):
         best.setdefault(one.entry.hotkey, one)
     return list(best.values())
 
@@ -253,6 +254,10 @@ def _places(ordered: Iterable[_Scored]) -> list[Place]:
         )
         for number, one in enumerate(ordered, start=1)
     ]
+
+
+def _order(one: _Scored) -> tuple[float, datetime, SubmissionId]:
+    return -one.effective_score, *_time_order(one.entry)
 
 
 def _time_order(entry: Entry) -> tuple[datetime, SubmissionId]:

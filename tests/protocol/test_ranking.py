@@ -247,6 +247,21 @@ def test_places_that_earn_nothing_need_no_rerun() -> None:
     assert ranking.open_leads == ()
 
 
+def test_the_earlier_of_two_that_tie_gets_its_own_rerun() -> None:
+    # 3 and 4 tie, and only the later one's lead over 1 has been run again.
+    entries = [entry(1, "a", 100.0), entry(3, "b", 104.04), entry(4, "a", 104.8)]
+    first = rank_compared(entries, [confirm(4, 1)])
+    assert [place.entry.submission_id for place in first.places] == [4, 3]
+    assert first.waiting == {3}
+    assert open_leads(first) == [(3, 1)]
+    second = rank_compared(entries, [confirm(4, 1), confirm(3, 1)])
+    assert [place.entry.submission_id for place in second.places] == [3, 4]
+    third = rank_compared(entries, [confirm(4, 1), confirm(3, 1, counts=False)])
+    assert [place.entry.submission_id for place in third.places] == [4, 3]
+    assert not second.open_leads
+    assert not third.open_leads
+
+
 def test_a_lead_by_chance_holds_nobody_else_up() -> None:
     # The second was measured far too fast; the third, which is as fast as that, leads the first in truth.
     entries = [entry(1, "a", 100.0), entry(2, "chance", 130.0), entry(3, "c", 131.0)]
