@@ -133,10 +133,13 @@ def decode_linear(
     """Return the products of up to three matrices [N_i, K] with x [K], one after the other, as [sum of N_i].
 
     x is normalised before; biases [N_i] and a residual [sum of N_i] are added. Raises ValueError for a number
-    of matrices that is not one to three.
+    of matrices that is not one to three, and for one whose rows do not follow one another.
     """
     if not 1 <= len(matrices) <= 3:
         raise ValueError(f"one to three matrices are multiplied at once, not {len(matrices)}")
+    strided = next((matrix for matrix in matrices if not matrix.is_contiguous()), None)
+    if strided is not None:
+        raise ValueError(f"a matrix must be contiguous, not strided {strided.stride()}")
     # What a launch does not use is given something to point at.
     unused = 3 - len(matrices)
     given = [*matrices, *[x] * unused]

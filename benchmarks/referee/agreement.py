@@ -38,7 +38,9 @@ WARM_UP_S = 0.5
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seq-len", type=int, action="append", help="repeatable (default: both ends)")
+    parser.add_argument(
+        "--seq-len", type=int, action="append", help="default: 100,000 and 1,000,000"
+    )
     parser.add_argument("--repeat", type=int, default=1, help="verdicts for each length")
     parser.add_argument("--trials", type=int, default=20, help="timed trials of each verdict")
     parser.add_argument("--device", default="cuda:0")
@@ -61,10 +63,12 @@ def main() -> int:
 
 
 def _compare(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    fork = folder / "fork"
-    (fork / TARGET_DIR).mkdir(parents=True)
-    for name, text in export_files("chunk").items():
-        (fork / TARGET_DIR / name).write_text(text)
+    # The honest process lays its tree over the pinned base: the referee's stays as a miner's is.
+    fork, tree = folder / "fork", folder / "honest"
+    for root in (fork, tree):
+        (root / TARGET_DIR).mkdir(parents=True)
+        for name, text in export_files("chunk").items():
+            (root / TARGET_DIR / name).write_text(text)
     settings = Settings.model_validate(
         {
             "node": {"device": args.device},
@@ -73,7 +77,7 @@ def _compare(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     )
     referee = Referee(settings, folder / "data")
     rows = []
-    with _Honest(fork, args.device) as honest:
+    with _Honest(tree, args.device) as honest:
         for length in args.seq_len:
             before = honest.times_s(length)
             for _ in range(args.repeat):
@@ -96,8 +100,8 @@ def _compare(folder: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
 class _Honest:
     """The process that times the same files by CUDA events, when it is asked."""
 
-    def __init__(self, fork: Path, device: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.referee.agreement", "--honest", str(fork)]
+    def __init__(self, tree: Path, device: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.referee.agreement", "--honest", str(tree)]
         self._process = subprocess.Popen(
             [*command, "--device", device],
             stdin=subprocess.PIPE,
@@ -147,7 +151,7 @@ def _differences(
 def _repeats(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """How far the verdicts of a length lie apart, as a share of the smallest."""
     found: dict[str, Any] = {}
-    for length in {row["length"] for row in rows}:
+    for length in dict.fromkeys(row["length"] for row in rows):
         figures = [row["referee_ms"] for row in rows if row["length"] == length]
         if None not in figures:
             apart = round(max(figures) / min(figures) - 1.0, 4)

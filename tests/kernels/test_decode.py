@@ -58,6 +58,12 @@ def test_more_matrices_than_a_launch_takes_are_refused() -> None:
         decode_linear(x, [drawn(2, 4, dtype=torch.float32)] * 4)
 
 
+def test_a_matrix_with_strides_is_refused() -> None:
+    x = drawn(4, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"a matrix must be contiguous, not strided \(1, 2\)"):
+        decode_linear(x, [drawn(4, 2, dtype=torch.float32).T])
+
+
 # --- attention ----------------------------------------------------------------------------------------------
 
 BLOCK = BLOCK_NUMBERS // 64

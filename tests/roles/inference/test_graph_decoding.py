@@ -39,11 +39,15 @@ def engine(tiny_model: Path) -> Engine:
     return Engine.load(str(tiny_model), "cpu")
 
 
-@pytest.fixture(scope="module")
-def decoder(engine: Engine) -> StaticDecoder:
-    made = StaticDecoder(engine.model, CPU, layers=LAYERS, length=CONTEXT_LENGTH, fuse=False)
+def warmed(model: Any, *, length: int = CONTEXT_LENGTH, fuse: bool = False) -> StaticDecoder:
+    made = StaticDecoder(model, CPU, layers=LAYERS, length=length, fuse=fuse)
     assert len(list(made.warm_up())) == len(made.windows()) + len(made.prefill_lengths())
     return made
+
+
+@pytest.fixture(scope="module")
+def decoder(engine: Engine) -> StaticDecoder:
+    return warmed(engine.model)
 
 
 def test_windows_and_paddings_cover_the_context(engine: Engine, decoder: StaticDecoder) -> None:
@@ -67,9 +71,7 @@ def test_answers_are_the_plain_loops(
 
 
 def test_text_of_exactly_the_length_of_the_buffers(engine: Engine) -> None:
-    short = StaticDecoder(engine.model, CPU, layers=LAYERS, length=60, fuse=False)
-    for _ in short.warm_up():
-        pass
+    short = warmed(engine.model, length=60)
     for length, gen_len in ((59, 1), (1, 59), (30, 30)):
         plain = finish(PlainDecoder(engine.model, CPU), length, gen_len, None)
         assert finish(short, length, gen_len, None).tokens == plain.tokens
@@ -110,8 +112,8 @@ def test_captured_logits_outlive_the_next_answer(decoder: StaticDecoder) -> None
 
 @pytest.fixture(scope="module")
 def fused(engine: Engine) -> StaticDecoder:
-    made = StaticDecoder(engine.model, CPU, layers=LAYERS, length=CONTEXT_LENGTH, fuse=True)
-    assert len(list(made.warm_up())) == 1 + len(made.prefill_lengths())
+    made = warmed(engine.model, fuse=True)
+    assert made.windows() == [CONTEXT_LENGTH]
     return made
 
 
@@ -131,14 +133,13 @@ def test_fused_steps_in_float16_are_about_as_exact_as_the_models_own(engine: Eng
     half = engine.in_float16().model
     exact = finish(PlainDecoder(engine.model, CPU), 40, 6, 6).captured_logits
     assert exact is not None
-    errors = {}
+    errors, tokens = {}, {}
     for fuse in (False, True):
-        decoder = StaticDecoder(half, CPU, layers=LAYERS, length=CONTEXT_LENGTH, fuse=fuse)
-        for _ in decoder.warm_up():
-            pass
-        logits = finish(decoder, 40, 6, 6).captured_logits
-        assert logits is not None
-        errors[fuse] = float((logits - exact).norm())
+        answer = finish(warmed(half, fuse=fuse), 40, 6, 6)
+        assert answer.captured_logits is not None
+        errors[fuse] = float((answer.captured_logits - exact).norm())
+        tokens[fuse] = answer.tokens
+    assert tokens[True] == tokens[False]
     # Validators allow four times; here it is one answer of each, by chance the better or the worse.
     assert errors[True] < 2.0 * errors[False]
 
@@ -262,9 +263,7 @@ def test_models_that_the_cache_does_not_fit_use_the_plain_loop(
 def test_engine_takes_the_plain_loop_for_texts_beyond_the_buffers(tiny_model: Path) -> None:
     engine = Engine.load(str(tiny_model), "cpu")
     assert engine.decoding == "plain loop"
-    engine._static = StaticDecoder(engine.model, CPU, layers=LAYERS, length=64, fuse=False)
-    for _ in engine._static.warm_up():
-        pass
+    engine._static = warmed(engine.model, length=64)
     assert engine.decoding == "cuda graphs"
     for length, gen_len, decoder in (
         (60, 4, engine._static),
@@ -282,9 +281,7 @@ def test_broken_weights_are_said_by_the_static_decoder_too(tiny_model: Path) -> 
     engine = Engine.load(str(tiny_model), "cpu")
     with torch.no_grad():
         engine.model.get_output_embeddings().weight[3, 0] = float("nan")
-    decoder = StaticDecoder(engine.model, CPU, layers=LAYERS, length=128, fuse=False)
-    for _ in decoder.warm_up():
-        pass
+    decoder = warmed(engine.model, length=128)
     decoder.begin(drawn(5), 2, 1)
     with pytest.raises(LogitsNotFinite, match="not finite"):
         decoder.advance(10.0)
