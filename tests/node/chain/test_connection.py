@@ -67,7 +67,8 @@ async def test_a_chain_that_stays_down(subnet: Subnet, faults: Faults) -> None:
 
 
 async def test_a_black_hole_ends_at_the_deadline(subnet: Subnet, faults: Faults) -> None:
-    chain = faulty(subnet, faults, call_timeout_s=0.2)
+    # Half of it for an attempt, and a tenth of a second at most before the next one.
+    chain = faulty(subnet, faults, call_timeout_s=1.0)
     faults.hang = True
     with pytest.raises(ChainUnavailable, match="did not tell its height within"):
         await chain.height()

@@ -42,6 +42,8 @@ async def bodies(api: Client, subnet: Subnet) -> dict[str, tuple[dict[str, Any],
     """A body for every writing endpoint that would be taken as it stands, and who signs the request."""
     committed = await api.commit(subnet.miner, Code("committed"))
     subnet.chain.advance(100)
+    # The API sees a new block after a moment: what tests compare before and after must not change by that.
+    await until(lambda: can_reveal(api))
     await api.submit(subnet.rival, Code("leased"))
     lease = await api.lease(subnet.validator)
     assert lease is not None
