@@ -15,7 +15,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from node.sandbox import Limits, SandboxSpec, SandboxTier, detect_tier, python_mounts, start_sandboxed
+from node.sandbox import detect_tier, start_sandboxed
+from node.sandbox_spec import Limits, SandboxSpec, SandboxTier, python_mounts
 
 MEMORY_BYTES = 2**30
 

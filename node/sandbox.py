@@ -12,17 +12,15 @@ import functools
 import os
 import shutil
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Final
 
 from node.cgroups import Cgroup, find_parent, make_room
+from node.landlock import start_landlocked
+from node.sandbox_spec import ENVIRONMENT, Limits, SandboxSpec, SandboxTier
 from node.sandboxed_process import SandboxedProcess
 from node.seccomp import filter_descriptor
 from protocol.errors import SandboxUnavailable
@@ -35,54 +33,6 @@ STAGES: Final = Path("/tmp")  # noqa: S108
 STAGE_PREFIX: Final = "quasar-stage-"
 OLD_STAGE_S: Final = 24 * 3600.0
 """No sandbox lives that long; in use, a stage looks empty from outside all the same."""
-_ENVIRONMENT: Final = {"HOME": "/tmp", "PATH": "/usr/bin:/bin", "USER": "nobody"}  # noqa: S108
-"""USER, because no user database says inside who the unprivileged user is, and libraries ask."""
-
-
-class SandboxTier(StrEnum):
-    """How strong the isolation of this host is."""
-
-    CGROUP = "bwrap+seccomp+rlimits+cgroup"
-    BWRAP = "bwrap+seccomp+rlimits"
-    NONE = "none"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What each sandboxed process may use; `data_bytes` None leaves CUDA its huge private mappings.
-
-    `memory_bytes`, where there is a cgroup (`SandboxTier.CGROUP`), holds for all processes together, and so
-    does `processes` then.
-    """
-
-    memory_bytes: int | None = None
-    data_bytes: int | None = 8 * 2**30
-    file_bytes: int = 256 * 2**20
-    processes: int = 512
-    open_files: int = 512
-    tmp_bytes: int = 1 * 2**30
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
-    """A host path that is readable inside under another path."""
-
-    host: Path
-    inside: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxSpec:
-    """What runs in the sandbox and what it sees."""
-
-    argv: Sequence[str]
-    mounts: Sequence[Mount] = ()
-    hidden: Sequence[Path] = ()
-    """Folders inside, part of a mount, that show as empty."""
-    environment: Mapping[str, str] = field(default_factory=dict)
-    devices: Sequence[Path] = ()
-    limits: Limits = field(default_factory=Limits)
-
 
 _STAGE_SCRIPT: Final = """\
 set -e
@@ -226,7 +176,7 @@ def _bwrap_command(spec: SandboxSpec, sources: Sequence[Path], filter_fd: int) -
         command += ["--ro-bind", "/sys", "/sys"]
     for device in spec.devices:
         command += ["--dev-bind-try", str(device), str(device)]
-    for name, value in {**_ENVIRONMENT, **spec.environment}.items():
+    for name, value in {**ENVIRONMENT, **spec.environment}.items():
         command += ["--setenv", name, value]
     return [*command, "--chdir", "/tmp", "--remount-ro", "/", "--", *spec.argv]  # noqa: S108
 
@@ -253,45 +203,20 @@ def _limit_flags(limits: Limits) -> list[str]:
 def detect_tier() -> SandboxTier:
     """Return the tier that this process really gets, found by starting a sandbox once (see `make_room`)."""
     make_room()
-    if _starts(Limits(memory_bytes=PROBE_MEMORY_BYTES)):
+    if _starts(start_sandboxed, Limits(memory_bytes=PROBE_MEMORY_BYTES)):
         return SandboxTier.CGROUP
-    return SandboxTier.BWRAP if _starts(Limits()) else SandboxTier.NONE
+    if _starts(start_sandboxed, Limits()):
+        return SandboxTier.BWRAP
+    return SandboxTier.LANDLOCK if _starts(start_landlocked, Limits()) else SandboxTier.NONE
 
 
-def _starts(limits: Limits) -> bool:
+def _starts(start: Callable[..., SandboxedProcess], limits: Limits) -> bool:
     with tempfile.TemporaryFile() as output:
         spec = SandboxSpec(argv=["/bin/true"], limits=limits)
         try:
-            process = start_sandboxed(spec, pass_fds=(), output=output)
+            process = start(spec, pass_fds=(), output=output)
         except (SandboxUnavailable, OSError):
             return False
         code = process.wait(PROBE_TIMEOUT_S)
         process.kill()
     return code == 0
-
-
-def python_mounts() -> list[Mount]:
-    """Return what the interpreter of this process needs inside: its base prefix and its site-packages."""
-    prefix = Path(sys.base_prefix).resolve()
-    # A prefix of /usr is in every sandbox already.
-    mounts = [] if prefix == Path("/usr") else [Mount(host=prefix, inside=prefix)]
-    paths = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
-    return mounts + [
-        Mount(host=path, inside=Path(f"/quasar/site{index}")) for index, path in enumerate(sorted(paths))
-    ]
-
-
-def python_argv(program: str, paths: Sequence[str], *arguments: str) -> list[str]:
-    """Return the command that runs `program` text isolated, with `paths` in front of the module search path.
-
-    The base interpreter is run: a virtual environment's link does not resolve inside.
-    """
-    interpreter = str(Path(sys.executable).resolve())
-    return [
-        interpreter,
-        "-I",
-        "-u",
-        "-c",
-        f"import sys; sys.path[:0] = {list(paths)!r}; {program}",
-        *arguments,
-    ]

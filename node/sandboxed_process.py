@@ -5,20 +5,33 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Final
 
 from node.cgroups import Cgroup
 from node.process_tree import family
 
+TERM_TIMEOUT_S: Final = 10.0
+
 
 class SandboxedProcess:
-    """A running sandbox; `kill` ends everything in it."""
+    """A running sandbox; `kill` ends everything in it.
+
+    `is_supervised`: the process is our own, runs outside of the sandbox, and ends all that it started when it
+    gets SIGTERM.
+    """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], stage: Path | None = None, cgroup: Cgroup | None = None
+        self,
+        process: subprocess.Popen[bytes],
+        stage: Path | None = None,
+        cgroup: Cgroup | None = None,
+        *,
+        is_supervised: bool = False,
     ) -> None:
         self._process = process
         self._stage = stage
         self._cgroup = cgroup
+        self._is_supervised = is_supervised
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
@@ -33,7 +46,8 @@ class SandboxedProcess:
 
     def pause(self) -> None:
         """Stop the process and all that it started, until `resume`."""
-        stopped: set[int] = set()
+        # Who supervises must hear of the end.
+        stopped: set[int] = {self._process.pid} if self._is_supervised else set()
         # A process that is being made while others stop is there the next time.
         while found := family(self._process.pid) - stopped:
             for pid in found:
@@ -59,6 +73,9 @@ class SandboxedProcess:
 
     def kill(self) -> None:
         """End the process and, with its pid namespace, all that it started; safe to call again."""
+        if self._is_supervised:
+            self._process.terminate()
+            self.wait(TERM_TIMEOUT_S)
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         if self._cgroup is not None:

@@ -515,7 +515,8 @@ class EvaluationJob(Message):
     """What a submission may hold of the host's memory, where a cgroup can limit it."""
     work_dir: str
     """Private directory for git objects and Triton caches."""
-    require_sandbox: bool = True
+    isolation: Literal["to_score", "any", "none"] = "to_score"
+    """The least that the worker gets: a sandbox whose verdicts may score, any, or none if there is none."""
     known_fingerprints: dict[str, int] = Field(default_factory=dict)
     """Fingerprint of earlier submissions of other hotkeys -> submission id."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(default_factory=list)

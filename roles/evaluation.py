@@ -51,7 +51,10 @@ def git_source(settings: Settings, *, fork_url: str, commit_hash: str) -> GitSou
 
 
 class Referee:
-    """Has submissions judged on one device (default: `[node] device`), each in a process of its own."""
+    """Has submissions judged on one device (default: `[node] device`), each in a process of its own.
+
+    `do_verdicts_score`: they are a validator's, and on a public chain need a sandbox that is strong enough.
+    """
 
     def __init__(
         self,
@@ -59,11 +62,13 @@ class Referee:
         data_dir: Path,
         *,
         device: str | None = None,
+        do_verdicts_score: bool = False,
         on_stage: Callable[[str], None] | None = None,
     ) -> None:
         self._settings = settings
         self._work_dir = data_dir / "evaluations"
         self._device = resolve_device(settings.node.device if device is None else device)
+        self._do_verdicts_score = do_verdicts_score
         self._on_stage = on_stage
 
     @property
@@ -156,7 +161,7 @@ class Referee:
             vram_limit_bytes=None if own.vram_limit_mb is None else own.vram_limit_mb * 2**20,
             memory_limit_bytes=_memory_limit_bytes(own) // at_once,
             work_dir=str(self._work_dir.absolute()),
-            require_sandbox=not self._may_go_unsandboxed(),
+            isolation=self._isolation(),
             **fields,
         )
 
@@ -189,9 +194,11 @@ class Referee:
             return False
         return True
 
-    def _may_go_unsandboxed(self) -> bool:
-        # Elsewhere than on the local chain an unsandboxed verdict would score beside a wallet.
-        return self._settings.validator.unsafe_no_sandbox and self._settings.is_local_chain
+    def _isolation(self) -> Literal["to_score", "any", "none"]:
+        # The local chain has no wallet worth protecting.
+        if self._settings.is_local_chain:
+            return "none" if self._settings.validator.unsafe_no_sandbox else "any"
+        return "to_score" if self._do_verdicts_score else "any"
 
     def _take_line(self, line: str) -> None:
         if line.startswith("stage: "):

@@ -141,13 +141,19 @@ def _disk(data_dir: Path) -> Finding:
 def sandbox_finding(settings: Settings) -> Finding:
     """Which tier this process gets and, where there is a better one, what is in its way."""
     from node.cgroups import find_parent
-    from node.sandbox import SandboxTier, detect_tier
+    from node.sandbox import detect_tier
+    from node.sandbox_spec import SandboxTier
 
     tier = detect_tier()
+    better = "apt-get install bubblewrap" if shutil.which("bwrap") is None else _NAMESPACES_FIX
     if tier is SandboxTier.NONE:
         result: Literal["warning", "error"] = "warning" if settings.is_local_chain else "error"
-        fix = "apt-get install bubblewrap" if shutil.which("bwrap") is None else _NAMESPACES_FIX
-        return Finding("sandbox", result, "no isolation available", fix)
+        if os.geteuid() == 0:
+            better += "; or, to verify kernels only, run this as another user than root"
+        return Finding("sandbox", result, "no isolation available", better)
+    if tier is SandboxTier.LANDLOCK:
+        detail = f"tier {tier.value}: enough to verify kernels, too little for a validator's verdicts"
+        return Finding("sandbox", "warning", detail, better)
     if tier is SandboxTier.CGROUP:
         return Finding("sandbox", "ok", f"tier {tier.value}")
     try:

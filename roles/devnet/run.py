@@ -13,7 +13,8 @@ from rich.console import Console
 from node.devices import resolve_device
 from node.locks import FileLock
 from node.processes import module_argv, worker_environment
-from node.sandbox import SandboxTier, detect_tier
+from node.sandbox import detect_tier
+from node.sandbox_spec import SandboxTier
 from protocol.errors import ApiUnavailable, ChainUnavailable, DevnetFailed
 from protocol.verdicts import LogitOutcome, Status
 from roles.devnet.layout import MARKER, Layout, Member, Scale, prepare, require_devnet_folder

@@ -10,7 +10,7 @@ import torch
 
 from kernels.harness.session import Trial
 from node.device_turns import BackgroundTurn
-from node.sandbox import SandboxTier
+from node.sandbox_spec import SandboxTier
 from protocol.errors import DeviceBusy, SandboxUnavailable
 from protocol.leads import judge_lead
 from protocol.messages import ComparisonFigures, ComparisonJob, ComparisonReport

@@ -12,7 +12,7 @@ import torch
 
 from kernels.harness.session import CandidateFailed
 from node.device_turns import BackgroundTurn
-from node.sandbox import SandboxTier
+from node.sandbox_spec import SandboxTier
 from protocol.errors import DeviceBusy, SandboxUnavailable
 from protocol.judging import Measurements, fault_of, judge
 from protocol.messages import EvaluationJob, EvaluationReport, Figures

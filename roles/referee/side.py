@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 
 from kernels.harness.session import CandidateFailed
-from node.sandbox import SandboxTier
+from node.sandbox_spec import SandboxTier
 from protocol.judging import Measurements, judge
 from protocol.leagues import weighted_score
 from protocol.messages import EvaluationJob

@@ -13,23 +13,13 @@ from typing import IO, Final
 
 import torch
 
-import kernels
 from kernels.export import export_files
 from kernels.fork_base import write_fla_base
 from kernels.harness.session import CandidateFailed, Session
 from kernels.harness.wire import socket_pair
-from node.devices import gpu_file, physical_gpu
-from node.sandbox import (
-    Limits,
-    Mount,
-    SandboxSpec,
-    SandboxTier,
-    detect_tier,
-    python_argv,
-    python_mounts,
-    start_sandboxed,
-    start_unsandboxed,
-)
+from node.landlock import start_landlocked
+from node.sandbox import detect_tier, start_sandboxed, start_unsandboxed
+from node.sandbox_spec import SandboxTier
 from node.sandboxed_process import SandboxedProcess
 from protocol.errors import SandboxUnavailable
 from protocol.forks import TARGET_DIR
@@ -37,27 +27,10 @@ from protocol.messages import EvaluationJob
 from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
 from roles.referee.stages import Ended, printable
+from roles.referee.worker_spec import isolated_spec, spec_in_place
 
 LOG_TAIL_BYTES: Final = 4000
 FOLDER_PREFIX: Final = "run-"
-_WORKER_FILES: Final = (
-    "__init__.py",
-    *(
-        f"harness/{name}.py"
-        for name in (
-            "__init__",
-            "device_memory",
-            "inputs",
-            "memory",
-            "rooms",
-            "shared_pool",
-            "wire",
-            "worker",
-        )
-    ),
-)
-_PROGRAM: Final = "from kernels.harness.worker import main; main(sys.argv[1:])"
-_GPU_CONTROL: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +51,17 @@ def choose_tier(job: EvaluationJob) -> SandboxTier:
     """Return the isolation that this evaluation gets.
 
     Raises:
-        SandboxUnavailable: there is none, and the job demands one.
+        SandboxUnavailable: it is less than the job demands.
     """
     tier = detect_tier()
-    if tier is SandboxTier.NONE and job.require_sandbox:
+    if tier is SandboxTier.NONE and job.isolation != "none":
         raise SandboxUnavailable(
             "this host offers no sandbox, and hostile code runs only in one: apt-get install bubblewrap"
+        )
+    if not tier.may_score and job.isolation == "to_score":
+        raise SandboxUnavailable(
+            f"this host offers {tier.value} alone, too little for verdicts that count: "
+            "apt-get install bubblewrap"
         )
     return tier
 
@@ -198,71 +176,13 @@ def _lay_out(tree: Path, files: Mapping[str, str]) -> None:
 def _start(
     tree: Path, job: EvaluationJob, tier: SandboxTier, end: socket.socket, log: IO[bytes], triton_cache: Path
 ) -> SandboxedProcess:
-    package = Path(kernels.__file__).parent
-    is_gpu = job.device != "cpu"
-    environment = {
-        "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108 - the sandbox's own
-        "OMP_NUM_THREADS": "1",
-        **({} if is_gpu else {"TRITON_INTERPRET": "1"}),
-        **_visible_gpu(job.device),
-        **{name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if is_gpu and name in os.environ},
-    }
-    descriptor, device = str(end.fileno()), "cuda:0" if is_gpu else "cpu"
+    descriptor = end.fileno()
     if tier is SandboxTier.NONE:
-        mounts = python_mounts()
-        paths = [*(str(mount.host) for mount in mounts[-2:]), str(package.parent)]
-        environment |= {
-            "PATH": os.defpath,
-            "HOME": str(tree.parent),
-            "TRITON_CACHE_DIR": str(triton_cache),
-        }
-        spec = SandboxSpec(
-            argv=python_argv(_PROGRAM, paths, descriptor, str(tree), device), environment=environment
-        )
-        return start_unsandboxed(spec, pass_fds=(end.fileno(),), output=log)
-    interpreter = python_mounts()
-    mounts = [
-        *interpreter,
-        # Only what the worker runs: with the rest a submission could call our kernels in place of its own.
-        *(Mount(host=package / name, inside=Path("/quasar/src/kernels") / name) for name in _WORKER_FILES),
-        Mount(host=tree, inside=Path("/quasar/tree")),
-    ]
-    paths = [str(mount.inside) for mount in interpreter if mount.inside.is_relative_to("/quasar")]
-    spec = SandboxSpec(
-        argv=python_argv(_PROGRAM, [*paths, "/quasar/src"], descriptor, "/quasar/tree", device),
-        mounts=mounts,
-        # The whole fla-core, forbidden operators included; the tree has the part that submissions may use.
-        hidden=[mount.inside / "fla" for mount in interpreter if (mount.host / "fla").is_dir()],
-        environment=environment,
-        devices=_devices(job.device),
-        limits=replace(
-            # CUDA reserves address space far beyond what it uses.
-            Limits(data_bytes=None) if is_gpu else Limits(),
-            memory_bytes=job.memory_limit_bytes if tier is SandboxTier.CGROUP else None,
-        ),
-    )
-    return start_sandboxed(spec, pass_fds=(end.fileno(),), output=log)
-
-
-def _devices(device: str) -> list[Path]:
-    if device == "cpu":
-        return []
-    file = gpu_file(_uuid(device))
-    if file is None:
-        numbered = [path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()]
-        files = sorted(numbered, key=lambda path: int(path.name[6:]))
-        number = physical_gpu(device) or ""
-        file = files[int(number if number.isdigit() else device.partition(":")[2])]
-    return [file, *(Path("/dev") / name for name in _GPU_CONTROL)]
-
-
-def _uuid(device: str) -> str:
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-
-
-def _visible_gpu(device: str) -> dict[str, str]:
-    """What makes the leased GPU the only one, number 0, of a worker.
-
-    By its UUID: a number would count the GPUs whose files the worker sees, and it sees one.
-    """
-    return {"CUDA_VISIBLE_DEVICES": "" if device == "cpu" else _uuid(device)}
+        spec = spec_in_place(tree, job, descriptor)
+        spec = replace(spec, environment={**spec.environment, "TRITON_CACHE_DIR": str(triton_cache)})
+        return start_unsandboxed(spec, pass_fds=(descriptor,), output=log)
+    if tier is SandboxTier.LANDLOCK:
+        return start_landlocked(spec_in_place(tree, job, descriptor), pass_fds=(descriptor,), output=log)
+    memory_bytes = job.memory_limit_bytes if tier is SandboxTier.CGROUP else None
+    spec = isolated_spec(tree, job, descriptor, memory_bytes)
+    return start_sandboxed(spec, pass_fds=(descriptor,), output=log)

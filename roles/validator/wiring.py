@@ -7,7 +7,8 @@ from typing import Any
 from node.devices import resolve_device
 from node.metrics import LoopLagMonitor
 from node.runtime import Component
-from node.sandbox import SandboxTier, detect_tier
+from node.sandbox import detect_tier
+from node.sandbox_spec import SandboxTier
 from node.settings_model import Settings
 from protocol.errors import ConfigError, SandboxUnavailable
 from protocol.events import KernelJudged, LogitsChecked, WeightsSet
@@ -56,7 +57,7 @@ async def build(settings: Settings) -> Graph:
             EvaluationLoop(
                 settings=settings,
                 api=api,
-                referee=Referee(settings, data_dir, device=device),
+                referee=Referee(settings, data_dir, device=device, do_verdicts_score=True),
                 store=store,
                 sender=sender,
                 leads=leads,
@@ -121,9 +122,13 @@ def devices_of(settings: Settings) -> list[str]:
 
 
 async def require_sandbox(settings: Settings) -> None:
-    """Raise SandboxUnavailable when this host would run hostile code beside a wallet."""
-    may_go_without = settings.validator.unsafe_no_sandbox and settings.is_local_chain
-    if not may_go_without and await asyncio.to_thread(detect_tier) is SandboxTier.NONE:
+    """Raise SandboxUnavailable when this host would run hostile code too freely beside a wallet."""
+    tier = await asyncio.to_thread(detect_tier)
+    if settings.is_local_chain:
+        is_enough = tier is not SandboxTier.NONE or settings.validator.unsafe_no_sandbox
+    else:
+        is_enough = tier.may_score
+    if not is_enough:
         raise SandboxUnavailable(
             "this host cannot isolate submissions, which are hostile code: install bubblewrap "
             "(Debian: apt-get install bubblewrap); `quasar-node doctor` says what is missing"

@@ -20,7 +20,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from node.sandbox import SandboxTier, detect_tier
+from node.sandbox import detect_tier
+from node.sandbox_spec import SandboxTier
 from node.settings import load_settings
 from roles.devnet.layout import Layout, Scale, prepare
 from roles.devnet.processes import Processes

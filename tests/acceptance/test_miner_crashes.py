@@ -17,7 +17,8 @@ import aiohttp
 import pytest
 
 from kernels.export import export_files
-from node.sandbox import SandboxTier, detect_tier
+from node.sandbox import detect_tier
+from node.sandbox_spec import SandboxTier
 from roles.devnet.layout import Layout, Member, Scale, prepare
 from roles.devnet.processes import Processes, log_tail
 from tests.acceptance.subnet import change, until_up

@@ -13,7 +13,7 @@ import pytest
 from node.chain import LocalChain, Registration
 from node.git import create_bare_repository
 from node.http_server import HttpServer
-from node.sandbox import SandboxTier
+from node.sandbox_spec import SandboxTier
 from node.settings_model import (
     ApiSection,
     ChainSection,
@@ -192,5 +192,13 @@ async def test_host_without_isolation_is_no_place_for_a_validator(
         await validator.build(change(settings, "validator", unsafe_no_sandbox=False))
     # On the local chain it may be asked for; elsewhere its verdicts would score beside a wallet.
     await validator.require_sandbox(settings)
+    public = change(settings, "chain", network="test")
     with pytest.raises(SandboxUnavailable):
-        await validator.require_sandbox(change(settings, "chain", network="test"))
+        await validator.require_sandbox(public)
+    # Landlock alone serves where no wallet is worth protecting.
+    monkeypatch.setattr(validator, "detect_tier", lambda: SandboxTier.LANDLOCK)
+    await validator.require_sandbox(change(settings, "validator", unsafe_no_sandbox=False))
+    with pytest.raises(SandboxUnavailable):
+        await validator.require_sandbox(public)
+    monkeypatch.setattr(validator, "detect_tier", lambda: SandboxTier.BWRAP)
+    await validator.require_sandbox(public)

@@ -11,15 +11,8 @@ from pathlib import Path
 import pytest
 
 from node.cgroups import LEAF, PREFIX, Cgroup, find_parent, remove_leftovers
-from node.sandbox import (
-    Limits,
-    SandboxSpec,
-    SandboxTier,
-    detect_tier,
-    python_argv,
-    python_mounts,
-    start_sandboxed,
-)
+from node.sandbox import detect_tier, start_sandboxed
+from node.sandbox_spec import Limits, SandboxSpec, SandboxTier, python_argv, python_mounts
 from node.sandboxed_process import SandboxedProcess
 from protocol.errors import CgroupUnavailable
 from tests.waiting import until

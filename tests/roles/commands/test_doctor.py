@@ -1,11 +1,12 @@
 """What the doctor says about the sandbox; its other checks are run with the pages that name it."""
 
+import os
 import shutil
 
 import pytest
 
 from node import cgroups, sandbox
-from node.sandbox import SandboxTier
+from node.sandbox_spec import SandboxTier
 from node.settings_model import ChainSection, Settings
 from protocol.errors import CgroupUnavailable
 from roles.commands.doctor import sandbox_finding
@@ -52,3 +53,19 @@ def test_without_a_sandbox_the_fix_depends_on_what_is_there(
     finding = sandbox_finding(settings)
     assert finding.result == result
     assert fix in finding.fix
+
+
+def test_what_serves_to_verify_is_too_little_for_a_validator(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_tier(monkeypatch, SandboxTier.LANDLOCK)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    finding = sandbox_finding(Settings(chain=ChainSection(network="test")))
+    assert finding.result == "warning"
+    assert "enough to verify kernels, too little for a validator" in finding.detail
+    assert finding.fix == "apt-get install bubblewrap"
+
+
+@pytest.mark.parametrize(("user", "is_told"), [(0, True), (1000, False)])
+def test_root_is_told_of_other_users(user: int, is_told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_tier(monkeypatch, SandboxTier.NONE)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert ("another user than root" in sandbox_finding(Settings()).fix) is is_told

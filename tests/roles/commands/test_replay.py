@@ -10,7 +10,8 @@ import pytest
 
 from kernels.export import export_files
 from node.git_work_tree import Author, GitWorkTree
-from node.sandbox import SandboxTier, detect_tier
+from node.sandbox import detect_tier
+from node.sandbox_spec import SandboxTier
 from protocol.forks import TARGET_DIR
 from protocol.messages import StoredVerdict, SubmissionDetail
 from protocol.verdicts import Fault, LogitOutcome, Status

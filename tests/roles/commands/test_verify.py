@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from kernels.export import export_files
-from node.sandbox import SandboxTier, detect_tier
+from node.sandbox import detect_tier
+from node.sandbox_spec import SandboxTier
 from node.settings import load_settings
 from protocol.errors import UsageError
 from protocol.forks import TARGET_DIR

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from kernels.export import export_files
-from node.sandbox import SandboxTier, detect_tier
+from node.sandbox import detect_tier
+from node.sandbox_spec import SandboxTier
 from node.settings_model import AgentSection, EvaluationSection, Settings, ValidatorSection
 from protocol.errors import ConfigError
 from protocol.verdicts import Status

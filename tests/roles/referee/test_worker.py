@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from roles.referee.worker import FOLDER_PREFIX, _own_folder, _visible_gpu, empty_caches
+from roles.referee.worker import FOLDER_PREFIX, _own_folder, empty_caches
+from roles.referee.worker_spec import visible_gpu
 
 HOLD = """
 import sys
@@ -56,5 +57,5 @@ def test_a_worker_is_told_its_gpu_by_uuid(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=f"of {device}")
     )
-    assert _visible_gpu("cuda:0") == {"CUDA_VISIBLE_DEVICES": "GPU-of cuda:0"}
-    assert _visible_gpu("cpu") == {"CUDA_VISIBLE_DEVICES": ""}
+    assert visible_gpu("cuda:0") == {"CUDA_VISIBLE_DEVICES": "GPU-of cuda:0"}
+    assert visible_gpu("cpu") == {"CUDA_VISIBLE_DEVICES": ""}
