@@ -1,6 +1,5 @@
 """The subnet API as miners and validators call it: typed, with every body built and signed here."""
 
-import re
 from datetime import datetime
 from typing import Any
 
@@ -40,8 +39,6 @@ ATTEMPT_S = 10.0
 CALL_S = 30.0
 """A whole call with its retries; callers that must not give up call again."""
 
-_BAN = re.compile(r"is banned for another ([0-9]{1,4}(?:\.[0-9]{1,4})?) hours")
-
 _log = get_logger(__name__)
 
 
@@ -51,9 +48,11 @@ def is_final_refusal(error: ApiRefused) -> bool:
 
 
 def ban_s(error: ApiRefused) -> float | None:
-    """Seconds that a ban of the caller's address has left; None when the refusal is about something else."""
-    match = _BAN.search(str(error)) if error.status == 403 else None
-    return None if match is None else 3600.0 * float(match[1])
+    """Seconds that a ban of the caller's address has left; None when the refusal is about something else.
+
+    Of the refusals for who asks (403) a ban alone says when to ask again.
+    """
+    return error.retry_after_s if error.status == 403 else None
 
 
 def is_about_content(error: ApiRefused) -> bool:

@@ -1,5 +1,6 @@
 """Addresses whose submissions keep failing: after five within a day they may not submit for a day."""
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
@@ -28,16 +29,17 @@ _STRIKES: Final = (
 
 
 def check_address(connection: Connection, address: str, miner_hotkey: str, now: datetime) -> None:
-    """Raise ApiProblem 403, with the hours left, for a banned address."""
+    """Raise ApiProblem 403, with the time left, for a banned address."""
     given = {"address": address, "since": now - 2 * WINDOW}
     end = ban_end(list(connection.execute(_STRIKES, given).scalars()))
     if end is None or end <= now or _has_passed(connection, miner_hotkey, now):
         return
-    hours = (end - now).total_seconds() / 3600
+    left_s = (end - now).total_seconds()
     raise ApiProblem(
         403,
-        f"address {address} is banned for another {hours:.1f} hours: {BAN_FAILURES} submissions from it "
-        "failed by their miners' fault within 24 hours",
+        f"address {address} is banned for another {left_s / 3600:.1f} hours: {BAN_FAILURES} submissions "
+        "from it failed by their miners' fault within 24 hours",
+        {"Retry-After": str(math.ceil(left_s))},
     )
 
 

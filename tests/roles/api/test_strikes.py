@@ -64,6 +64,7 @@ async def test_five_failures_ban_the_address(api: Client, subnet: Subnet) -> Non
         assert reply.status == 403
         assert "127.0.0.1" in reply.detail
         assert "24.0 hours" in reply.detail
+        assert 86_390 <= int(reply.headers["Retry-After"]) <= 86_400
     # What was committed before can be revealed, and asked for again.
     assert await api.commit(subnet.rival, Code("committed before")) == committed
     subnet.chain.advance(100)

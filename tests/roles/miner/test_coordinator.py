@@ -263,8 +263,8 @@ async def test_limited_commitment_is_sent_again(miner: Miner, proxy: SwitchedPro
 async def test_ban_of_the_address_is_waited_for(
     miner: Miner, proxy: SwitchedProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    ban = "address 127.0.0.1 is banned for another 0.0001 hours: 5 submissions from it failed"
-    proxy.replies["/commit_submission"] = [_refusal(403, ban), _refusal(403, ban)]
+    ban = _refusal(403, "address 127.0.0.1 is banned for another 0.0 hours", {"Retry-After": "1"})
+    proxy.replies["/commit_submission"] = [ban]
     await miner.start()
     await miner.offer()
     await miner.until_stage(Stage.COMMITTED)
