@@ -1,9 +1,10 @@
-"""How long a sandbox takes to start: from `start_sandboxed` to the first byte of a trivial program.
+"""How long a sandbox takes to start: from the call that starts it to the first byte of a trivial program.
 
     python -m benchmarks.sandbox
 
 The program is /bin/echo, without an interpreter and without torch. With the interpreter's mounts and without
-any; with a cgroup where this process may make one. Prints one JSON document.
+any; with a cgroup where this process may make one; where bubblewrap does not run, under Landlock. Prints one
+JSON document.
 """
 
 import argparse
@@ -15,8 +16,12 @@ import sys
 import time
 from collections.abc import Callable
 
+from node.landlock import start_landlocked
 from node.sandbox import detect_tier, start_sandboxed
-from node.sandbox_spec import Limits, SandboxSpec, SandboxTier, python_mounts
+from node.sandbox_spec import Limits, Mount, SandboxSpec, SandboxTier, python_mounts
+from node.sandboxed_process import SandboxedProcess
+
+Start = Callable[..., SandboxedProcess]
 
 MEMORY_BYTES = 2**30
 
@@ -35,11 +40,11 @@ def main() -> int:
     if tier is SandboxTier.NONE:
         print("this host offers no sandbox", file=sys.stderr)
         return 1
-    variants = _variants(with_cgroup=tier is SandboxTier.CGROUP)
+    variants = _variants(tier)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for _ in range(args.repetitions):
-        for name, spec in variants.items():
-            times[name].append(_start_and_end(spec))
+        for name, (start, spec) in variants.items():
+            times[name].append(_start_and_end(start, spec))
     result = {
         "tier": tier.value,
         "kernel": platform.release(),
@@ -52,24 +57,27 @@ def main() -> int:
     return 0
 
 
-def _variants(*, with_cgroup: bool) -> dict[str, SandboxSpec]:
-    argv = ["/bin/echo", "started"]
-    variants = {
-        "no mounts": SandboxSpec(argv=argv),
-        "mounts": SandboxSpec(argv=argv, mounts=python_mounts()),
+def _variants(tier: SandboxTier) -> dict[str, tuple[Start, SandboxSpec]]:
+    argv, mounts = ["/bin/echo", "started"], python_mounts()
+    if tier is SandboxTier.LANDLOCK:
+        in_place = [Mount(host=mount.host, inside=mount.host) for mount in mounts]
+        return {"mounts": (start_landlocked, SandboxSpec(argv=argv, mounts=in_place))}
+    variants: dict[str, tuple[Start, SandboxSpec]] = {
+        "no mounts": (start_sandboxed, SandboxSpec(argv=argv)),
+        "mounts": (start_sandboxed, SandboxSpec(argv=argv, mounts=mounts)),
     }
-    if with_cgroup:
-        limits = Limits(memory_bytes=MEMORY_BYTES)
-        variants["mounts and cgroup"] = SandboxSpec(argv=argv, mounts=python_mounts(), limits=limits)
+    if tier is SandboxTier.CGROUP:
+        spec = SandboxSpec(argv=argv, mounts=mounts, limits=Limits(memory_bytes=MEMORY_BYTES))
+        variants["mounts and cgroup"] = (start_sandboxed, spec)
     return variants
 
 
-def _start_and_end(spec: SandboxSpec) -> tuple[float, float]:
+def _start_and_end(start: Start, spec: SandboxSpec) -> tuple[float, float]:
     """Milliseconds to the first byte, and from the program's end until nothing is left."""
     reading, writing = os.pipe()
     started = time.perf_counter()
     with os.fdopen(writing, "wb") as output:
-        process = start_sandboxed(spec, pass_fds=(), output=output)
+        process = start(spec, pass_fds=(), output=output)
     with os.fdopen(reading, "rb") as stream:
         first = stream.read(1)
         first_byte_s = time.perf_counter() - started
