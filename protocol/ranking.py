@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
+from operator import attrgetter
 from statistics import median
 from typing import Final
 
@@ -82,6 +83,8 @@ class _Scored:
     entry: Entry
     score: float
     effective_score: float
+    order: tuple[float, datetime, SubmissionId]
+    """That of rule 5."""
 
 
 _SHARES: Final = dict(enumerate(REWARD_SHARES, start=1))
@@ -141,7 +144,7 @@ def rank(
     while remaining and len(holders) < len(REWARD_SHARES):
         holder = _holder(remaining, confirmed)
         holders.append(holder)
-        ahead = [one for one in remaining if _order(one) < _order(holder)]
+        ahead = [one for one in remaining if one.order < holder.order]
         waiting.update(one.entry.submission_id for one in ahead)
         if ahead:
             lead = _best_lead(ahead, remaining)
@@ -200,7 +203,7 @@ def _with_effective_scores(
         if index == len(earlier) or earlier[index] != effective:
             insort(earlier, effective)
         effective_scores[entry.submission_id] = effective
-        result.append(_Scored(entry, score, effective))
+        result.append(_Scored(entry, score, effective, (-effective, *_time_order(entry))))
     return result
 
 
@@ -238,7 +241,7 @@ def _best_lead(waiting: Sequence[_Scored], in_time_order: Sequence[_Scored]) -> 
 def _best_of_each(scored: Iterable[_Scored]) -> list[_Scored]:
     """One for each hotkey, in the order of the ranking."""
     best: dict[Hotkey, _Scored] = {}
-    for one in sorted(scored, key=_order):
+    for one in sorted(scored, key=attrgetter("order")):
         best.setdefault(one.entry.hotkey, one)
     return list(best.values())
 
@@ -254,10 +257,6 @@ def _places(ordered: Iterable[_Scored]) -> list[Place]:
         )
         for number, one in enumerate(ordered, start=1)
     ]
-
-
-def _order(one: _Scored) -> tuple[float, datetime, SubmissionId]:
-    return -one.effective_score, *_time_order(one.entry)
 
 
 def _time_order(entry: Entry) -> tuple[datetime, SubmissionId]:
