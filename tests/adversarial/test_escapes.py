@@ -12,6 +12,25 @@ LEFT_BEHIND = "86397"
 """Seconds that a process left behind would sleep: found again by them."""
 
 
+DAEMON = f"""
+import os, shutil
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        print("LEFT BEHIND", shutil.which("sleep"), flush=True)
+        os.execvp("sleep", ["sleep", "{LEFT_BEHIND}"])
+    os._exit(0)
+"""
+
+
+def assert_left_behind_is_ended(judge: Judge) -> None:
+    """Have a submission judged that starts a daemon."""
+    figures = judge(DAEMON).figures
+    assert figures.status is Status.PASSED, figures.evidence
+    assert "LEFT BEHIND /" in figures.evidence["log_tail"]
+    assert not any(LEFT_BEHIND.encode() in line for line in command_lines())
+
+
 def command_lines() -> list[bytes]:
     """What every process of this machine was started as."""
     found = []
@@ -57,20 +76,7 @@ def test_what_cannot_be_reached(judge_submission: Judge) -> None:
 
 def test_a_process_left_behind_is_ended(judge_submission: Judge) -> None:
     """A daemon that would disturb, or read, the next submission's run."""
-    figures = judge_submission(
-        f"""
-import os, shutil
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        print("LEFT BEHIND", shutil.which("sleep"), flush=True)
-        os.execvp("sleep", ["sleep", "{LEFT_BEHIND}"])
-    os._exit(0)
-"""
-    ).figures
-    assert figures.status is Status.PASSED, figures.evidence
-    assert "LEFT BEHIND /" in figures.evidence["log_tail"]
-    assert not any(LEFT_BEHIND.encode() in line for line in command_lines())
+    assert_left_behind_is_ended(judge_submission)
 
 
 def test_killing_everything_kills_itself(judge_submission: Judge) -> None:

@@ -3,7 +3,6 @@
 import site
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,13 @@ from node.landlock import MIN_ABI, landlock_abi
 from node.sandbox_spec import SandboxTier
 from protocol.messages import EvaluationJob, EvaluationReport
 from protocol.verdicts import Fault, Status
-from tests.adversarial.conftest import laid_out
+from tests.adversarial.conftest import Judge, laid_out
 from tests.adversarial.test_attacks import wrapped
-from tests.adversarial.test_escapes import FUTILE, attempt
+from tests.adversarial.test_escapes import FUTILE, assert_left_behind_is_ended, attempt
 from tests.ordinary_user import as_ordinary_user
 from tests.requirements import missing
 
 ROOT = Path(__file__).parents[2]
-LEFT_BEHIND = "86398"
-
-Judge = Callable[..., EvaluationReport]
 
 
 @pytest.fixture
@@ -94,21 +90,7 @@ def test_what_cannot_be_reached(judge_in_place: Judge) -> None:
 
 
 def test_a_process_left_behind_is_ended(judge_in_place: Judge) -> None:
-    figures = judge_in_place(
-        f"""
-import os, shutil
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        print("LEFT BEHIND", shutil.which("sleep"), flush=True)
-        os.execvp("sleep", ["sleep", "{LEFT_BEHIND}"])
-    os._exit(0)
-"""
-    ).figures
-    assert figures.status is Status.PASSED, figures.evidence
-    assert "LEFT BEHIND /" in figures.evidence["log_tail"]
-    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
-    assert not any(LEFT_BEHIND.encode() in line for line in lines)
+    assert_left_behind_is_ended(judge_in_place)
 
 
 def test_killing_everything_and_dying_is_a_crash(judge_in_place: Judge) -> None:
