@@ -10,7 +10,7 @@ import ctypes
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Final
@@ -51,12 +51,14 @@ def start_landlocked(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[b
             f"this kernel's Landlock has version {abi}, and {MIN_ABI} is needed: Linux 5.19 or newer, "
             "with landlock among its security modules"
         )
+    hidden = {path.resolve() for path in spec.hidden}
+    roots = [*map(Path, _SYSTEM), *map(_on_host, spec.mounts), *([Path("/sys")] if spec.devices else [])]
     order = {
         "argv": list(spec.argv),
         "abi": abi,
         "limits": asdict(spec.limits),
-        "listed": [str(_on_host(mount)) for mount in spec.mounts],
-        "read": [*_SYSTEM, *map(str, _readable(spec)), *(["/sys"] if spec.devices else [])],
+        "listed": [str(root) for root in roots],
+        "read": [str(path) for root in roots for path in _without(hidden, root.resolve())],
         "written": [*_PLAIN_DEVICES, *map(str, spec.devices)],
         "owned": [] if spec.scratch is None else [str(spec.scratch.resolve())],
     }
@@ -80,14 +82,12 @@ def _on_host(mount: Mount) -> Path:
     return mount.host.resolve()
 
 
-def _readable(spec: SandboxSpec) -> list[Path]:
-    """What may be read with all below it: the mounts, or what is in them beside what is hidden there."""
-    hidden = {path.resolve() for path in spec.hidden}
-    found = []
-    for mount in spec.mounts:
-        root = _on_host(mount)
-        if any(path.parent == root for path in hidden):
-            found += [path.resolve() for path in sorted(root.iterdir()) if path.resolve() not in hidden]
-        else:
-            found.append(root)
-    return found
+def _without(hidden: Set[Path], root: Path) -> list[Path]:
+    """What of `root` may be read, each with all below it: no rule takes back what another one gives."""
+    if root in hidden:
+        return []
+    if not any(path.is_relative_to(root) for path in hidden):
+        return [root]
+    # Links need no rule: what they lead to has its own.
+    parts = [path for path in sorted(root.iterdir()) if not path.is_symlink()]
+    return [path for part in parts for path in _without(hidden, part)]

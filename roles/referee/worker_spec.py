@@ -55,8 +55,7 @@ def isolated_spec(tree: Path, job: EvaluationJob, descriptor: int, memory_bytes:
             ),
             Mount(host=tree, inside=Path("/quasar/tree")),
         ],
-        # The whole fla-core, forbidden operators included; the tree has the part that submissions may use.
-        hidden=[mount.inside / "fla" for mount in interpreter if (mount.host / "fla").is_dir()],
+        hidden=_whole_fla(interpreter),
         environment=_environment(job.device),
         devices=_devices(job.device),
         limits=replace(_limits(job.device), memory_bytes=memory_bytes),
@@ -88,6 +87,22 @@ def spec_in_place(tree: Path, job: EvaluationJob, descriptor: int) -> SandboxSpe
         scratch=scratch,
         limits=_limits(job.device),
     )
+
+
+def _whole_fla(interpreter: list[Mount]) -> list[Path]:
+    """Where fla-core would be seen with its forbidden operators; the tree has what submissions may use.
+
+    Beside the place it is given, packages show where they are when that is in the interpreter's own prefix.
+    """
+    shown = [Path("/usr"), *(mount.host for mount in interpreter if mount.host == mount.inside)]
+    places = [
+        folder
+        for mount in interpreter
+        if (mount.host / "fla").is_dir()
+        for folder in (mount.inside, mount.host)
+        if folder == mount.inside or any(map(mount.host.is_relative_to, shown))
+    ]
+    return [folder / "fla" for folder in dict.fromkeys(places)]
 
 
 def _argv(packages: list[str], source: str, tree: str, job: EvaluationJob, descriptor: int) -> list[str]:

@@ -136,12 +136,15 @@ def test_its_own_folder_can_be_written_and_moved_about_in(scratch: Path) -> None
 
 
 def test_what_is_hidden_in_a_mount_is_closed(scratch: Path, tmp_path: Path) -> None:
+    """However deep it lies, and also where another mount shows it."""
+    prefix = tmp_path / "prefix"
+    site = prefix / "lib" / "site"
     for name in ("shown", "hidden"):
-        (tmp_path / "site" / name).mkdir(parents=True)
-        (tmp_path / "site" / name / "code").write_text(name)
-    site = tmp_path / "site"
+        (site / name).mkdir(parents=True)
+        (site / name / "code").write_text(name)
     script = f"cat {site}/shown/code; ls {site}; cat {site}/hidden/code; echo x > {site}/new"
-    _, output = shell(scratch, script, readable=[str(site)], hidden=[str(site / "hidden")])
+    readable = [str(prefix), str(site)]
+    _, output = shell(scratch, script, readable=readable, hidden=[str(site / "hidden")])
     assert output.startswith("shownhidden\nshown\n")
     assert output.count("Permission denied") == 2
     assert not (site / "new").exists()

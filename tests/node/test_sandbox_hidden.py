@@ -40,6 +40,14 @@ def test_a_hidden_folder_is_empty_and_cannot_be_filled(tmp_path: Path) -> None:
     assert "refused" in output
 
 
+def test_a_hidden_folder_of_the_system_is_empty(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    mount = Mount(host=tmp_path, inside=Path("/data"))
+    count = "ls -A /usr/share | wc -l"
+    assert int(run_inside(count, mount, [])) > 0
+    assert int(run_inside(count, mount, [Path("/usr/share")])) == 0
+
+
 def test_the_kernel_ends_the_sandbox_before_the_node(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     output = run_inside(

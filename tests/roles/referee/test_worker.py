@@ -8,6 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from node.sandbox_spec import Mount
+from protocol.messages import DirectorySource, EvaluationJob
+from roles.referee import worker_spec
 from roles.referee.worker import FOLDER_PREFIX, _own_folder, empty_caches
 from roles.referee.worker_spec import visible_gpu
 
@@ -59,3 +62,28 @@ def test_a_worker_is_told_its_gpu_by_uuid(monkeypatch: pytest.MonkeyPatch) -> No
     )
     assert visible_gpu("cuda:0") == {"CUDA_VISIBLE_DEVICES": "GPU-of cuda:0"}
     assert visible_gpu("cpu") == {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def test_the_whole_fla_is_hidden_wherever_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a virtual environment packages lie in the interpreter's prefix, and show there as well."""
+    prefix, elsewhere = tmp_path / "prefix", tmp_path / "elsewhere"
+    inside, outside = prefix / "lib" / "site-packages", elsewhere / "site-packages"
+    for packages in (inside, outside):
+        (packages / "fla").mkdir(parents=True)
+    mounts = [
+        Mount(host=prefix, inside=prefix),
+        Mount(host=inside, inside=Path("/quasar/site0")),
+        Mount(host=outside, inside=Path("/quasar/site1")),
+        Mount(host=tmp_path, inside=Path("/quasar/site2")),
+    ]
+    monkeypatch.setattr(worker_spec, "python_mounts", lambda: mounts)
+    job = EvaluationJob(
+        source=DirectorySource(path=str(tmp_path)),
+        target_sequence_length=100_000,
+        sequence_length=128,
+        profile="cpu",
+        device="cpu",
+        work_dir=str(tmp_path),
+    )
+    spec = worker_spec.isolated_spec(tmp_path / "tree", job, 3, None)
+    assert spec.hidden == [Path("/quasar/site0/fla"), inside / "fla", Path("/quasar/site1/fla")]
