@@ -72,8 +72,8 @@ _DENIED_TO_SAME_USER: Final = {
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424),
-    # Networks, and the sockets of other programs.
-    "socket": (41, 198),
+    # The sockets of other programs; networks: see _SOCKETS.
+    "connect": (42, 203),
     # What Landlock lets an owner do to files that it keeps closed.
     "fchmod": (91, 52),
     "fchmodat": (268, 53),
@@ -132,6 +132,9 @@ _ON_ITSELF_ONLY: Final = {
     "sched_setparam": (142, 118),
     "sched_setattr": (314, 274),
 }
+_SOCKETS: Final = ((41, 198), (53, 199))
+"""socket and socketpair, left for local connections alone: CUDA listens on one in each process."""
+_LOCAL, _STREAM, _PACKETS, _KIND_OF_SOCKET = 1, 1, 5, 0xF
 _DENIED_COMMANDS: Final = {
     # name: (x86_64, aarch64), the commands (second argument): they have the kernel send signals, or type.
     "fcntl": ((72, 25), (8, 15)),  # F_SETOWN, F_SETOWN_EX
@@ -146,7 +149,7 @@ _ARCHITECTURES: Final = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 """Machine: column of the numbers, AUDIT_ARCH."""
 _X32_BIT: Final = 0x40000000
 
-_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _JUMP_EQUAL, _JUMP_AT_LEAST, _JUMP_ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _NUMBER_AT, _ARCHITECTURE_AT, _FIRST_ARGUMENT_AT, _SECOND_ARGUMENT_AT = 0, 4, 16, 24
 """Of an argument the lower half: the kernel takes all that is compared here for an int."""
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
@@ -193,6 +196,8 @@ def filter_program(machine: str | None = None, *, same_user_pid: int | None = No
             program += _only_on(numbers[column], same_user_pid)
         for numbers, commands in _DENIED_COMMANDS.values():
             program += _without(numbers[column], commands)
+        for numbers in _SOCKETS:
+            program += _only_local(numbers[column])
     program += [
         _instruction(_JUMP_EQUAL, _CLONE[column], if_false=3),
         _instruction(_LOAD, _FIRST_ARGUMENT_AT),
@@ -247,5 +252,20 @@ def _without(number: int, commands: tuple[int, ...]) -> list[bytes]:
         _instruction(_JUMP_EQUAL, number, if_false=len(refusals) + 2),
         _instruction(_LOAD, _SECOND_ARGUMENT_AT),
         *refusals,
+        _instruction(_RETURN, _ALLOW),
+    ]
+
+
+def _only_local(number: int) -> list[bytes]:
+    """Refuse sockets but local ones that have to be connected; other calls go on after it."""
+    return [
+        _instruction(_JUMP_EQUAL, number, if_false=8),
+        _instruction(_LOAD, _FIRST_ARGUMENT_AT),
+        _instruction(_JUMP_EQUAL, _LOCAL, if_false=4),
+        _instruction(_LOAD, _SECOND_ARGUMENT_AT),
+        _instruction(_AND, _KIND_OF_SOCKET),
+        _instruction(_JUMP_EQUAL, _STREAM, if_true=2),
+        _instruction(_JUMP_EQUAL, _PACKETS, if_true=1),
+        _instruction(_RETURN, _ERRNO | _EPERM),
         _instruction(_RETURN, _ALLOW),
     ]

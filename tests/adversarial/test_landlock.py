@@ -80,7 +80,7 @@ def test_what_cannot_be_reached(judge_in_place: Judge) -> None:
         "os.listdir(os.path.expanduser('~/..'))",
         f"open({str(ROOT / 'kernels' / 'chunk.py')!r})",
         f"open({str(forbidden)!r})",
-        "socket.socket(socket.AF_UNIX)",
+        "socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)",
     ]
     figures = judge_in_place("\n".join(attempt(action) for action in actions)).figures
     assert figures.status is Status.PASSED, figures.evidence

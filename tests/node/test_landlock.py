@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -150,18 +151,26 @@ def test_what_is_hidden_in_a_mount_is_closed(scratch: Path, tmp_path: Path) -> N
     assert not (site / "new").exists()
 
 
-def test_there_are_no_sockets_but_pairs(scratch: Path) -> None:
-    code, output = python(
-        scratch,
-        attempts(
-            "socket.socket(socket.AF_INET)",
-            "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)",
-            "socket.socket(socket.AF_UNIX)",
-            "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+def test_sockets_lead_nowhere(scratch: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "agent"))
+        listener.listen()
+        code, output = python(
+            scratch,
+            attempts(
+                "socket.socket(socket.AF_INET)",
+                "socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)",
+                "socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)",
+                "socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)",
+                "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)",
+                f"socket.socket(socket.AF_UNIX).connect({str(tmp_path / 'agent')!r})",
+            )
+            # What CUDA does in each process.
+            + "local = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+            "local.bind(f'\\0quasar-{os.getpid()}'); local.listen()\n"
+            "a, b = socket.socketpair(); a.send(b'pair'); print(b.recv(4).decode())\n",
         )
-        + "a, b = socket.socketpair(); a.send(b'pair'); print(b.recv(4).decode())\n",
-    )
-    assert (code, output) == (0, f"FAILED {EPERM}\n" * 4 + "pair\n")
+    assert (code, output) == (0, f"FAILED {EPERM}\n" * 6 + "pair\n")
 
 
 def test_the_process_that_watches_over_it_cannot_be_touched_or_read(scratch: Path) -> None:
