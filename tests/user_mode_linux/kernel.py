@@ -29,10 +29,20 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs /run
-# Private homes are opened, for tests that give up being root; what lies in them and is needed stays.
+# Private homes are opened, for tests that give up being root; what lies in them and is needed stays. Part by
+# part, because a folder that is needed may be private itself.
 for kept in {kept}; do mkdir -p "/run/kept$kept"; mount --bind "$kept" "/run/kept$kept"; done
 for covered in {covered}; do mount -t tmpfs -o mode=1777 tmpfs "$covered"; done
-for kept in {kept}; do mkdir -p "$kept"; mount --bind "/run/kept$kept" "$kept"; done
+shopt -s dotglob nullglob
+for kept in {kept}; do
+    mkdir -p "$kept"
+    for part in "/run/kept$kept"/*; do
+        there="$kept/${{part##*/}}"
+        if [ -L "$part" ]; then cp -P "$part" "$there"; continue; fi
+        if [ -d "$part" ]; then mkdir "$there"; else : > "$there"; fi
+        mount --bind "$part" "$there"
+    done
+done
 cd {root}
 # Plugins that these tests do not need take seconds to import here.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
@@ -51,7 +61,10 @@ def run_inside(*tests: str, folder: Path, timeout_s: float) -> None:
         missing("needs user-mode Linux (Debian: apt-get install user-mode-linux)")
     init = folder / "init.sh"
     needed = {ROOT, Path(sys.prefix), Path(sys.base_prefix)}
-    kept = sorted(str(path) for path in needed if any(path.is_relative_to(folder) for folder in COVERED))
+    inner = {path for path in needed if any(path.is_relative_to(other) for other in needed - {path})}
+    kept = sorted(
+        str(path) for path in needed - inner if any(path.is_relative_to(folder) for folder in COVERED)
+    )
     init.write_text(
         INIT.format(
             root=ROOT,
