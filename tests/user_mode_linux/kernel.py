@@ -29,16 +29,19 @@ mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs -o mode=755 tmpfs /run
-# Private homes are opened, for tests that give up being root; what lies in them and is needed stays. Part by
-# part, because a folder that is needed may be private itself.
+# Private homes are opened, for tests that give up being root; what lies in them and is needed stays, part by
+# part where it is private itself.
 for kept in {kept}; do mkdir -p "/run/kept$kept"; mount --bind "$kept" "/run/kept$kept"; done
 for covered in {covered}; do mount -t tmpfs -o mode=1777 tmpfs "$covered"; done
 shopt -s dotglob nullglob
 for kept in {kept}; do
     mkdir -p "$kept"
+    if [ "$(find "/run/kept$kept" -maxdepth 0 -perm -005)" ]; then
+        mount --bind "/run/kept$kept" "$kept"
+        continue
+    fi
     for part in "/run/kept$kept"/*; do
         there="$kept/${{part##*/}}"
-        if [ -L "$part" ]; then cp -P "$part" "$there"; continue; fi
         if [ -d "$part" ]; then mkdir "$there"; else : > "$there"; fi
         mount --bind "$part" "$there"
     done
