@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from node.settings_model import ChainSection, NodeSection, Settings
-from protocol.messages import EvaluationReport
+from node.settings_model import ChainSection, NodeSection, Settings, ValidatorSection
+from protocol.errors import WorkerFailed
+from protocol.messages import DirectorySource, EvaluationReport
 from protocol.verdicts import Fault, LeadOutcome, Status
+from roles import evaluation
 from roles.evaluation import Referee, git_source
 
 
@@ -89,3 +91,42 @@ async def test_a_comparison_asked_for_as_a_validator_does(tmp_path: Path) -> Non
     assert "the earlier submission: fetch_failed" in report.figures.evidence["reason"]
     assert report.figures.versions["torch"]
     assert stages == ["fetch"]
+
+
+@pytest.mark.parametrize(
+    ("network", "is_unsafe", "do_verdicts_score", "expected"),
+    [
+        ("test", False, True, "to_score"),
+        ("test", True, True, "to_score"),
+        ("test", False, False, "any"),
+        ("test", True, False, "any"),
+        ("local", False, True, "any"),
+        ("local", True, True, "none"),
+    ],
+)
+async def test_the_isolation_that_is_asked_for(
+    network: str,
+    is_unsafe: bool,
+    do_verdicts_score: bool,
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    async def judge_nothing(_argv: list[str], document: str, **_options: object) -> str:
+        asked.append(json.loads(document)["isolation"])
+        raise WorkerFailed("not today")
+
+    monkeypatch.setattr(evaluation, "run_json_process", judge_nothing)
+    settings = Settings(
+        node=NodeSection(data_dir=tmp_path / "data", device="cpu"),
+        chain=ChainSection(network=network),
+        validator=ValidatorSection(unsafe_no_sandbox=is_unsafe),
+    )
+    referee = Referee(settings, settings.node.data_dir, do_verdicts_score=do_verdicts_score)
+    report = await referee.evaluate(
+        DirectorySource(path=str(tmp_path)), target_sequence_length=100_000, claimed_tokens_per_sec=None
+    )
+    assert report.figures.status is Status.INFRASTRUCTURE
+    assert asked == [expected]
