@@ -56,7 +56,8 @@ def choose_tier(job: EvaluationJob) -> SandboxTier:
     tier = detect_tier()
     if tier is SandboxTier.NONE and job.isolation != "none":
         raise SandboxUnavailable(
-            "this host offers no sandbox, and hostile code runs only in one: apt-get install bubblewrap"
+            "this host offers no sandbox, and hostile code runs only in one: apt-get install bubblewrap; "
+            "`quasar-node doctor` says what is in the way"
         )
     if not tier.may_score and job.isolation == "to_score":
         raise SandboxUnavailable(
