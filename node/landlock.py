@@ -62,13 +62,12 @@ def start_landlocked(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[b
         "written": [*_PLAIN_DEVICES, *map(str, spec.devices)],
         "owned": [] if spec.scratch is None else [str(spec.scratch.resolve())],
     }
-    place = {} if spec.scratch is None else {"HOME": str(spec.scratch), "TMPDIR": str(spec.scratch)}
     process = subprocess.Popen(
         python_argv(_PROGRAM, [str(Path(node.__file__).parent.parent)], json.dumps(order)),
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        env={**ENVIRONMENT, **place, **spec.environment},
+        env={**ENVIRONMENT, **spec.environment},
         pass_fds=tuple(pass_fds),
         start_new_session=True,
         cwd=spec.scratch or "/",

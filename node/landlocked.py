@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from node.landlock import CREATE_RULESET
-from node.process_tree import family
+from node.process_tree import signal_all, stop_family
 from node.seccomp import filter_program
 
 _ADD_RULE, _RESTRICT_SELF = CREATE_RULESET + 1, CREATE_RULESET + 2
@@ -62,24 +62,13 @@ def _leave(code: int) -> NoReturn:
     """End all that descends from this process, and then itself."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     own = os.getpid()
-    while left := family(own) - {own}:
-        stopped: set[int] = set()
-        # What has been stopped makes no more of them.
-        while found := family(own) - {own} - stopped:
-            _signal_all(found, signal.SIGSTOP)
-            stopped |= found
-        _signal_all(left | stopped, signal.SIGKILL)
+    while stopped := stop_family(own, with_itself=False):
+        signal_all(stopped, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
         time.sleep(_REAP_INTERVAL_S)
     os._exit(code)
-
-
-def _signal_all(pids: set[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def _become(told: dict[str, Any]) -> NoReturn:

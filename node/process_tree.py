@@ -1,5 +1,9 @@
 """Which processes descend from which, and since when they run: from /proc."""
 
+import contextlib
+import os
+import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -18,6 +22,24 @@ def family(pid: int) -> set[int]:
         found.update(below)
         unseen += below
     return found
+
+
+def stop_family(pid: int, *, with_itself: bool = True) -> set[int]:
+    """Stop (SIGSTOP) a process and everything that descends from it, and return what was stopped."""
+    spared = set() if with_itself else {pid}
+    stopped: set[int] = set()
+    # A process that is being made while others stop is there the next time.
+    while found := family(pid) - spared - stopped:
+        signal_all(found, signal.SIGSTOP)
+        stopped |= found
+    return stopped
+
+
+def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to processes, some of which may have ended."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def start_time(pid: int) -> int | None:

@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from protocol.verdicts import Isolation
+
 ENVIRONMENT: Final = {"HOME": "/tmp", "PATH": "/usr/bin:/bin", "USER": "nobody"}  # noqa: S108
 """USER, because no user database says inside who the unprivileged user is, and libraries ask."""
 
@@ -20,10 +22,14 @@ class SandboxTier(StrEnum):
     LANDLOCK = "landlock+seccomp+rlimits"
     NONE = "none"
 
-    @property
-    def may_score(self) -> bool:
-        """True when a verdict from it counts where there is a wallet to protect."""
-        return self in (SandboxTier.CGROUP, SandboxTier.BWRAP)
+    def suffices(self, isolation: Isolation) -> bool:
+        """True when it isolates at least so well."""
+        weak = {
+            Isolation.TO_SCORE: (SandboxTier.LANDLOCK, SandboxTier.NONE),
+            Isolation.ANY: (SandboxTier.NONE,),
+            Isolation.NONE: (),
+        }
+        return self not in weak[isolation]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

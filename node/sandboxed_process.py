@@ -1,6 +1,5 @@
 """A running sandbox, with everything that descends from it."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from node.cgroups import Cgroup
-from node.process_tree import family
+from node.process_tree import family, signal_all, stop_family
 
 TERM_TIMEOUT_S: Final = 10.0
 
@@ -47,19 +46,11 @@ class SandboxedProcess:
     def pause(self) -> None:
         """Stop the process and all that it started, until `resume`."""
         # Who supervises must hear of the end.
-        stopped: set[int] = {self._process.pid} if self._is_supervised else set()
-        # A process that is being made while others stop is there the next time.
-        while found := family(self._process.pid) - stopped:
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
-            stopped |= found
+        stop_family(self._process.pid, with_itself=not self._is_supervised)
 
     def resume(self) -> None:
         """Let it go on."""
-        for pid in family(self._process.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        signal_all(family(self._process.pid), signal.SIGCONT)
 
     @property
     def has_exceeded_memory(self) -> bool:

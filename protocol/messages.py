@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from protocol.rules import MAX_TARGET_SEQUENCE_LENGTH, MIN_SALT_BYTES
-from protocol.verdicts import Fault, LeadOutcome, LogitOutcome, Status
+from protocol.verdicts import Fault, Isolation, LeadOutcome, LogitOutcome, Status
 
 
 def _require_finite_positive(value: float) -> float:
@@ -515,8 +515,7 @@ class EvaluationJob(Message):
     """What a submission may hold of the host's memory, where a cgroup can limit it."""
     work_dir: str
     """Private directory for git objects and Triton caches."""
-    isolation: Literal["to_score", "any", "none"] = "to_score"
-    """The least that the worker gets: a sandbox whose verdicts may score, any, or none if there is none."""
+    isolation: Isolation = Isolation.TO_SCORE
     known_fingerprints: dict[str, int] = Field(default_factory=dict)
     """Fingerprint of earlier submissions of other hotkeys -> submission id."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**63)]] = Field(default_factory=list)

@@ -25,6 +25,16 @@ class Status(StrEnum):
     INFRASTRUCTURE = "infrastructure"
 
 
+class Isolation(StrEnum):
+    """The least that stands between a submission and the host that judges it."""
+
+    TO_SCORE = "to_score"
+    """A sandbox strong enough for verdicts that count beside a wallet."""
+    ANY = "any"
+    NONE = "none"
+    """Without a sandbox where there is none."""
+
+
 class Fault(StrEnum):
     """Who answers for an outcome."""
 

@@ -27,7 +27,7 @@ from protocol.messages import (
     GitSource,
 )
 from protocol.rules import RULES_VERSION
-from protocol.verdicts import LeadOutcome, Status
+from protocol.verdicts import Isolation, LeadOutcome, Status
 
 CPU_SEQUENCE_LENGTH: Final = 256
 """T of the CPU profile: an operator call is a fraction of a second in Triton's interpreter."""
@@ -48,6 +48,13 @@ def git_source(settings: Settings, *, fork_url: str, commit_hash: str) -> GitSou
         allow_file=settings.is_local_chain,
         allowed_hosts=settings.api.allowed_git_hosts,
     )
+
+
+def needed_isolation(settings: Settings, *, do_verdicts_score: bool) -> Isolation:
+    """What a submission is judged in at least: the local chain has no wallet worth protecting."""
+    if settings.is_local_chain:
+        return Isolation.NONE if settings.validator.unsafe_no_sandbox else Isolation.ANY
+    return Isolation.TO_SCORE if do_verdicts_score else Isolation.ANY
 
 
 class Referee:
@@ -161,7 +168,7 @@ class Referee:
             vram_limit_bytes=None if own.vram_limit_mb is None else own.vram_limit_mb * 2**20,
             memory_limit_bytes=_memory_limit_bytes(own) // at_once,
             work_dir=str(self._work_dir.absolute()),
-            isolation=self._isolation(),
+            isolation=needed_isolation(self._settings, do_verdicts_score=self._do_verdicts_score),
             **fields,
         )
 
@@ -193,12 +200,6 @@ class Referee:
             _log.warning("device does not work", device=self._device, reason=str(error))
             return False
         return True
-
-    def _isolation(self) -> Literal["to_score", "any", "none"]:
-        # The local chain has no wallet worth protecting.
-        if self._settings.is_local_chain:
-            return "none" if self._settings.validator.unsafe_no_sandbox else "any"
-        return "to_score" if self._do_verdicts_score else "any"
 
     def _take_line(self, line: str) -> None:
         if line.startswith("stage: "):

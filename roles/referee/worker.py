@@ -27,7 +27,7 @@ from protocol.messages import EvaluationJob
 from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
 from roles.referee.stages import Ended, printable
-from roles.referee.worker_spec import isolated_spec, spec_in_place
+from roles.referee.worker_spec import confined_spec_in_place, isolated_spec, spec_in_place
 
 LOG_TAIL_BYTES: Final = 4000
 FOLDER_PREFIX: Final = "run-"
@@ -54,15 +54,11 @@ def choose_tier(job: EvaluationJob) -> SandboxTier:
         SandboxUnavailable: it is less than the job demands.
     """
     tier = detect_tier()
-    if tier is SandboxTier.NONE and job.isolation != "none":
+    if not tier.suffices(job.isolation):
         raise SandboxUnavailable(
-            "this host offers no sandbox, and hostile code runs only in one: apt-get install bubblewrap; "
+            "this host offers no sandbox that is strong enough for hostile code "
+            f"(offered: {tier.value}): apt-get install bubblewrap; "
             "`quasar-node doctor` says what is in the way"
-        )
-    if not tier.may_score and job.isolation == "to_score":
-        raise SandboxUnavailable(
-            f"this host offers {tier.value} alone, too little for verdicts that count: "
-            "apt-get install bubblewrap"
         )
     return tier
 
@@ -183,7 +179,8 @@ def _start(
         spec = replace(spec, environment={**spec.environment, "TRITON_CACHE_DIR": str(triton_cache)})
         return start_unsandboxed(spec, pass_fds=(descriptor,), output=log)
     if tier is SandboxTier.LANDLOCK:
-        return start_landlocked(spec_in_place(tree, job, descriptor), pass_fds=(descriptor,), output=log)
+        spec = confined_spec_in_place(tree, job, descriptor)
+        return start_landlocked(spec, pass_fds=(descriptor,), output=log)
     memory_bytes = job.memory_limit_bytes if tier is SandboxTier.CGROUP else None
     spec = isolated_spec(tree, job, descriptor, memory_bytes)
     return start_sandboxed(spec, pass_fds=(descriptor,), output=log)

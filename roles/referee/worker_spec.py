@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -31,29 +30,22 @@ _WORKER_FILES: Final = (
     ),
 )
 _PROGRAM: Final = "from kernels.harness.worker import main; main(sys.argv[1:])"
+_SOURCE: Final = "src"
+"""Beside a tree: the copy of what the worker runs."""
 _GPU_CONTROL: Final = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 
 
 def isolated_spec(tree: Path, job: EvaluationJob, descriptor: int, memory_bytes: int | None) -> SandboxSpec:
     """A worker that sees nothing but its own files, in places of their own."""
     interpreter, package = python_mounts(), Path(kernels.__file__).parent
-    inside = Path("/quasar/src")
+    source, fork = Path("/quasar/src"), Path("/quasar/tree")
     return SandboxSpec(
-        argv=_argv(
-            [str(mount.inside) for mount in interpreter if mount.inside.is_relative_to("/quasar")],
-            str(inside),
-            "/quasar/tree",
-            job,
-            descriptor,
-        ),
+        argv=_argv([mount.inside for mount in _packages(interpreter)], source, fork, job, descriptor),
         mounts=[
             *interpreter,
             # Not the rest: a submission could call our kernels in place of its own.
-            *(
-                Mount(host=package / name, inside=Path("/quasar/src/kernels") / name)
-                for name in _WORKER_FILES
-            ),
-            Mount(host=tree, inside=Path("/quasar/tree")),
+            *(Mount(host=package / name, inside=source / "kernels" / name) for name in _WORKER_FILES),
+            Mount(host=tree, inside=fork),
         ],
         hidden=_whole_fla(interpreter),
         environment=_environment(job.device),
@@ -64,18 +56,14 @@ def isolated_spec(tree: Path, job: EvaluationJob, descriptor: int, memory_bytes:
 
 def spec_in_place(tree: Path, job: EvaluationJob, descriptor: int) -> SandboxSpec:
     """A worker that sees its files where they are on the host, and of the package what it runs, as a copy."""
-    scratch, source = tree.parent / "scratch", tree.parent / "src"
+    scratch, source = tree.parent / "scratch", tree.parent / _SOURCE
     scratch.mkdir(mode=0o700)
     for name in _WORKER_FILES:
         copy = source / "kernels" / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(kernels.__file__).parent / name, copy)
-    interpreter = [mount.host for mount in python_mounts()]
-    packages = [path for path in interpreter if path != Path(sys.base_prefix).resolve()]
     return SandboxSpec(
-        argv=_argv([str(path) for path in packages], str(source), str(tree), job, descriptor),
-        mounts=[Mount(host=path, inside=path) for path in (*interpreter, source, tree)],
-        hidden=[path / "fla" for path in packages if (path / "fla").is_dir()],
+        argv=_argv([mount.host for mount in _packages(python_mounts())], source, tree, job, descriptor),
         environment={
             **_environment(job.device),
             "HOME": str(scratch),
@@ -83,31 +71,44 @@ def spec_in_place(tree: Path, job: EvaluationJob, descriptor: int) -> SandboxSpe
             "PATH": os.defpath,
             "TRITON_CACHE_DIR": str(scratch / "triton"),
         },
-        devices=_devices(job.device),
         scratch=scratch,
         limits=_limits(job.device),
     )
 
 
+def confined_spec_in_place(tree: Path, job: EvaluationJob, descriptor: int) -> SandboxSpec:
+    """The same with all that the worker may see named."""
+    interpreter = python_mounts()
+    seen = [*(mount.host for mount in interpreter), tree.parent / _SOURCE, tree]
+    return replace(
+        spec_in_place(tree, job, descriptor),
+        mounts=[Mount(host=path, inside=path) for path in seen],
+        hidden=[mount.host / "fla" for mount in _packages(interpreter)],
+        devices=_devices(job.device),
+    )
+
+
+def _packages(interpreter: list[Mount]) -> list[Mount]:
+    """The folders of installed packages: what is not where it is on the host."""
+    return [mount for mount in interpreter if mount.inside != mount.host]
+
+
 def _whole_fla(interpreter: list[Mount]) -> list[Path]:
-    """Where fla-core would be seen with its forbidden operators; the tree has what submissions may use.
-
-    Beside the place it is given, packages show where they are when that is in the interpreter's own prefix.
-    """
+    """Where fla-core would be seen with its forbidden operators; the tree has what submissions may use."""
     shown = [Path("/usr"), *(mount.host for mount in interpreter if mount.host == mount.inside)]
-    places = [
-        folder
-        for mount in interpreter
-        if (mount.host / "fla").is_dir()
-        for folder in (mount.inside, mount.host)
-        if folder == mount.inside or any(map(mount.host.is_relative_to, shown))
-    ]
-    return [folder / "fla" for folder in dict.fromkeys(places)]
+    found = []
+    for mount in _packages(interpreter):
+        if (mount.host / "fla").is_dir():
+            found.append(mount.inside / "fla")
+            # Packages in the interpreter's own prefix show there as well.
+            if any(map(mount.host.is_relative_to, shown)):
+                found.append(mount.host / "fla")
+    return found
 
 
-def _argv(packages: list[str], source: str, tree: str, job: EvaluationJob, descriptor: int) -> list[str]:
+def _argv(packages: list[Path], source: Path, tree: Path, job: EvaluationJob, descriptor: int) -> list[str]:
     device = "cpu" if job.device == "cpu" else "cuda:0"
-    return python_argv(_PROGRAM, [*packages, source], str(descriptor), tree, device)
+    return python_argv(_PROGRAM, [*map(str, packages), str(source)], str(descriptor), str(tree), device)
 
 
 def _environment(device: str) -> dict[str, str]:

@@ -8,12 +8,11 @@ from node.devices import resolve_device
 from node.metrics import LoopLagMonitor
 from node.runtime import Component
 from node.sandbox import detect_tier
-from node.sandbox_spec import SandboxTier
 from node.settings_model import Settings
 from protocol.errors import ConfigError, SandboxUnavailable
 from protocol.events import KernelJudged, LogitsChecked, WeightsSet
 from roles.base import open_base
-from roles.evaluation import Referee
+from roles.evaluation import Referee, needed_isolation
 from roles.graph import Graph
 from roles.permission import require_validator
 from roles.status import StatusKeeper
@@ -124,11 +123,7 @@ def devices_of(settings: Settings) -> list[str]:
 async def require_sandbox(settings: Settings) -> None:
     """Raise SandboxUnavailable when this host would run hostile code too freely beside a wallet."""
     tier = await asyncio.to_thread(detect_tier)
-    if settings.is_local_chain:
-        is_enough = tier is not SandboxTier.NONE or settings.validator.unsafe_no_sandbox
-    else:
-        is_enough = tier.may_score
-    if not is_enough:
+    if not tier.suffices(needed_isolation(settings, do_verdicts_score=True)):
         raise SandboxUnavailable(
             "this host cannot isolate submissions, which are hostile code: install bubblewrap "
             "(Debian: apt-get install bubblewrap); `quasar-node doctor` says what is missing"

@@ -17,6 +17,7 @@ from protocol.messages import (
     EvaluationJob,
     EvaluationReport,
 )
+from protocol.verdicts import Isolation
 from roles.referee.comparison import compare
 from roles.referee.evaluation import evaluate
 
@@ -26,7 +27,7 @@ Compare = Callable[..., ComparisonFigures]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without bubblewrap hostile code does not run, not even ours."""
-    if not detect_tier().may_score:
+    if not detect_tier().suffices(Isolation.TO_SCORE):
         for item in items:
             if "adversarial" in str(item.path):
                 item.add_marker(pytest.mark.skip(reason="bubblewrap does not run here"))

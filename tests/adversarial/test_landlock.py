@@ -11,7 +11,7 @@ from kernels.export import export_files
 from node.landlock import MIN_ABI, landlock_abi
 from node.sandbox_spec import SandboxTier
 from protocol.messages import EvaluationJob, EvaluationReport
-from protocol.verdicts import Fault, Status
+from protocol.verdicts import Fault, Isolation, Status
 from tests.adversarial.conftest import Judge, laid_out
 from tests.adversarial.test_attacks import wrapped
 from tests.adversarial.test_escapes import FUTILE, assert_left_behind_is_ended, attempt
@@ -38,7 +38,7 @@ def judge_in_place(tmp_path: Path) -> Judge:
             trials_max=3,
             deadline_s=90.0,
             work_dir=str(tmp_path / "work"),
-            **{"isolation": "any"} | fields,
+            **{"isolation": Isolation.ANY} | fields,
         )
         done = subprocess.run(
             as_ordinary_user([sys.executable, "-m", "roles.referee"]),
@@ -63,7 +63,7 @@ def test_an_honest_submission_passes(judge_in_place: Judge) -> None:
 
 
 def test_a_verdict_that_scores_needs_more(judge_in_place: Judge) -> None:
-    figures = judge_in_place(isolation="to_score").figures
+    figures = judge_in_place(isolation=Isolation.TO_SCORE).figures
     assert figures.status is Status.INFRASTRUCTURE
     assert "apt-get install bubblewrap" in figures.evidence["reason"]
 

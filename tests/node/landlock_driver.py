@@ -21,6 +21,7 @@ def main(told: dict[str, Any]) -> int:
         mounts=[Mount(host=Path(one), inside=Path(one)) for one in told["readable"]],
         hidden=[Path(one) for one in told["hidden"]],
         scratch=Path(told["scratch"]),
+        environment={"TMPDIR": told["scratch"]},
         limits=Limits(**told["limits"]),
     )
     with tempfile.TemporaryFile() as output:

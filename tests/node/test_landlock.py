@@ -1,5 +1,6 @@
 """The sandbox without namespaces, attacked from inside by programs of the operator's own user."""
 
+import errno
 import json
 import os
 import platform
@@ -21,7 +22,6 @@ from tests.requirements import missing
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-EPERM = 1
 
 
 @pytest.fixture(autouse=True)
@@ -68,14 +68,21 @@ def python(scratch: Path, program: str, **options: Any) -> tuple[int, str]:
 def attempts(*expressions: str) -> str:
     """A program that prints what became of each expression: its error's number, or WORKED and its value."""
     return (
-        "import ctypes, fcntl, os, resource, signal, socket, sys\n"
-        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "import fcntl, os, resource, signal, socket\n"
         f"for text in {expressions!r}:\n"
         "    try:\n"
         "        print('WORKED', text, eval(text))\n"
         "    except OSError as error:\n"
         "        print('FAILED', error.errno)\n"
     )
+
+
+def assert_refused(scratch: Path, *expressions: str) -> None:
+    """None of the expressions works inside, and nothing else goes wrong."""
+    code, output = python(scratch, attempts(*expressions))
+    assert code == 0, output
+    assert "WORKED" not in output
+    assert output.count("FAILED") == len(expressions)
 
 
 def test_it_is_an_ordinary_process_with_nothing_to_inherit(
@@ -99,32 +106,27 @@ def test_files_of_the_operator_stay_closed_and_as_they_are(scratch: Path, tmp_pa
     secret.chmod(0o640)
     before = secret.stat()
     path = str(secret)
-    code, output = python(
+    assert_refused(
         scratch,
-        attempts(
-            f"open({path!r}).read()",
-            f"open({path!r}, 'a')",
-            f"os.truncate({path!r}, 0)",
-            f"os.chmod({path!r}, 0o666)",
-            f"os.chown({path!r}, -1, os.getgid())",
-            f"os.utime({path!r})",
-            f"os.setxattr({path!r}, 'user.mark', b'1')",
-            f"os.unlink({path!r})",
-            f"os.rename({path!r}, 'mine')",
-            f"os.link({path!r}, 'mine')",
-            f"os.listdir({str(tmp_path)!r})",
-            f"os.mkdir({str(tmp_path / 'new')!r})",
-            "os.listdir('/')",
-            "open('/etc/passwd').read()",
-            "open('/dev/tty')",
-            "open('/dev/shm/shared', 'w')",
-            "open('/tmp/left', 'w')",
-            "open(os.__file__, 'a')",
-        ),
+        f"open({path!r}).read()",
+        f"open({path!r}, 'a')",
+        f"os.truncate({path!r}, 0)",
+        f"os.chmod({path!r}, 0o666)",
+        f"os.chown({path!r}, -1, os.getgid())",
+        f"os.utime({path!r})",
+        f"os.setxattr({path!r}, 'user.mark', b'1')",
+        f"os.unlink({path!r})",
+        f"os.rename({path!r}, 'mine')",
+        f"os.link({path!r}, 'mine')",
+        f"os.listdir({str(tmp_path)!r})",
+        f"os.mkdir({str(tmp_path / 'new')!r})",
+        "os.listdir('/')",
+        "open('/etc/passwd').read()",
+        "open('/dev/tty')",
+        "open('/dev/shm/shared', 'w')",
+        "open('/tmp/left', 'w')",
+        "open(os.__file__, 'a')",
     )
-    assert code == 0, output
-    assert "WORKED" not in output
-    assert output.count("FAILED") == 18
     assert secret.read_text() == "mnemonic"
     after = secret.stat()
     for field in ("st_mode", "st_uid", "st_gid", "st_nlink", "st_mtime_ns", "st_ctime_ns"):
@@ -170,31 +172,26 @@ def test_sockets_lead_nowhere(scratch: Path, tmp_path: Path) -> None:
             "local.bind(f'\\0quasar-{os.getpid()}'); local.listen()\n"
             "a, b = socket.socketpair(); a.send(b'pair'); print(b.recv(4).decode())\n",
         )
-    assert (code, output) == (0, f"FAILED {EPERM}\n" * 6 + "pair\n")
+    assert (code, output) == (0, f"FAILED {errno.EPERM}\n" * 6 + "pair\n")
 
 
 def test_the_process_that_watches_over_it_cannot_be_touched_or_read(scratch: Path) -> None:
     """It has the same user, and no namespace lies between."""
-    code, output = python(
+    assert_refused(
         scratch,
-        attempts(
-            "os.kill(os.getppid(), signal.SIGKILL)",
-            "os.kill(-1, signal.SIGKILL)",
-            "signal.pidfd_send_signal(os.pidfd_open(os.getppid()), signal.SIGKILL)",
-            "resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))",
-            "os.sched_setaffinity(os.getppid(), [0])",
-            "os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
-            "fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())",
-            "open(f'/proc/{os.getppid()}/environ').read()",
-            "open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
-            "open(f'/proc/{os.getppid()}/oom_score_adj', 'w')",
-            "os.readlink(f'/proc/{os.getppid()}/cwd')",
-            "open(f'/proc/{os.getppid()}/fd/1', 'w')",
-        ),
+        "os.kill(os.getppid(), signal.SIGKILL)",
+        "os.kill(-1, signal.SIGKILL)",
+        "signal.pidfd_send_signal(os.pidfd_open(os.getppid()), signal.SIGKILL)",
+        "resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))",
+        "os.sched_setaffinity(os.getppid(), [0])",
+        "os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+        "fcntl.fcntl(0, fcntl.F_SETOWN, os.getppid())",
+        "open(f'/proc/{os.getppid()}/environ').read()",
+        "open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
+        "open(f'/proc/{os.getppid()}/oom_score_adj', 'w')",
+        "os.readlink(f'/proc/{os.getppid()}/cwd')",
+        "open(f'/proc/{os.getppid()}/fd/1', 'w')",
     )
-    assert code == 0, output
-    assert "WORKED" not in output
-    assert output.count("FAILED") == 12
 
 
 def test_calls_that_would_reach_out_are_refused(scratch: Path) -> None:

@@ -7,8 +7,9 @@ import pytest
 
 from node.sandbox import detect_tier, start_sandboxed
 from node.sandbox_spec import Mount, SandboxSpec
+from protocol.verdicts import Isolation
 
-pytestmark = pytest.mark.skipif(not detect_tier().may_score, reason="bubblewrap does not run here")
+pytestmark = pytest.mark.skipif(not detect_tier().suffices(Isolation.TO_SCORE), reason="needs bubblewrap")
 
 
 def run_inside(script: str, mount: Mount, hidden: list[Path]) -> str:
