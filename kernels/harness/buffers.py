@@ -177,17 +177,15 @@ class _DeviceOffer:
 
     def gather(self, answer: dict[str, Any], descriptors: list[int]) -> None:
         self._ground.map_segments(answer["segments"], descriptors)
-        self._outputs = [
-            self._ground.rows(number, offset, self._sets.shape)
-            for number, offset in _pairs(answer["outputs"], self._calls)
-        ]
+        self._places = _pairs(answer["outputs"], self._calls)
         for number, target in zip(self._sampled, self._gathered, strict=True):
-            torch.index_select(self._outputs[number], 0, self._chosen, out=target)
+            torch.index_select(self._rows(number), 0, self._chosen, out=target)
         # Waits for what runs on the GPU before it, too.
         torch.cuda.synchronize(self._device)
 
     def results(self) -> list[torch.Tensor]:
-        whole = [rows.clone() for rows in self._outputs]
+        # Not before: to look all the places up takes half a millisecond, which the clock need not see.
+        whole = [self._rows(number).clone() for number in range(self._calls)]
         for number, gathered in zip(self._sampled, self._gathered, strict=True):
             if not torch.equal(whole[number][self._chosen], gathered):
                 raise OutputRefused("an output changed after the worker said that it was done")
@@ -196,6 +194,11 @@ class _DeviceOffer:
     def close(self) -> None:
         os.close(self.descriptors[0])
         self._source.close()
+
+    def _rows(self, call: int) -> torch.Tensor:
+        """Return the raw bits of a call's output. Raises OutputRefused."""
+        number, offset = self._places[call]
+        return self._ground.rows(number, offset, self._sets.shape)
 
 
 def make_ground(device: torch.device) -> Ground:

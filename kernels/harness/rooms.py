@@ -34,6 +34,8 @@ class Room(Protocol):
 
     max_descriptors: int
     """How many descriptors come with the go."""
+    spin_s: float
+    """For how long the worker stays awake for the go once it has been called."""
 
     def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
         """Map the inputs, and give one set after the other."""
@@ -75,6 +77,7 @@ class HostRoom:
     """One set of inputs and its output, in files."""
 
     max_descriptors = 2
+    spin_s = 0.0
 
     def __init__(self) -> None:
         self._marks: list[float] = []
@@ -118,6 +121,7 @@ class DeviceRoom:
     """Inputs in the referee's memory of the GPU, outputs in memory that the referee can map."""
 
     max_descriptors = 1
+    spin_s = 0.05
 
     def __init__(self, device: torch.device) -> None:
         enter_context(device)

@@ -19,6 +19,8 @@ from kernels.harness.inputs import InputSets
 
 GATHERED_ROWS = 1024
 """Of each output that is sampled."""
+SPIN_S = 0.05
+"""For so long the referee stays awake for a GPU's answer: calls in a trial take a hundredth of a second."""
 
 
 class CandidateFailed(Exception):
@@ -64,6 +66,8 @@ class Session:
     ) -> None:
         self._connection = connection
         self._ground = make_ground(device)
+        # On a CPU that would take from the worker what it computes with.
+        self._spin_s = 0.0 if device.type == "cpu" else SPIN_S
         self._deadline_s = deadline_s
         """Seconds that are left of the evaluation."""
 
@@ -146,7 +150,7 @@ class Session:
             wire.send(self._connection, go, offer.descriptors)
         except wire.WireBroken as error:
             raise CandidateFailed("crash", "the worker ended before the trial") from error
-        with self._received(self._ground.max_descriptors) as received:
+        with self._received(self._ground.max_descriptors, spin_s=self._spin_s) as received:
             message = received.message
             if message.get("nonce") != go["nonce"] or set(message) != fields:
                 raise self._failure(message)
@@ -161,13 +165,14 @@ class Session:
         raise CandidateFailed("tampered", otherwise)
 
     @contextmanager
-    def _received(self, max_descriptors: int) -> Iterator[wire.Received]:
+    def _received(self, max_descriptors: int, *, spin_s: float = 0.0) -> Iterator[wire.Received]:
         """One message; the descriptors that came with it are closed afterwards."""
         try:
             received = wire.receive(
                 self._connection,
                 timeout_s=max(0.001, self._deadline_s()),
                 max_descriptors=max_descriptors,
+                spin_s=spin_s,
             )
         except wire.WireSilent as error:
             raise CandidateFailed("timeout", "the worker did not answer before the deadline") from error

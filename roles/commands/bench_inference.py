@@ -37,22 +37,22 @@ def bench_inference(settings: Settings, model: str | None, requests: int, *, as_
     GPU, a tiny one on a CPU. Raises ConfigError, DeviceBusy.
     """
     device = resolve_device(settings.node.device)
-    with device_for_timing(device), tempfile.TemporaryDirectory(prefix="quasar-bench-") as folder:
-        parts = asyncio.run(_measure(Path(folder), device, model, requests))
+    parts: Parts = {"model": model or "seeded"}
+    with tempfile.TemporaryDirectory(prefix="quasar-bench-") as name:
+        folder = Path(name)
+        served = (
+            check_model_path(model) if model is not None else asyncio.run(_seeded(folder / "model", device))
+        )
+        with device_for_timing(device):
+            asyncio.run(_guarded(parts, "engine", lambda: _engine(served, device, parts)))
+        # The server takes the device for each answer: with the turn held here every one would wait for it.
+        asyncio.run(_guarded(parts, "server", lambda: _server(folder, served, device, requests, parts)))
     problems = find_problems(parts)
     if as_json:
         print(json.dumps({**parts, "problems": problems}, indent=2))
     else:
         _print(parts, problems)
     return 1 if problems else 0
-
-
-async def _measure(folder: Path, device: str, model: str | None, requests: int) -> Parts:
-    name = check_model_path(model) if model is not None else await _seeded(folder / "model", device)
-    parts: Parts = {"model": model or "seeded"}
-    await _guarded(parts, "engine", lambda: _engine(name, device, parts))
-    await _guarded(parts, "server", lambda: _server(folder, name, device, requests, parts))
-    return parts
 
 
 def _keep(parts: Parts, measured: Parts) -> None:

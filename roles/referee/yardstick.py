@@ -21,7 +21,7 @@ from roles.referee.drawing import Drawing, Drawn
 from roles.referee.quartiles import spread, typical
 from roles.referee.stages import Ended
 
-ROUNDS: Final = 7
+ROUNDS: Final = 15
 """Trials that make one measurement of the yardstick by itself."""
 PATIENCE_S: Final = 120.0
 STEADY: Final = 0.10

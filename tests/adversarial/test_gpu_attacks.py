@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from kernels.export import export_files
+from node.sandbox import detect_tier
+from node.sandbox_spec import SandboxTier
 from protocol.messages import EvaluationReport
 from protocol.verdicts import Fault, Status
 from tests.adversarial.conftest import Judge
 from tests.adversarial.test_attacks import wrapped
+from tests.requirements import missing
 
 pytestmark = [
     pytest.mark.gpu,
@@ -132,6 +135,28 @@ def test_a_hog_of_the_gpus_memory(judge_submission: Judge) -> None:
         "_kept = []\n" + wrapped(f"if not _kept: {hog}; _kept.append(_hog)"), profile="gpu", length=LENGTH
     ).figures
     assert figures.status is Status.OUT_OF_MEMORY, figures.evidence
+
+
+def test_a_swarm_that_fills_the_hosts_memory_beside_cuda(judge_submission: Judge) -> None:
+    # Each stays below the limit of a process, which with CUDA in it cannot be one of addresses.
+    if detect_tier() is not SandboxTier.CGROUP:
+        missing("no cgroup v2 of its own here")
+    swarm = """
+import os, time
+torch.empty(1, device="cuda")
+print("THE SWARM BEGINS", flush=True)
+for _ in range(12):
+    if os.fork() == 0:
+        held = bytearray(2**30)
+        held[::4096] = b"x" * len(held[::4096])
+        time.sleep(3600)
+time.sleep(3600)
+"""
+    figures = judge_submission(swarm, profile="gpu", length=4096, memory_limit_bytes=8 * 2**30).figures
+    assert figures.status is Status.OUT_OF_MEMORY, figures.evidence
+    assert figures.fault is Fault.MINER
+    assert figures.evidence["reason"] == "it held more than 8,192 MiB of the host's memory"
+    assert "THE SWARM BEGINS" in figures.evidence["log_tail"]
 
 
 def test_patched_clocks_and_events(judge_submission: Judge, honest: float) -> None:

@@ -189,6 +189,8 @@ def test_the_process_that_watches_over_it_cannot_be_touched_or_read(scratch: Pat
         "open(f'/proc/{os.getppid()}/environ').read()",
         "open(f'/proc/{os.getppid()}/mem', 'rb').read(1)",
         "open(f'/proc/{os.getppid()}/oom_score_adj', 'w')",
+        "open(f'/proc/{os.getppid()}/task/{os.getppid()}/oom_score_adj', 'w')",
+        "open('/proc/self/oom_score_adj', 'w')",
         "os.readlink(f'/proc/{os.getppid()}/cwd')",
         "open(f'/proc/{os.getppid()}/fd/1', 'w')",
     )
@@ -217,9 +219,12 @@ def test_what_programs_do_with_themselves_still_works(scratch: Path) -> None:
         "fcntl.fcntl(1, fcntl.F_SETFD, 0)\n"
         "signal.signal(signal.SIGUSR1, lambda *_: print('signal'))\n"
         "signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)\n"
+        # As CUDA names its threads; without that it does not start.
+        "name = f'/proc/self/task/{threading.get_native_id()}/comm'\n"
+        "os.write(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), b'named'); print(open(name).read())\n"
         "os.abort()\n",
     )
-    assert (code, output.splitlines()[:3]) == (128 + signal.SIGABRT, ["thread", "process", "signal"])
+    assert (code, output.split()) == (128 + signal.SIGABRT, ["thread", "process", "signal", "named"])
 
 
 @pytest.mark.parametrize(("script", "expected"), [("exit 7", 7), ("ulimit -c 0; kill -9 $$ || exit 8", 8)])
