@@ -22,6 +22,7 @@ from roles.inference.decoding import Decoder, Generation
 from roles.inference.engine import Engine
 from roles.inference.graph_decoding import StaticDecoder
 from roles.inference.margins import margins
+from roles.inference.worker import document
 from roles.validator.logit_worker import judge
 
 PROMPT_TOKENS: Final = 128
@@ -55,6 +56,7 @@ class Benchmark:
             "machine": self.machine,
             "decode": self.decode,
             "first_token": self.first_token,
+            "hand_over": self.hand_over,
             "verification": self.verification,
             "exact_in_float32": self.exact,
             "margins": self.margins,
@@ -168,6 +170,22 @@ class Benchmark:
         for number in range(FIRST_TOKEN_REPETITIONS):
             times_ms.append(_answer(engine, _prompt(number), 1, 1).elapsed_s * 1e3)
         return {"median_ms": statistics.median(times_ms), "largest_ms": max(times_ms)}
+
+    def hand_over(self) -> dict[str, Any]:
+        """Milliseconds from an answer's last token to what the server reads, logits included."""
+        engine = self.half
+        fetched_ms, written_ms = [], []
+        for number in range(FIRST_TOKEN_REPETITIONS):
+            engine.begin(_prompt(number), 1, 1)
+            started = time.perf_counter()
+            answer = engine.advance(float("inf"))
+            fetched = time.perf_counter()
+            assert answer is not None
+            json.dumps(document(answer))
+            written_ms.append((time.perf_counter() - fetched) * 1e3)
+            fetched_ms.append((fetched - started - answer.elapsed_s) * 1e3)
+        medians = {"fetched": statistics.median(fetched_ms), "written": statistics.median(written_ms)}
+        return {f"{name}_ms": value for name, value in medians.items()}
 
     def verification(self) -> dict[str, Any]:
         """Milliseconds of judging one miner's answer, and how much of them the GPU works."""

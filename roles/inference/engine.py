@@ -93,7 +93,8 @@ class Engine:
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ConfigError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
-        if target.type == "cpu" and model.num_parameters() < FEW_PARAMETERS:
+        if target.type != "cpu" or model.num_parameters() < FEW_PARAMETERS:
+            # What is left for the processor takes less than to wake its threads.
             torch.set_num_threads(1)
         try:
             model = model.to(target).eval().requires_grad_(False)

@@ -72,13 +72,14 @@ def main(argv: list[str] | None = None) -> int:
         return resume(params)
 
     def resume(params: dict[str, Any]) -> dict[str, Any]:
-        return _document(engine().advance(params["budget_s"]))
+        return document(engine().advance(params["budget_s"]))
 
     serve({"info": info, "warm_up": warm_up, "generate": generate, "resume": resume})
     return 0
 
 
-def _document(generation: "Generation | None") -> dict[str, Any]:
+def document(generation: "Generation | None") -> dict[str, Any]:
+    """What the parent is told of an answer."""
     if generation is None:
         return {"done": False}
     captured = generation.captured_logits

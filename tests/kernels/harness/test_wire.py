@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,24 @@ def test_message_and_descriptors_arrive(pair: tuple[socket.socket, socket.socket
     os.close(descriptor)
     assert os.read(reader, 16) == b"hello"
     os.close(reader)
+
+
+def test_one_that_stays_awake_hears_the_same(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    later = threading.Timer(0.05, wire.send, (ours, {"nonce": "x"}))
+    later.start()
+    assert wire.receive(theirs, timeout_s=10.0, spin_s=10.0).message == {"nonce": "x"}
+    later.join()
+    # Longer than the deadline nobody stays awake, and nobody sleeps through the rest of it.
+    with pytest.raises(wire.WireSilent):
+        wire.receive(theirs, timeout_s=0.01, spin_s=10.0)
+    later = threading.Timer(0.05, wire.send, (ours, {"nonce": "y"}))
+    later.start()
+    assert wire.receive(theirs, timeout_s=10.0, spin_s=0.001).message == {"nonce": "y"}
+    later.join()
+    ours.close()
+    with pytest.raises(wire.WireBroken):
+        wire.receive(theirs, timeout_s=10.0, spin_s=10.0)
 
 
 @pytest.mark.parametrize("data", [b"not json", b"[1]", b'"x"', b"\xff\xfe", b"[" * 5000])

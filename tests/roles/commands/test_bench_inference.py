@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from node.device_turns import BackgroundTurn
+from protocol.errors import DeviceBusy
 from roles.cli import main
+from roles.commands import bench_inference
 from roles.commands.bench_inference import find_problems
 
 RIGHT: dict[str, Any] = {
@@ -33,8 +36,35 @@ def test_every_part_is_measured(
     assert parts["concurrency"]["answered_out_of_order"] == 0
     assert set(parts["challenges"]["outcomes"]) == {"passed"}
     assert parts["margins"]["int4"]["times_rounding_smallest"] > 10.0
+    assert parts["hand_over"].keys() == {"fetched_ms", "written_ms"}
     assert parts["http_overhead"].keys() == {"without_logits", "base64", "list"}
     assert '{"soak": ' in progress
+
+
+def test_the_server_has_the_device_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes turns for its answers, and would wait for the bench at each of them."""
+    free: dict[str, bool] = {}
+
+    def look(part: str) -> None:
+        try:
+            with BackgroundTurn("cpu", timeout_s=0.0):
+                free[part] = True
+        except DeviceBusy:
+            free[part] = False
+
+    async def engine(*_: Any) -> None:
+        look("engine")
+
+    async def server(*_: Any) -> None:
+        look("server")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEVICE", "cpu")
+    monkeypatch.setattr(bench_inference, "check_model_path", str)
+    monkeypatch.setattr(bench_inference, "_engine", engine)
+    monkeypatch.setattr(bench_inference, "_server", server)
+    assert main(["bench", "--inference", "--model", "some/model", "--json"]) == 0
+    assert free == {"engine": False, "server": True}
 
 
 @pytest.mark.parametrize(
