@@ -96,10 +96,12 @@ class Measuring:
 
     def _calls_for_a_trial(self, shape: Shape) -> int:
         """Return how many calls make a trial long enough."""
-        for _ in range(2):
-            # The second time: memory has been taken, and the launch of one call among several does not show.
-            trial = self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")
-        return self._drawing.sets_for(shape, (trial.seconds - self._overhead_s()) / self.calls)
+        # The first takes memory, and either may be disturbed: that only makes it longer.
+        seconds = min(
+            self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape").seconds
+            for _ in range(2)
+        )
+        return self._drawing.sets_for(shape, (seconds - self._overhead_s()) / self.calls)
 
     def time(self, *, clock: Callable[[], float] = time.monotonic) -> Measurements:
         """Run the timed trials within their budget; every output is checked.

@@ -1,11 +1,13 @@
 """Probes and trials, with the worker's own loop in a thread and operators that are plain PyTorch."""
 
 import gc
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -184,3 +186,27 @@ def test_no_more_sets_than_fit_beside_a_yardstick_of_a_shorter_league(
     trials.probe()
     assert trials.calls == 2
     assert max(max(counts) for counts in contestant.sets.values()) == 3
+
+
+@pytest.mark.parametrize("disturbed", [7, 8])
+def test_a_disturbed_trial_does_not_make_the_others_shorter(
+    disturbed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six untimed runs come first, then two by which the calls of a trial are counted."""
+    call_s: list[float] = []
+    runs = itertools.count(1)
+
+    def sets_for(_self: Drawing, _shape: Any, seconds: float) -> int:
+        call_s.append(seconds)
+        return 1
+
+    class Disturbed(Exact):
+        def run(self, sets: InputSets, **options: Any) -> Trial:
+            trial = super().run(sets, **options)
+            return replace(trial, seconds=1.0 if next(runs) == disturbed else 0.003)
+
+    monkeypatch.setattr(Drawing, "sets_for", sets_for)
+    job = job_of(tmp_path)
+    yardstick: Any = SimpleNamespace(sets=32, overhead_s=0.001)
+    Measuring(job, Disturbed(), Drawing(job), yardstick).probe()  # type: ignore[arg-type]
+    assert call_s == pytest.approx([0.0, 0.002])
