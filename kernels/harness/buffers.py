@@ -6,6 +6,7 @@ worker's, which the referee maps: a copy would be part of the time of everyone w
 
 import os
 import random
+from collections import OrderedDict
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -14,9 +15,11 @@ import torch
 from kernels.harness.device_memory import DeviceMemory
 from kernels.harness.inputs import Inputs, InputSets, Shape
 from kernels.harness.memory import POISON, OutputFile, input_file
+from kernels.harness.wire import SPIN_S
 
-MAX_NEW_SEGMENTS: Final = 128
-"""In one answer; the kernel passes 253 descriptors at most."""
+MAPPED_SEGMENTS: Final = 128
+"""Segments of the worker's memory that stay mapped: mapping one takes a tenth of a millisecond."""
+MAX_NEW_SEGMENTS: Final = 64
 SAMPLED_CALLS: Final = 4
 """Outputs of a trial whose rows are gathered before the clock stops."""
 
@@ -48,6 +51,8 @@ class Ground(Protocol):
     """What the worker says about its outputs."""
     max_descriptors: int
     """How many descriptors may come with that."""
+    spin_s: float
+    """For how long the referee stays awake for the answer."""
 
     def offer(self, sets: InputSets, calls: int, rows: np.ndarray) -> Offer:
         """Lay out one trial; `rows` are those to be gathered of each output, of [B * T * H, D]."""
@@ -61,6 +66,7 @@ class HostGround:
 
     answer_fields: frozenset[str] = frozenset()
     max_descriptors = 0
+    spin_s = 0.0
 
     def offer(self, sets: InputSets, calls: int, rows: np.ndarray) -> Offer:
         """See Ground. Raises ValueError for more than one set."""
@@ -105,12 +111,11 @@ class DeviceGround:
 
     answer_fields: frozenset[str] = frozenset({"segments", "outputs"})
     max_descriptors = MAX_NEW_SEGMENTS
+    spin_s = SPIN_S
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._segments: dict[int, DeviceMemory] = {}
-        """They stay mapped: to map one takes a tenth of a millisecond, and the worker describes each once.
-        What they hold counts as the worker's."""
+        self._segments: OrderedDict[int, DeviceMemory] = OrderedDict()
 
     def offer(self, sets: InputSets, calls: int, rows: np.ndarray) -> Offer:
         """See Ground."""
@@ -133,12 +138,15 @@ class DeviceGround:
                 # Whatever the descriptor is, it is no memory of this GPU of that size.
                 raise OutputRefused(f"the worker's memory cannot be mapped: {error}") from error
             self._segments[number] = memory
+        while len(self._segments) > MAPPED_SEGMENTS:
+            self._segments.popitem(last=False)[1].close()
 
     def rows(self, number: int, offset: int, shape: Shape) -> torch.Tensor:
         """Return the raw bits [B * T * H, D] of the output at a place. Raises OutputRefused."""
         memory = self._segments.get(number)
         if memory is None:
             raise OutputRefused(f"the worker named memory {number}, which it never described")
+        self._segments.move_to_end(number)
         needed = shape.count * shape.torch_dtype.itemsize
         if offset < 0 or offset % shape.torch_dtype.itemsize or offset + needed > memory.size:
             raise OutputRefused(f"an output of {needed:,} bytes is not at {offset:,} of {memory.size:,}")
@@ -181,7 +189,7 @@ class _DeviceOffer:
         torch.cuda.synchronize(self._device)
 
     def results(self) -> list[torch.Tensor]:
-        # Not before: to look all the places up takes half a millisecond, which the clock need not see.
+        # Not before: the clock need not see how all the places are looked up.
         whole = [self._rows(number).clone() for number in range(self._calls)]
         for number, gathered in zip(self._sampled, self._gathered, strict=True):
             if not torch.equal(whole[number][self._chosen], gathered):

@@ -13,6 +13,7 @@ from kernels.harness.device_memory import DeviceMemory, enter_context
 from kernels.harness.inputs import Shape
 from kernels.harness.memory import map_inputs, map_output
 from kernels.harness.shared_pool import Located, SharedPool
+from kernels.harness.wire import SPIN_S
 
 InputSet = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """q, k, v [B, T, H, D] and beta [H]."""
@@ -35,7 +36,7 @@ class Room(Protocol):
     max_descriptors: int
     """How many descriptors come with the go."""
     spin_s: float
-    """For how long the worker stays awake for the go once it has been called."""
+    """For how long the worker stays awake for the next message."""
 
     def enter(self, shape: Shape, sets: int, descriptors: list[int]) -> Iterator[InputSet]:
         """Map the inputs, and give one set after the other."""
@@ -121,7 +122,7 @@ class DeviceRoom:
     """Inputs in the referee's memory of the GPU, outputs in memory that the referee can map."""
 
     max_descriptors = 1
-    spin_s = 0.05
+    spin_s = SPIN_S
 
     def __init__(self, device: torch.device) -> None:
         enter_context(device)

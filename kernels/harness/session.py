@@ -19,8 +19,6 @@ from kernels.harness.inputs import InputSets
 
 GATHERED_ROWS = 1024
 """Of each output that is sampled."""
-SPIN_S = 0.05
-"""For so long the referee stays awake for a GPU's answer: calls in a trial take a hundredth of a second."""
 
 
 class CandidateFailed(Exception):
@@ -66,8 +64,6 @@ class Session:
     ) -> None:
         self._connection = connection
         self._ground = make_ground(device)
-        # On a CPU that would take from the worker what it computes with.
-        self._spin_s = 0.0 if device.type == "cpu" else SPIN_S
         self._deadline_s = deadline_s
         """Seconds that are left of the evaluation."""
 
@@ -150,7 +146,7 @@ class Session:
             wire.send(self._connection, go, offer.descriptors)
         except wire.WireBroken as error:
             raise CandidateFailed("crash", "the worker ended before the trial") from error
-        with self._received(self._ground.max_descriptors, spin_s=self._spin_s) as received:
+        with self._received(self._ground.max_descriptors, spin_s=self._ground.spin_s) as received:
             message = received.message
             if message.get("nonce") != go["nonce"] or set(message) != fields:
                 raise self._failure(message)

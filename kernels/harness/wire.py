@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 MAX_MESSAGE_BYTES: Final = 65_536
+SPIN_S: Final = 0.05
+"""For so long both sides stay awake on a GPU: the calls of a trial take a hundredth of a second. On a CPU
+that would take from the worker what it computes with."""
 _FD_BYTES: Final = array.array("i").itemsize
 
 
@@ -60,8 +63,7 @@ def receive(
 ) -> Received:
     """Receive one message.
 
-    For the first `spin_s` seconds the caller stays awake: on a virtual machine waking up takes a tenth of a
-    millisecond, and never the same.
+    For the first `spin_s` seconds the caller stays awake: waking up takes time, and never the same.
 
     Raises:
         WireSilent: nothing came in time. WireGarbled: it is no JSON object, or too long.

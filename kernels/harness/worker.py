@@ -48,18 +48,15 @@ def serve(connection: socket.socket, operators: Mapping[str, Operator], room: "R
     """Answer roll calls and run trials until the referee hangs up."""
     from kernels.harness import wire
 
-    spin_s = 0.0
     while True:
         try:
-            received = wire.receive(connection, max_descriptors=room.max_descriptors, spin_s=spin_s)
+            received = wire.receive(connection, max_descriptors=room.max_descriptors, spin_s=room.spin_s)
         except wire.WireBroken:
             return
         message = received.message
         if "roll_call" in message:
             wire.send(connection, {"present": message["roll_call"]})
-            spin_s = room.spin_s
             continue
-        spin_s = 0.0
         try:
             output = run(operators[message["operator"]], message, received.descriptors, room)
         except MemoryError as error:

@@ -184,8 +184,7 @@ class Benchmark:
             json.dumps(document(answer))
             written_ms.append((time.perf_counter() - fetched) * 1e3)
             fetched_ms.append((fetched - started - answer.elapsed_s) * 1e3)
-        medians = {"fetched": statistics.median(fetched_ms), "written": statistics.median(written_ms)}
-        return {f"{name}_ms": value for name, value in medians.items()}
+        return {"fetched_ms": statistics.median(fetched_ms), "written_ms": statistics.median(written_ms)}
 
     def verification(self) -> dict[str, Any]:
         """Milliseconds of judging one miner's answer, and how much of them the GPU works."""

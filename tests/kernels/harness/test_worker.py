@@ -20,6 +20,7 @@ class Memory:
     """A room that hands out tensors and keeps the outputs."""
 
     max_descriptors = 0
+    spin_s = 0.0
 
     def __init__(self) -> None:
         self.outputs: list[torch.Tensor] = []
