@@ -3,6 +3,7 @@
 Source: Lei, Zhang, Poria, "Error-Free Linear Attention is a Free Lunch", arXiv:2512.12602.
 """
 
+import math
 from itertools import pairwise
 
 import torch
@@ -123,15 +124,26 @@ def _chunked_segment(
 def _states(steps: torch.Tensor, added: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
     """Return all states [C + 1, H, D, D] of S -> P S + R from `state` on; steps P and added R [C, H, D, D].
 
-    By doubling: after each pass an entry stands for twice as many chunks.
+    On two levels: groups of chunks side by side, each a step at a time, then one group after the other. That
+    takes three products for each chunk, and about four times the square root of C launches.
     """
-    added = torch.cat((steps[:1] @ state + added[:1], added[1:]))
-    reach = 1
-    while reach < len(steps):
-        added = torch.cat((added[:reach], steps[reach:] @ added[:-reach] + added[reach:]))
-        steps = torch.cat((steps[:reach], steps[reach:] @ steps[:-reach]))
-        reach *= 2
-    return torch.cat((state[None], added))
+    count, dim = len(steps), steps.shape[-1]
+    size = math.isqrt(count - 1) + 1
+    padding = -count % size
+    identity = torch.eye(dim, dtype=steps.dtype, device=steps.device).expand(padding, *steps.shape[1:])
+    # [size, groups, H, D, D]: what takes place side by side lies together.
+    steps = torch.cat((steps, identity)).unflatten(0, (-1, size)).transpose(0, 1).contiguous()
+    added = torch.cat((added, torch.zeros_like(identity))).unflatten(0, (-1, size)).transpose(0, 1)
+    # Products and sums of a group up to each of its chunks: [P | R].
+    maps = [torch.cat((steps[0], added[0]), dim=-1)]
+    for step, more in zip(steps[1:], added[1:], strict=True):
+        maps.append(step @ maps[-1] + torch.nn.functional.pad(more, (dim, 0)))
+    products, sums = torch.stack(maps).split(dim, dim=-1)
+    entering = [state]
+    for product, total in zip(products[-1], sums[-1], strict=True):
+        entering.append(product @ entering[-1] + total)
+    states = products @ torch.stack(entering[:-1]) + sums
+    return torch.cat((state[None], states.transpose(0, 1).flatten(0, 1)[:count]))
 
 
 def _split(x: torch.Tensor, size: int) -> torch.Tensor:

@@ -6,7 +6,6 @@ worker's, which the referee maps: a copy would be part of the time of everyone w
 
 import os
 import random
-from collections import OrderedDict
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -17,9 +16,8 @@ from kernels.harness.inputs import Inputs, InputSets, Shape
 from kernels.harness.memory import POISON, OutputFile, input_file
 from kernels.harness.wire import SPIN_S
 
-MAPPED_SEGMENTS: Final = 128
-"""Segments of the worker's memory that stay mapped: mapping one takes a tenth of a millisecond."""
-MAX_NEW_SEGMENTS: Final = 64
+MAX_CALLS: Final = 64
+"""In one trial on a GPU; each output may lie in a segment of its own, which comes by descriptor."""
 SAMPLED_CALLS: Final = 4
 """Outputs of a trial whose rows are gathered before the clock stops."""
 
@@ -110,12 +108,14 @@ class DeviceGround:
     """bfloat16 in memory of the GPU; for an operator that runs there."""
 
     answer_fields: frozenset[str] = frozenset({"segments", "outputs"})
-    max_descriptors = MAX_NEW_SEGMENTS
+    max_descriptors = MAX_CALLS
     spin_s = SPIN_S
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._segments: OrderedDict[int, DeviceMemory] = OrderedDict()
+        self._segments: dict[int, DeviceMemory] = {}
+        """Of the worker, by its number for it; mapped for as long as the worker lives, which describes each
+        once: mapping takes a tenth of a millisecond, and PyTorch gives nothing of its pool back before."""
 
     def offer(self, sets: InputSets, calls: int, rows: np.ndarray) -> Offer:
         """See Ground."""
@@ -138,15 +138,12 @@ class DeviceGround:
                 # Whatever the descriptor is, it is no memory of this GPU of that size.
                 raise OutputRefused(f"the worker's memory cannot be mapped: {error}") from error
             self._segments[number] = memory
-        while len(self._segments) > MAPPED_SEGMENTS:
-            self._segments.popitem(last=False)[1].close()
 
     def rows(self, number: int, offset: int, shape: Shape) -> torch.Tensor:
         """Return the raw bits [B * T * H, D] of the output at a place. Raises OutputRefused."""
         memory = self._segments.get(number)
         if memory is None:
             raise OutputRefused(f"the worker named memory {number}, which it never described")
-        self._segments.move_to_end(number)
         needed = shape.count * shape.torch_dtype.itemsize
         if offset < 0 or offset % shape.torch_dtype.itemsize or offset + needed > memory.size:
             raise OutputRefused(f"an output of {needed:,} bytes is not at {offset:,} of {memory.size:,}")

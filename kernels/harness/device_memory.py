@@ -27,10 +27,7 @@ class DeviceMemory:
         try:
             _call(driver.cuMemMap, self._address, self._padded, 0, handle, 0)
             self._is_mapped = True
-            access = driver.CUmemAccessDesc()
-            access.location = _properties(device).location
-            access.flags = driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
-            _call(driver.cuMemSetAccess, self._address, self._padded, [access], 1)
+            _call(driver.cuMemSetAccess, self._address, self._padded, [_read_and_write(device)], 1)
         except BaseException:
             self._let_go()
             raise
@@ -118,6 +115,10 @@ def _call(function: Any, *arguments: Any) -> Any:
     return results[0] if results else None
 
 
+# The next three are asked for once: a trial's clock runs while its inputs are mapped.
+
+
+@functools.cache
 def _properties(device: torch.device) -> Any:
     from cuda.bindings import driver
 
@@ -131,10 +132,24 @@ def _properties(device: torch.device) -> Any:
     return properties
 
 
-def _padded(size: int, device: torch.device) -> int:
-    """Return the size rounded up to what the driver maps at once."""
+@functools.cache
+def _read_and_write(device: torch.device) -> Any:
+    from cuda.bindings import driver
+
+    access = driver.CUmemAccessDesc()
+    access.location = _properties(device).location
+    access.flags = driver.CUmemAccess_flags.CU_MEM_ACCESS_FLAGS_PROT_READWRITE
+    return access
+
+
+@functools.cache
+def _unit(device: torch.device) -> int:
+    """Return how many bytes the driver maps at once."""
     from cuda.bindings import driver
 
     minimum = driver.CUmemAllocationGranularity_flags.CU_MEM_ALLOC_GRANULARITY_MINIMUM
-    unit = int(_call(driver.cuMemGetAllocationGranularity, _properties(device), minimum))
-    return -(-size // unit) * unit
+    return int(_call(driver.cuMemGetAllocationGranularity, _properties(device), minimum))
+
+
+def _padded(size: int, device: torch.device) -> int:
+    return -(-size // _unit(device)) * _unit(device)

@@ -55,12 +55,17 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """One draw; float32 values that `dtype` represents exactly."""
+    """One draw; values that the shape's dtype represents exactly, in float32 unless said otherwise."""
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     beta: torch.Tensor
+
+    def to(self, dtype: torch.dtype) -> "Inputs":
+        """Return it with q, k and v in `dtype`."""
+        q, k, v = (x.to(dtype) for x in (self.q, self.k, self.v))
+        return Inputs(q=q, k=k, v=v, beta=self.beta)
 
     def flat(self) -> torch.Tensor:
         """Return q, k, v and beta one after another."""
@@ -77,7 +82,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSets:
-    """Draws of one shape for one trial, made anew whenever one is asked for: memory holds one at a time."""
+    """Draws of one shape for one trial, each when it is asked for: in float32 memory holds one at a time."""
 
     shape: Shape
     count: int

@@ -3,12 +3,13 @@
 import math
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 
 from kernels.harness.accuracy import reference_output
+from kernels.harness.buffers import MAX_CALLS
 from kernels.harness.inputs import Inputs, InputSets, Shape, chained_beta, draw_inputs
 from protocol.messages import EvaluationJob
 
@@ -16,29 +17,38 @@ JITTER_STEP: Final = 64
 JITTER_STEPS: Final = {"gpu": 16, "cpu": 2}
 """Lengths lie above the target by fewer steps than this; the interpreter's time grows with the length."""
 LENGTHS: Final = {"gpu": 3, "cpu": 2}
-TRIAL_S: Final = 0.012
+TRIAL_S: Final = 0.02
 """Calls follow one another in a trial until they take about this long: ten times the hand-over."""
-MAX_SETS: Final = 32
 MEMORY_SHARE: Final = 4
 """All sets of a trial and their outputs fit this many times into the GPU's memory."""
 
 
+_Kept = dict[tuple[Shape, int], Inputs]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """Seeds of the inputs of one trial, a set each."""
+    """Seeds of the inputs of one trial, a set each, and the sets drawn from them so far."""
 
     shape: Shape
     seeds: tuple[int, ...]
     device: torch.device
     cu_seqlens: list[int] | None = None
+    kept: _Kept = field(default_factory=dict, repr=False, compare=False)
+    """By shape and seed, in the shape's dtype: yardstick, submission and reference need the same."""
 
     def sets(self, count: int) -> InputSets:
         """Return the first `count` sets."""
         return InputSets(shape=self.shape, count=count, draw=self.inputs)
 
     def inputs(self, number: int) -> Inputs:
-        """Draw one set; the same every time."""
-        return draw_inputs(self.shape, torch.Generator(self.device).manual_seed(self.seeds[number]))
+        """Return one set; the same every time."""
+        seed = self.seeds[number]
+        kept = self.kept.get((self.shape, seed))
+        if kept is None:
+            drawn = draw_inputs(self.shape, torch.Generator(self.device).manual_seed(seed))
+            kept = self.kept[self.shape, seed] = drawn.to(self.shape.torch_dtype)
+        return kept.to(torch.float32)
 
     def reference(self, number: int, previous: torch.Tensor | None = None) -> torch.Tensor:
         """Work out the float32 reference o [B, T, H, D] of a set, after the output of the call before it."""
@@ -68,8 +78,9 @@ class Drawing:
         steps = random.Random(self._next_seed()).sample(
             range(JITTER_STEPS[job.profile]), LENGTHS[job.profile]
         )
-        self.lengths = [job.sequence_length + JITTER_STEP * step for step in steps]
-        """Of the timed trials, in turn: nothing can be prepared for the target alone."""
+        self.lengths = [job.sequence_length + JITTER_STEP * step for step in sorted(steps, reverse=True)]
+        """Of the timed trials, in turn: nothing can be prepared for the target alone. The longest first:
+        the memory that a worker takes for it does for the others."""
 
     def draw(self, shape: Shape, cu_seqlens: list[int] | None = None, *, count: int = 1) -> Drawn:
         """Draw the sets of one trial."""
@@ -85,9 +96,9 @@ class Drawing:
         """Return how many calls make a trial long enough, when one takes `call_s` seconds."""
         if self._device.type == "cpu":
             return 1
-        wanted = math.ceil(TRIAL_S / max(call_s, TRIAL_S / MAX_SETS))
+        wanted = math.ceil(TRIAL_S / max(call_s, TRIAL_S / MAX_CALLS))
         room = torch.cuda.get_device_properties(self._device).total_memory // MEMORY_SHARE
-        return max(1, min(wanted, MAX_SETS, room // (shape.set_bytes * 4 // 3)))
+        return max(1, min(wanted, MAX_CALLS, room // (shape.set_bytes * 4 // 3)))
 
     def _next_seed(self) -> int:
         used = len(self.seeds)

@@ -17,6 +17,7 @@ import torch
 from kernels import chunk
 from kernels.fused_recurrent import fused_recurrent_quasar
 from kernels.harness import wire, worker
+from kernels.harness.buffers import MAX_CALLS, DeviceGround
 from kernels.harness.device_memory import DeviceMemory
 from kernels.harness.inputs import Inputs, InputSets, Shape, chained_beta, draw_inputs
 from kernels.harness.rooms import make_room
@@ -274,6 +275,24 @@ def test_an_output_that_is_nowhere(fields: dict[str, Any], message: str) -> None
     with pytest.raises(CandidateFailed, match=message) as caught:
         trial_with(idle)
     assert caught.value.kind == "tampered"
+
+
+def test_what_a_worker_has_described_once_stays_mapped() -> None:
+    device = torch.device("cuda:0")
+    shape = Shape(batch=1, length=16, heads=1, dim=64, dtype="bfloat16")
+    pieces = [DeviceMemory.allocate(2**11, device) for _ in range(4 * MAX_CALLS)]
+    for number, piece in enumerate(pieces):
+        piece.bytes.view(torch.int16).fill_(number)
+    with contextlib.closing(DeviceGround(device)) as ground:
+        for first in range(0, len(pieces), MAX_CALLS):
+            descriptors = [piece.export() for piece in pieces[first : first + MAX_CALLS]]
+            ground.map_segments([[first + at, 2**11] for at in range(MAX_CALLS)], descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        for number in range(len(pieces)):
+            assert (ground.rows(number, 0, shape) == number).all()
+    for piece in pieces:
+        piece.close()
 
 
 @pytest.mark.parametrize("offset", [-2, 1, 2**20])

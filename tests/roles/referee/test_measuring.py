@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +17,14 @@ import torch
 
 from kernels.harness import wire
 from kernels.harness.accuracy import reference_output
-from kernels.harness.inputs import InputSets
+from kernels.harness.inputs import Inputs, InputSets, Shape, draw_inputs
 from kernels.harness.rooms import HostRoom
 from kernels.harness.session import Session, Trial
 from kernels.harness.worker import serve
 from kernels.reference import chunked
 from protocol.messages import DirectorySource, EvaluationJob
 from protocol.verdicts import Status
+from roles.referee import drawing
 from roles.referee.contestant import Contestant
 from roles.referee.drawing import Drawing, timed_shape
 from roles.referee.measuring import Measuring
@@ -108,6 +109,32 @@ def test_recorded_seeds_give_the_same_lengths_and_inputs(tmp_path: Path) -> None
     shape = timed_shape(job, again.lengths[0])
     other = Drawing(job)
     assert torch.equal(again.draw(shape).inputs(0).q, other.draw(shape).inputs(0).q)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_set_is_drawn_once_for_all_who_need_it(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = Shape(batch=1, length=96, heads=2, dim=32, dtype=dtype)
+    drawn = Drawing(job_of(tmp_path)).draw(shape, count=2)
+    fresh = replace(drawn, kept={})
+    draws: list[int] = []
+
+    def count(shape: Shape, generator: torch.Generator) -> Inputs:
+        draws.append(shape.length)
+        return draw_inputs(shape, generator)
+
+    monkeypatch.setattr(drawing, "draw_inputs", count)
+    first, again = drawn.inputs(1), replace(drawn, seeds=drawn.seeds[1:]).inputs(0)
+    assert draws == [96]
+    longer = replace(drawn, shape=replace(shape, length=160)).inputs(1)
+    assert draws == [96, 160]
+    anew = fresh.inputs(1)
+    for kept, other in ((first, again), (first, anew)):
+        for x, y in zip(astuple(kept), astuple(other), strict=True):
+            assert x.dtype == torch.float32
+            assert torch.equal(x, y)
+    assert longer.q.shape[1] == 160
 
 
 @pytest.mark.parametrize(
