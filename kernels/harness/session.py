@@ -90,11 +90,13 @@ class Session:
         operator: str = "chunk_quasar",
         cu_seqlens: list[int] | None = None,
         timed: bool = False,
+        awaken: Callable[[], None] = lambda: None,
     ) -> Trial:
         """Run one trial on inputs that the worker could not have seen before the clock starts.
 
         The operator is called once for each of the sets, or for the first `calls` of them. `timed` asks the
-        worker how long a call took: only for one that runs nobody else's code.
+        worker how long a call took: only for one that runs nobody else's code. `awaken` is called once the
+        inputs lie ready: however long it took to draw them, the worker has been awake for as long.
 
         Raises:
             CandidateFailed: see `kind`.
@@ -114,6 +116,7 @@ class Session:
         }
         offer = self._ground.offer(sets, calls, chosen)
         try:
+            awaken()
             self._call_roll()
             with _no_collection():
                 seconds, call_s = self._exchange(go, offer)

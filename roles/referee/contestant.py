@@ -39,10 +39,15 @@ class Contestant:
         timed: bool = False,
     ) -> Trial:
         """Run one trial, of all sets or the first `calls` of them; see Session. Raises CandidateFailed."""
-        self._resume()
         try:
             return self._session.run(
-                sets, self._rows, calls=calls, operator=operator, cu_seqlens=cu_seqlens, timed=timed
+                sets,
+                self._rows,
+                calls=calls,
+                operator=operator,
+                cu_seqlens=cu_seqlens,
+                timed=timed,
+                awaken=self._resume,
             )
         finally:
             self._pause()

@@ -89,7 +89,10 @@ class Measuring:
         if self._yardstick is not None and again.seconds < QUICK_S:
             # Beside another league's yardstick that may be more sets than there is room for at this length.
             self.calls = min(self._yardstick.sets, self._drawing.sets_for(shapes[0], 0.0))
+            counted_by = self.calls
             self.calls = self._calls_for_a_trial(shapes[0])
+            if self.calls <= counted_by:
+                shapes = shapes[1:]
         # Each length as it will be timed: autotuners are keyed by it, and memory is taken once.
         for shape in shapes:
             self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")

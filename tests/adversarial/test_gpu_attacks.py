@@ -60,7 +60,9 @@ def test_an_honest_kernel_and_what_its_verdict_shows(judge_submission: Judge) ->
     assert figures.measured_tokens_per_sec is not None
     assert figures.measured_tokens_per_sec < figures.evidence["roofline_tokens_per_sec"]
     assert figures.vram_mb is not None
-    assert 200 < figures.vram_mb < 8192
+    # A trial's outputs stay until the next one; what PyTorch's pool takes beside them differs.
+    outputs_mb = figures.evidence["calls"] * LENGTH * 8 * 64 * 2 / 2**20
+    assert 200 < figures.vram_mb < 2048 + 1.5 * outputs_mb
     assert len(figures.evidence["yardstick"]["beside_ns_per_token"]) == len(figures.evidence["trial_s"])
 
 
