@@ -131,7 +131,8 @@ class DeviceRoom:
         self._told: set[int] = set()
         self._inputs: DeviceMemory | None = None
         self._outputs: list[torch.Tensor] = []
-        self._sent: list[int] = []
+        self._to_close: list[int] = []
+        """Descriptors of this trial: the clock need not see how they are closed."""
         # Made once: making one takes longer than a short call.
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(MAX_MARKS)]
         self._marked = 0
@@ -140,11 +141,8 @@ class DeviceRoom:
         """See Room."""
         self._outputs = []
         self._marked = 0
-        try:
-            self._inputs = DeviceMemory.receive(descriptors[0], sets * shape.set_bytes, self._device)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+        self._to_close += descriptors
+        self._inputs = DeviceMemory.receive(descriptors[0], sets * shape.set_bytes, self._device)
         return laid_out(self._inputs.bytes, shape, sets)
 
     @contextmanager
@@ -168,21 +166,21 @@ class DeviceRoom:
         places = [self._placed(o) for o in outputs]
         torch.cuda.synchronize(self._device)
         new = {place.segment: place.size for place in places if place.segment not in self._told}
-        for segment in new:
-            self._sent.append(self._pool.export(segment))
+        exported = tuple(self._pool.export(segment) for segment in new)
+        self._to_close += exported
         self._told |= new.keys()
         return Output(
             {
                 "segments": [[segment, size] for segment, size in new.items()],
                 "outputs": [[place.segment, place.offset] for place in places],
             },
-            tuple(self._sent),
+            exported,
         )
 
     def tidy(self) -> None:
         """See Room."""
-        while self._sent:
-            os.close(self._sent.pop())
+        while self._to_close:
+            os.close(self._to_close.pop())
         if self._inputs is not None:
             self._inputs.close()
             self._inputs = None

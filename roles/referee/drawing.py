@@ -92,13 +92,17 @@ class Drawing:
         seeds = tuple(_random_seed() for _ in range(count))
         return Drawn(shape=shape, seeds=seeds, device=self._device)
 
-    def sets_for(self, shape: Shape, call_s: float) -> int:
-        """Return how many calls make a trial long enough, when one takes `call_s` seconds."""
+    def most_sets(self, shape: Shape) -> int:
+        """Return how many sets a trial has at most."""
         if self._device.type == "cpu":
             return 1
-        wanted = math.ceil(TRIAL_S / max(call_s, TRIAL_S / MAX_CALLS))
         room = torch.cuda.get_device_properties(self._device).total_memory // MEMORY_SHARE
-        return max(1, min(wanted, MAX_CALLS, room // (shape.set_bytes * 4 // 3)))
+        return max(1, min(MAX_CALLS, room // (shape.set_bytes * 4 // 3)))
+
+    def sets_for(self, shape: Shape, call_s: float) -> int:
+        """Return how many calls make a trial long enough, when one takes `call_s` seconds."""
+        wanted = math.ceil(TRIAL_S / max(call_s, TRIAL_S / MAX_CALLS))
+        return min(wanted, self.most_sets(shape))
 
     def _next_seed(self) -> int:
         used = len(self.seeds)

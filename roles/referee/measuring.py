@@ -87,8 +87,7 @@ class Measuring:
         self._checked(self._drawing.draw(one, [0, 17, PROBE_LENGTH]), "packed sequences")
         self._checked(self._drawing.draw(one), "fused_recurrent_quasar", operator="fused_recurrent_quasar")
         if self._yardstick is not None and again.seconds < QUICK_S:
-            # Beside another league's yardstick that may be more sets than there is room for at this length.
-            self.calls = min(self._yardstick.sets, self._drawing.sets_for(shapes[0], 0.0))
+            self.calls = self._drawing.sets_for(shapes[0], again.seconds - self._overhead_s())
             counted_by = self.calls
             self.calls = self._calls_for_a_trial(shapes[0])
             if self.calls <= counted_by:

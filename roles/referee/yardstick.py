@@ -23,6 +23,8 @@ from roles.referee.stages import Ended
 
 ROUNDS: Final = 15
 """Trials that make one measurement of the yardstick by itself."""
+WARM_UPS: Final = 2
+"""Of each length, before the first trial that counts."""
 PATIENCE_S: Final = 120.0
 STEADY: Final = 0.10
 """Largest spread, and largest slowing down beside a submission, of a GPU that is nobody else's."""
@@ -51,9 +53,9 @@ class Yardstick:
         self._shapes = shapes
         self._clock = clock
         self._sleep = sleep
-        # Two, where there is room for them: the first call shows its launch.
-        self.sets = min(2, drawing.sets_for(shapes[0], 0.0))
-        """Calls of one of its trials by itself."""
+        # As many as a trial beside a submission has at most: handing over more takes longer.
+        self.sets = min(drawing.most_sets(shape) for shape in shapes)
+        """Calls of each of its trials."""
         self._quiet = _Trials()
         self._beside = _Trials()
         self._right_after: list[float] = []
@@ -69,12 +71,8 @@ class Yardstick:
         """
         with _nobodys_fault():
             self._contestant.wait_ready()
-        for shape in self._shapes:
-            self._measure_alone([shape])
-        first = self._shapes[0]
-        per_token = typical(self._measure_alone([first] * 3).per_token)
-        self.sets = self._drawing.sets_for(first, per_token * first.length)
-        self._measure_alone(self._shapes)
+        for _ in range(WARM_UPS):
+            self._measure_alone(self._shapes)
         give_up_at = self._clock() + PATIENCE_S
         while True:
             self._quiet = self.measure()

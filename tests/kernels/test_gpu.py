@@ -18,10 +18,11 @@ from kernels import chunk
 from kernels.fused_recurrent import fused_recurrent_quasar
 from kernels.harness import wire, worker
 from kernels.harness.buffers import MAX_CALLS, DeviceGround
-from kernels.harness.device_memory import DeviceMemory
+from kernels.harness.device_memory import DeviceMemory, enter_context
 from kernels.harness.inputs import Inputs, InputSets, Shape, chained_beta, draw_inputs
 from kernels.harness.rooms import make_room
 from kernels.harness.session import CandidateFailed, Session, Trial
+from kernels.harness.shared_pool import SharedPool
 from kernels.presets import PRESETS, Preset
 from kernels.reference import chunked
 from tests.kernels.conftest import Draw, relative_error
@@ -293,6 +294,23 @@ def test_what_a_worker_has_described_once_stays_mapped() -> None:
             assert (ground.rows(number, 0, shape) == number).all()
     for piece in pieces:
         piece.close()
+
+
+def test_pytorch_gives_nothing_of_a_pool_back() -> None:
+    """The referee keeps what a worker has described for as long as the worker lives."""
+    device = torch.device("cuda:0")
+    enter_context(device)
+    pool = SharedPool(device)
+    with pool.use():
+        tensors = [torch.empty(2**25, dtype=torch.uint8, device=device) for _ in range(3)]
+    places = [pool.locate(tensor) for tensor in tensors]
+    del tensors
+    torch.cuda.empty_cache()
+    with pytest.raises(torch.cuda.OutOfMemoryError), pool.use():
+        torch.empty(2**42, dtype=torch.uint8, device=device)
+    for place in places:
+        assert place is not None
+        os.close(pool.export(place.segment))
 
 
 @pytest.mark.parametrize("offset", [-2, 1, 2**20])

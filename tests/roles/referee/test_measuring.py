@@ -203,16 +203,29 @@ class Exact:
 def test_no_more_sets_than_fit_beside_a_yardstick_of_a_shorter_league(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sets_for(_self: Drawing, _shape: Any, call_s: float) -> int:
-        return 3 if call_s == 0.0 else 2
-
-    monkeypatch.setattr(Drawing, "sets_for", sets_for)
+    monkeypatch.setattr(Drawing, "most_sets", lambda _self, _shape: 3)
     job, contestant = job_of(tmp_path), Exact()
     yardstick: Any = SimpleNamespace(sets=32, overhead_s=0.001)
     trials = Measuring(job, contestant, Drawing(job), yardstick)  # type: ignore[arg-type]
     trials.probe()
-    assert trials.calls == 2
+    assert trials.calls == 3
     assert max(max(counts) for counts in contestant.sets.values()) == 3
+
+
+def test_a_slow_operator_is_not_called_more_often_than_a_trial_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Exact):
+        def run(self, sets: InputSets, **options: Any) -> Trial:
+            return replace(super().run(sets, **options), seconds=0.001 + 0.1 * sets.count)
+
+    monkeypatch.setattr(Drawing, "most_sets", lambda _self, _shape: 64)
+    job, contestant = job_of(tmp_path), Slow()
+    yardstick: Any = SimpleNamespace(sets=64, overhead_s=0.001)
+    trials = Measuring(job, contestant, Drawing(job), yardstick)  # type: ignore[arg-type]
+    trials.probe()
+    assert trials.calls == 1
+    assert max(max(counts) for counts in contestant.sets.values()) == 1
 
 
 @pytest.mark.parametrize("disturbed", [7, 8])
@@ -236,4 +249,4 @@ def test_a_disturbed_trial_does_not_make_the_others_shorter(
     job = job_of(tmp_path)
     yardstick: Any = SimpleNamespace(sets=32, overhead_s=0.001)
     Measuring(job, Disturbed(), Drawing(job), yardstick).probe()  # type: ignore[arg-type]
-    assert call_s == pytest.approx([0.0, 0.002])
+    assert call_s == pytest.approx([0.002, 0.002])

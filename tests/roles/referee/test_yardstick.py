@@ -16,14 +16,14 @@ from protocol.verdicts import Status
 from roles.referee.drawing import Drawing, timed_shape
 from roles.referee.measuring import Measuring
 from roles.referee.stages import Ended
-from roles.referee.yardstick import ROUNDS, Yardstick
+from roles.referee.yardstick import ROUNDS, WARM_UPS, Yardstick
 
 HAND_OVER_S = 0.001
 S_PER_TOKEN = 1e-5
 """What the yardstick takes in these tests."""
 
-WARM_UPS = [1.0] * 7
-"""Trials of the yardstick before the first that counts: each length, three to count calls, each length."""
+BEFORE = [1.0] * 2 * WARM_UPS
+"""Trials of the yardstick before the first that counts, of two lengths."""
 
 Speed = Callable[[], float]
 
@@ -106,14 +106,14 @@ def test_a_busy_gpu_is_waited_for_and_then_nobodys_fault(job: EvaluationJob) -> 
         beside(job, lambda: 1.0 + next(calls) % 2)
     assert caught.value.status is Status.INFRASTRUCTURE
     # Warm-ups and one restless measurement; free from then on.
-    speeds = iter([*WARM_UPS, *[1, 2] * ROUNDS][: len(WARM_UPS) + ROUNDS])
+    speeds = iter([*BEFORE, *[1, 2] * ROUNDS][: len(BEFORE) + ROUNDS])
     figures, _ = beside(job, lambda: next(speeds, 1.0))
     assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * S_PER_TOKEN))
 
 
 def slow_beside(how_slow: float, afterwards: float) -> Speed:
     """Full speed by itself, then six trials beside the submission, then `afterwards`."""
-    speeds = iter([*WARM_UPS, *[1.0] * ROUNDS, *[how_slow] * 6])
+    speeds = iter([*BEFORE, *[1.0] * ROUNDS, *[how_slow] * 6])
     return lambda: next(speeds, afterwards)
 
 
@@ -141,14 +141,14 @@ def test_calls_that_wait_for_their_launch_accuse_nobody(
 ) -> None:
     # A tenth of a millisecond each; a busy processor triples them, by itself and beside the submission.
     monkeypatch.setitem(globals(), "S_PER_TOKEN", 1e-6)
-    speeds = iter([*WARM_UPS, *[1.0, 3.0] * ROUNDS][: len(WARM_UPS) + ROUNDS])
+    speeds = iter([*BEFORE, *[1.0, 3.0] * ROUNDS][: len(BEFORE) + ROUNDS])
     figures, yardstick = beside(job, lambda: next(speeds, 3.0))
     assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * 1e-6))
     yardstick.check_after()
 
 
 @pytest.mark.parametrize("kind", ["crash", "memory", "timeout", "tampered"])
-@pytest.mark.parametrize("trials", [0, len(WARM_UPS) + ROUNDS + 1])
+@pytest.mark.parametrize("trials", [0, len(BEFORE) + ROUNDS + 1])
 def test_a_yardstick_that_fails_is_nobodys_fault(kind: str, trials: int, job: EvaluationJob) -> None:
     left = iter(range(trials))
 
@@ -163,7 +163,7 @@ def test_a_yardstick_that_fails_is_nobodys_fault(kind: str, trials: int, job: Ev
 
 
 def test_a_gpu_that_is_busy_only_right_after_the_submission(job: EvaluationJob) -> None:
-    speeds = iter([*WARM_UPS, *[1.0] * ROUNDS, *[1.0, 2.0] * 3])
+    speeds = iter([*BEFORE, *[1.0] * ROUNDS, *[1.0, 2.0] * 3])
     _, yardstick = beside(job, lambda: next(speeds, 1.0))
     with pytest.raises(Ended, match="100% slower beside") as caught:
         yardstick.check_after()
@@ -176,12 +176,12 @@ def test_a_little_slower_is_nothing(job: EvaluationJob) -> None:
 
 
 def test_a_slower_hand_over_beside_the_submission_is_not_credited_to_it(job: EvaluationJob) -> None:
-    hand_overs = iter([1.0] * (len(WARM_UPS) + ROUNDS))
+    hand_overs = iter([1.0] * (len(BEFORE) + ROUNDS))
     figures, yardstick = beside(job, lambda: 1.0, hand_over=lambda: next(hand_overs, 1.4))
     assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * S_PER_TOKEN))
     assert yardstick.overhead_s == pytest.approx(HAND_OVER_S)
     # A faster one counts: less is taken off.
-    hand_overs = iter([1.0] * (len(WARM_UPS) + ROUNDS))
+    hand_overs = iter([1.0] * (len(BEFORE) + ROUNDS))
     _, yardstick = beside(job, lambda: 1.0, hand_over=lambda: next(hand_overs, 0.9))
     assert yardstick.overhead_s == pytest.approx(0.9 * HAND_OVER_S)
 
