@@ -96,7 +96,7 @@ class Session:
 
         The operator is called once for each of the sets, or for the first `calls` of them. `timed` asks the
         worker how long a call took: only for one that runs nobody else's code. `awaken` is called once the
-        inputs lie ready: however long it took to draw them, the worker has been awake for as long.
+        inputs lie ready, so that it does not show in the trial how long they took to draw.
 
         Raises:
             CandidateFailed: see `kind`.

@@ -111,6 +111,24 @@ def test_recorded_seeds_give_the_same_lengths_and_inputs(tmp_path: Path) -> None
     assert torch.equal(again.draw(shape).inputs(0).q, other.draw(shape).inputs(0).q)
 
 
+def test_a_worker_sleeps_while_its_inputs_are_drawn(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    def draw(number: int) -> Inputs:
+        events.append("draw")
+        return drawn.inputs(number)
+
+    with measuring(honest, tmp_path) as trials:
+        drawn = trials._drawing.draw(timed_shape(trials._job, trials._drawing.lengths[0]))
+        contestant = Contestant(
+            trials._contestant._session,
+            pause=lambda: events.append("stopped"),
+            resume=lambda: events.append("awake"),
+        )
+        contestant.run(InputSets(shape=drawn.shape, count=1, draw=draw))
+    assert events == ["draw", "awake", "stopped"]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_set_is_drawn_once_for_all_who_need_it(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
