@@ -19,8 +19,9 @@ JITTER_STEPS: Final = {"gpu": 16, "cpu": 2}
 LENGTHS: Final = {"gpu": 3, "cpu": 2}
 TRIAL_S: Final = 0.02
 """Calls follow one another in a trial until they take about this long: ten times the hand-over."""
-MEMORY_SHARE: Final = 4
-"""All sets of a trial and their outputs fit this many times into the GPU's memory."""
+MEMORY_SHARE: Final = 5
+"""All sets of a trial and their outputs fit this many times into the GPU's memory: in a comparison most of
+it is there three times, and drawing and comparing take some, too."""
 
 
 _Kept = dict[tuple[Shape, int], Inputs]
