@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from kernels.harness.accuracy import Accuracy, compare, rounding_error
+import torch
+
+from kernels.harness.accuracy import NOT_FINITE, Accuracy, compare, rounding_error
 from kernels.harness.inputs import Shape
 from kernels.harness.session import Trial
 from protocol.judging import Measurements
@@ -206,9 +208,13 @@ class Measuring:
 
     def compare(self, trial: Trial, drawn: Drawn) -> Accuracy:
         """Return the worst accuracy of the trial's outputs, and keep the worst of all."""
-        found, worst = self.findings, None
-        for number, output in enumerate(trial.outputs):
-            reference = drawn.reference(number, trial.outputs[number - 1] if number else None)
+        found = self.findings
+        worst = None if all(bool(torch.isfinite(output).all()) for output in trial.outputs) else NOT_FINITE
+        parts, at_once = drawn.parts(len(trial.outputs)), drawn.shape.heads
+        for first in range(0, len(parts), at_once):
+            some = parts[first : first + at_once]
+            output = torch.stack([trial.outputs[call][:, :, head] for call, head in some], dim=2)
+            reference = drawn.reference(some, trial.outputs)
             accuracy = compare(output.float(), reference)
             worst = accuracy if worst is None else worst.worse_of(accuracy)
             found.rounding_error = max(found.rounding_error, rounding_error(reference))

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import math
 import os
 import threading
 import time
@@ -16,8 +17,8 @@ import pytest
 import torch
 
 from kernels.harness import wire
-from kernels.harness.accuracy import reference_output
-from kernels.harness.inputs import Inputs, InputSets, Shape, draw_inputs
+from kernels.harness.accuracy import Accuracy, reference_output
+from kernels.harness.inputs import Inputs, InputSets, Shape, chained_beta, draw_inputs
 from kernels.harness.rooms import HostRoom
 from kernels.harness.session import Session, Trial
 from kernels.harness.worker import serve
@@ -26,7 +27,7 @@ from protocol.messages import DirectorySource, EvaluationJob
 from protocol.verdicts import Status
 from roles.referee import drawing
 from roles.referee.contestant import Contestant
-from roles.referee.drawing import Drawing, timed_shape
+from roles.referee.drawing import Drawing, Drawn, timed_shape
 from roles.referee.measuring import Measuring
 from roles.referee.stages import Countdown, Ended
 
@@ -153,6 +154,46 @@ def test_a_set_is_drawn_once_for_all_who_need_it(
             assert x.dtype == torch.float32
             assert torch.equal(x, y)
     assert longer.q.shape[1] == 160
+
+
+def a_trial_of(drawn: Drawn) -> list[torch.Tensor]:
+    """Exact outputs of calls that hang together."""
+    outputs: list[torch.Tensor] = []
+    for number in range(len(drawn.seeds)):
+        x = drawn.inputs(number)
+        beta = chained_beta(x.beta, outputs[-1]) if outputs else x.beta
+        outputs.append(chunked(x.q, x.k, x.v, beta)[0])
+    return outputs
+
+
+def test_every_output_is_checked_on_some_heads_over_all_tokens(tmp_path: Path) -> None:
+    shape = Shape(batch=1, length=96, heads=4, dim=32, dtype="float32")
+    job = job_of(tmp_path)
+    drawn = Drawing(job).draw(shape, count=6)
+    assert drawn.parts(1) == [(0, head) for head in range(4)]
+    parts = drawn.parts(6)
+    assert parts == drawn.parts(6)
+    assert [call for call, _ in parts] == [call for call in range(6) for _ in range(2)]
+    assert len(set(parts)) == 12
+    outputs = a_trial_of(drawn)
+
+    def accuracy(outputs: list[torch.Tensor]) -> Accuracy:
+        return Measuring(job, Exact(), Drawing(job)).compare(Trial(outputs, 1.0), drawn)  # type: ignore[arg-type]
+
+    assert accuracy(outputs).relative_error < 1e-6
+    for call, head in parts:
+        worse = [output.clone() for output in outputs]
+        worse[call][0, 40, head, 7] += 0.5
+        assert accuracy(worse).max_abs_diff == pytest.approx(0.5, rel=1e-3)
+    # A call that did not wait for the one before, or did not take place.
+    apart = [chunked(x.q, x.k, x.v, x.beta)[0] for x in map(drawn.inputs, range(6))]
+    assert accuracy(apart).relative_error > 0.01
+    assert accuracy([outputs[0], *outputs[:-1]]).relative_error > 0.5
+    unchecked = next((0, head) for head in range(4) if (0, head) not in parts)
+    for value in (math.nan, math.inf):
+        holed = [output.clone() for output in outputs]
+        holed[0][0, 40, unchecked[1], 7] = value
+        assert math.isnan(accuracy(holed).relative_error)
 
 
 @pytest.mark.parametrize(
