@@ -55,7 +55,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """One draw; values that the shape's dtype represents exactly, in float32 unless said otherwise."""
+    """One draw, in float32 or the shape's dtype, which represents the values exactly; beta in float32."""
 
     q: torch.Tensor
     k: torch.Tensor
@@ -71,10 +71,10 @@ class Inputs:
         """Return q, k, v and beta one after another."""
         return torch.cat([tensor.reshape(-1) for tensor in (self.q, self.k, self.v, self.beta)])
 
-    def pack(self, dtype: torch.dtype, target: torch.Tensor) -> None:
-        """Write q, k and v in `dtype` and beta in float32, one after another, into bytes on their device."""
+    def pack(self, target: torch.Tensor) -> None:
+        """Write q, k, v and beta one after another into bytes on their device."""
         at = 0
-        for part in (*(x.to(dtype) for x in (self.q, self.k, self.v)), self.beta.to(torch.float32)):
+        for part in (self.q, self.k, self.v, self.beta):
             flat = part.reshape(-1).view(torch.uint8)
             target[at : at + flat.numel()].copy_(flat)
             at += flat.numel()
@@ -82,7 +82,7 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSets:
-    """Draws of one shape for one trial, each when it is asked for: in float32 memory holds one at a time."""
+    """Draws of one shape for one trial, each when it is asked for."""
 
     shape: Shape
     count: int

@@ -41,15 +41,20 @@ class Drawn:
     device: torch.device
     cu_seqlens: list[int] | None = None
     kept: _Kept = field(default_factory=dict, repr=False, compare=False)
-    """By shape and seed, in the shape's dtype: yardstick, submission and reference need the same."""
+    """By shape and seed: yardstick, submission and reference need the same."""
 
     def sets(self, count: int) -> InputSets:
         """Return the first `count` sets."""
         return InputSets(shape=self.shape, count=count, draw=self.inputs)
 
     def inputs(self, number: int) -> Inputs:
-        """Return one set in float32; the same every time."""
-        return self._set(number).to(torch.float32)
+        """Return one set in the shape's dtype; the same every time."""
+        seed = self.seeds[number]
+        kept = self.kept.get((self.shape, seed))
+        if kept is None:
+            drawn = draw_inputs(self.shape, torch.Generator(self.device).manual_seed(seed))
+            kept = self.kept[self.shape, seed] = drawn.to(self.shape.torch_dtype)
+        return kept
 
     def parts(self, calls: int) -> list[Part]:
         """Return what is checked of the outputs of a trial: all of the one, or some heads of each."""
@@ -66,21 +71,13 @@ class Drawn:
         """Work out the float32 reference o [B, T, P, D] of P parts of the outputs of a trial."""
         qs, ks, vs, betas = [], [], [], []
         for call, group in itertools.groupby(parts, key=lambda part: part[0]):
-            heads, inputs = [head for _, head in group], self._set(call)
+            heads, inputs = [head for _, head in group], self.inputs(call)
             beta = chained_beta(inputs.beta, outputs[call - 1]) if call else inputs.beta
             for into, tensor in zip((qs, ks, vs), (inputs.q, inputs.k, inputs.v), strict=True):
                 into.append(tensor[:, :, heads])
             betas.append(beta[heads])
         q, k, v = (torch.cat(each, dim=2) for each in (qs, ks, vs))
         return reference_output(Inputs(q=q, k=k, v=v, beta=torch.cat(betas)), self.device, self.cu_seqlens)
-
-    def _set(self, number: int) -> Inputs:
-        seed = self.seeds[number]
-        kept = self.kept.get((self.shape, seed))
-        if kept is None:
-            drawn = draw_inputs(self.shape, torch.Generator(self.device).manual_seed(seed))
-            kept = self.kept[self.shape, seed] = drawn.to(self.shape.torch_dtype)
-        return kept
 
 
 def timed_shape(job: EvaluationJob, length: int) -> Shape:
