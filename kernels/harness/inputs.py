@@ -105,20 +105,26 @@ def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     # Queries of length one: o is then of the order of v, where bfloat16 resolves a hundredth.
     q = normal(batch, length, heads, dim) / dim**0.5
     v = normal(batch, length, heads, dim)
-    basis, _ = torch.linalg.qr(normal(batch, heads, dim, dim))
-    hidden = max(1, dim // 8)
-    coordinates = normal(batch, length, heads, dim - hidden) if dim > 1 else normal(batch, length, heads, 1)
-    k = torch.einsum("blhs,bhds->blhd", coordinates, basis[..., : coordinates.shape[-1]]) / dim**0.5
+    k = normal(batch, length, heads, dim) / dim**0.5
     if dim > 1:
-        last_impulse = max(1, length // 32)
-        at = int(torch.randint(0, last_impulse, (), generator=generator, device=generator.device))
-        count = min(hidden, length - at)
-        for offset in range(count):
-            k[:, at + offset] = basis[..., dim - 1 - offset]
-            v[:, at + offset] *= 2.0
+        hidden = _orthonormal(normal(batch, heads, dim, max(1, dim // 8)))
+        k -= torch.einsum("blhs,bhds->blhd", torch.einsum("blhd,bhds->blhs", k, hidden), hidden)
+        at = int(torch.randint(0, max(1, length // 32), (), generator=generator, device=generator.device))
+        count = min(hidden.shape[-1], length - at)
+        k[:, at : at + count] = hidden[..., :count].permute(0, 3, 1, 2)
+        v[:, at : at + count] *= 2.0
     beta = 0.5 + torch.rand(heads, generator=generator, device=generator.device)
     q, k, v = (tensor.contiguous().to(shape.torch_dtype).float() for tensor in (q, k, v))
     return Inputs(q=q, k=k, v=v, beta=beta)
+
+
+def _orthonormal(x: torch.Tensor) -> torch.Tensor:
+    """Return an orthonormal basis [..., D, N] of the columns of x, N well below D: by Cholesky's factor.
+
+    On a GPU a QR decomposition of matrices this small took 1.6 of the 3.5 ms of a draw of 100,000 tokens.
+    """
+    factor = torch.linalg.cholesky(x.mT @ x)
+    return torch.linalg.solve_triangular(factor, x.mT, upper=False).mT
 
 
 def chained_beta(beta: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
