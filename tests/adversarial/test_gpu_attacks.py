@@ -170,6 +170,14 @@ def test_patched_clocks_and_events(judge_submission: Judge, honest: float) -> No
     assert_no_faster(judge_submission(patch, profile="gpu", length=LENGTH), honest)
 
 
+def test_a_head_left_out_of_some_calls(judge_submission: Judge) -> None:
+    # Of a trial's outputs two heads each are compared.
+    now_and_then = wrapped("_calls.append(None)", "if len(_calls) % 8 == 0: o[:, :, 3] = 0")
+    figures = judge_submission("_calls = []\n" + now_and_then, profile="gpu", length=LENGTH).figures
+    assert figures.status is Status.WRONG_OUTPUT, figures.evidence
+    assert figures.fault is Fault.MINER
+
+
 def test_an_l2_cache_set_aside(judge_submission: Judge, honest: float) -> None:
     aside = """
 from cuda.bindings import driver as _driver
