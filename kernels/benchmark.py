@@ -208,9 +208,10 @@ class Benchmark:
     def draw(self, shape: Shape) -> Drawn:
         """Draw inputs as a validator does."""
         inputs = draw_inputs(shape, self.generator)
-        q, k, v = (x.to(shape.torch_dtype) for x in (inputs.q, inputs.k, inputs.v))
-        rate = alpha(inputs.k, inputs.beta)
-        return Drawn(q, k, v, inputs.beta, rate.to(shape.torch_dtype), torch.zeros_like(rate))
+        rate = alpha(inputs.k.float(), inputs.beta)
+        return Drawn(
+            inputs.q, inputs.k, inputs.v, inputs.beta, rate.to(shape.torch_dtype), torch.zeros_like(rate)
+        )
 
     def times(self, operator: Callable[[Any], object], draws: Sequence[Any]) -> list[float]:
         """Seconds of each repetition, on inputs that the one before did not have."""

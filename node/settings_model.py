@@ -181,7 +181,7 @@ class EvaluationSection(Section):
     profile: Literal["auto", "cpu", "gpu"] = "auto"
     """`cpu`: Triton interpreter, tiny shapes; scores only on the local chain."""
     trials_min: Annotated[int, Field(ge=1)] = 5
-    trials_max: Annotated[int, Field(ge=1)] = 48
+    trials_max: Annotated[int, Field(ge=1)] = 24
     time_budget_s: Positive = 60.0
     deadline_s: Positive = 600.0
     max_sequence_length: Annotated[int, Field(ge=64)] | None = None

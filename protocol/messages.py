@@ -504,7 +504,7 @@ class EvaluationJob(Message):
     device: str
     """`cpu` or `cuda:<n>`."""
     trials_min: int = 5
-    trials_max: int = 48
+    trials_max: int = 24
     time_budget_s: float = 60.0
     """Budget of the timed trials."""
     deadline_s: float = 600.0

@@ -40,7 +40,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seq-len", type=int, action="append", help="default: 100,000 and 1,000,000")
     parser.add_argument("--repeat", type=int, default=1, help="verdicts for each length")
-    parser.add_argument("--trials", type=int, default=48, help="timed trials of each verdict")
+    parser.add_argument("--trials", type=int, default=24, help="timed trials of each verdict")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--honest", metavar="TREE", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)

@@ -30,9 +30,6 @@ class Accuracy:
         )
 
 
-NOT_FINITE = Accuracy(cosine_similarity=math.nan, max_abs_diff=math.nan, relative_error=math.nan)
-
-
 def _worse(left: float, right: float, choose: "type[min] | type[max]") -> float:  # type: ignore[valid-type]
     if math.isnan(left) or math.isnan(right):
         return math.nan
@@ -53,7 +50,7 @@ def reference_output(
 def compare(output: torch.Tensor, reference: torch.Tensor) -> Accuracy:
     """Compare o with the reference, both float32 [B, T, H, D]."""
     if not bool(torch.isfinite(output).all()):
-        return NOT_FINITE
+        return Accuracy(cosine_similarity=math.nan, max_abs_diff=math.nan, relative_error=math.nan)
     difference = output - reference
     norms = reference.norm(dim=-1)
     weighty = norms > NEGLIGIBLE * norms.median()

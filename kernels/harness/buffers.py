@@ -79,7 +79,7 @@ class HostGround:
 class _HostOffer:
     def __init__(self, inputs: Inputs, shape: Shape, rows: np.ndarray) -> None:
         self._shape, self._chosen = shape, rows
-        source = input_file(inputs.to(torch.float32).flat().numpy())
+        source = input_file(inputs.flat().numpy())
         self._output = OutputFile(shape.count)
         self.descriptors: tuple[int, ...] = (source, self._output.descriptor)
         self._rows = self._output.bits.reshape(-1, shape.dim)
@@ -170,7 +170,7 @@ class _DeviceOffer:
         shape = sets.shape
         self._source = DeviceMemory.allocate(sets.count * shape.set_bytes, device)
         for number, target in enumerate(self._source.bytes.split(shape.set_bytes)):
-            sets.draw(number).to(shape.torch_dtype).pack(target)
+            sets.draw(number).pack(target)
         # Of the last call and some others.
         self._sampled = [calls - 1, *random.SystemRandom().choices(range(calls), k=SAMPLED_CALLS - 1)]
         self._gathered = torch.empty(SAMPLED_CALLS, len(rows), shape.dim, dtype=torch.int16, device=device)

@@ -55,21 +55,16 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """One draw, in float32 or the shape's dtype, which represents the values exactly; beta in float32."""
+    """One draw: q, k and v in the shape's dtype, beta in float32."""
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
     beta: torch.Tensor
 
-    def to(self, dtype: torch.dtype) -> "Inputs":
-        """Return it with q, k and v in `dtype`."""
-        q, k, v = (x.to(dtype) for x in (self.q, self.k, self.v))
-        return Inputs(q=q, k=k, v=v, beta=self.beta)
-
     def flat(self) -> torch.Tensor:
-        """Return q, k, v and beta one after another."""
-        return torch.cat([tensor.reshape(-1) for tensor in (self.q, self.k, self.v, self.beta)])
+        """Return q, k, v and beta one after another, in float32."""
+        return torch.cat([tensor.reshape(-1).float() for tensor in (self.q, self.k, self.v, self.beta)])
 
     def pack(self, target: torch.Tensor) -> None:
         """Write q, k, v and beta one after another into bytes on their device."""
@@ -114,7 +109,7 @@ def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
         k[:, at : at + count] = hidden[..., :count].permute(0, 3, 1, 2)
         v[:, at : at + count] *= 2.0
     beta = 0.5 + torch.rand(heads, generator=generator, device=generator.device)
-    q, k, v = (tensor.contiguous().to(shape.torch_dtype).float() for tensor in (q, k, v))
+    q, k, v = (tensor.contiguous().to(shape.torch_dtype) for tensor in (q, k, v))
     return Inputs(q=q, k=k, v=v, beta=beta)
 
 

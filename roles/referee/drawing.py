@@ -1,10 +1,8 @@
 """What a submission is measured on: jittered lengths, recorded seeds, inputs with their exact results."""
 
-import itertools
 import math
 import os
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -24,11 +22,7 @@ TRIAL_S: Final = 0.02
 MEMORY_SHARE: Final = 5
 """All sets of a trial and their outputs fit this many times into the GPU's memory: in a comparison most of
 it is there three times, and drawing and comparing take some, too."""
-CHECKED_HEADS: Final = 2
-"""Of each output, where a trial has several: drawn like the inputs, so that nobody knows before which."""
 
-Part = tuple[int, int]
-"""The number of a call, and a head of its output."""
 _Kept = dict[tuple[Shape, int], Inputs]
 
 
@@ -48,36 +42,21 @@ class Drawn:
         return InputSets(shape=self.shape, count=count, draw=self.inputs)
 
     def inputs(self, number: int) -> Inputs:
-        """Return one set in the shape's dtype; the same every time."""
+        """Return one set; the same every time."""
         seed = self.seeds[number]
         kept = self.kept.get((self.shape, seed))
         if kept is None:
-            drawn = draw_inputs(self.shape, torch.Generator(self.device).manual_seed(seed))
-            kept = self.kept[self.shape, seed] = drawn.to(self.shape.torch_dtype)
+            kept = draw_inputs(self.shape, torch.Generator(self.device).manual_seed(seed))
+            self.kept[self.shape, seed] = kept
         return kept
 
-    def parts(self, calls: int) -> list[Part]:
-        """Return what is checked of the outputs of a trial: all of the one, or some heads of each."""
-        heads = range(self.shape.heads)
-        if calls == 1:
-            return [(0, head) for head in heads]
-        return [
-            (call, head)
-            for call in range(calls)
-            for head in sorted(random.Random(self.seeds[call]).sample(heads, min(CHECKED_HEADS, len(heads))))
-        ]
-
-    def reference(self, parts: Sequence[Part], outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Work out the float32 reference o [B, T, P, D] of P parts of the outputs of a trial."""
-        qs, ks, vs, betas = [], [], [], []
-        for call, group in itertools.groupby(parts, key=lambda part: part[0]):
-            heads, inputs = [head for _, head in group], self.inputs(call)
-            beta = chained_beta(inputs.beta, outputs[call - 1]) if call else inputs.beta
-            for into, tensor in zip((qs, ks, vs), (inputs.q, inputs.k, inputs.v), strict=True):
-                into.append(tensor[:, :, heads])
-            betas.append(beta[heads])
-        q, k, v = (torch.cat(each, dim=2) for each in (qs, ks, vs))
-        return reference_output(Inputs(q=q, k=k, v=v, beta=torch.cat(betas)), self.device, self.cu_seqlens)
+    def reference(self, number: int, previous: torch.Tensor | None = None) -> torch.Tensor:
+        """Work out the float32 reference o [B, T, H, D] of a set, after the output of the call before it."""
+        inputs = self.inputs(number)
+        beta = inputs.beta if previous is None else chained_beta(inputs.beta, previous)
+        return reference_output(
+            Inputs(q=inputs.q, k=inputs.k, v=inputs.v, beta=beta), self.device, self.cu_seqlens
+        )
 
 
 def timed_shape(job: EvaluationJob, length: int) -> Shape:

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-import torch
-
-from kernels.harness.accuracy import NOT_FINITE, Accuracy, compare, rounding_error
+from kernels.harness.accuracy import Accuracy, compare, rounding_error
 from kernels.harness.inputs import Shape
 from kernels.harness.session import Trial
 from protocol.judging import Measurements
@@ -89,23 +87,22 @@ class Measuring:
         self._checked(self._drawing.draw(one, [0, 17, PROBE_LENGTH]), "packed sequences")
         self._checked(self._drawing.draw(one), "fused_recurrent_quasar", operator="fused_recurrent_quasar")
         if self._yardstick is not None and again.seconds < QUICK_S:
-            self.calls = self._drawing.sets_for(shapes[0], again.seconds - self._overhead_s())
-            counted_by = self.calls
-            self.calls = self._calls_for_a_trial(shapes[0])
+            counted_by = self._drawing.sets_for(shapes[0], again.seconds - self._overhead_s())
+            self.calls = self._calls_for_a_trial(shapes[0], counted_by)
             if self.calls <= counted_by:
                 shapes = shapes[1:]
         # Each length as it will be timed: autotuners are keyed by it, and memory is taken once.
         for shape in shapes:
             self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")
 
-    def _calls_for_a_trial(self, shape: Shape) -> int:
-        """Return how many calls make a trial long enough."""
+    def _calls_for_a_trial(self, shape: Shape, counted_by: int) -> int:
+        """Return how many calls make a trial long enough, by trials of `counted_by`."""
         # The first takes memory, and either may be disturbed: that only makes it longer.
         seconds = min(
-            self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape").seconds
+            self._checked(self._drawing.draw(shape, count=counted_by), "a timed shape").seconds
             for _ in range(2)
         )
-        return self._drawing.sets_for(shape, (seconds - self._overhead_s()) / self.calls)
+        return self._drawing.sets_for(shape, (seconds - self._overhead_s()) / counted_by)
 
     def time(self, *, clock: Callable[[], float] = time.monotonic) -> Measurements:
         """Run the timed trials within their budget; every output is checked.
@@ -208,13 +205,9 @@ class Measuring:
 
     def compare(self, trial: Trial, drawn: Drawn) -> Accuracy:
         """Return the worst accuracy of the trial's outputs, and keep the worst of all."""
-        found = self.findings
-        worst = None if all(bool(torch.isfinite(output).all()) for output in trial.outputs) else NOT_FINITE
-        parts, at_once = drawn.parts(len(trial.outputs)), drawn.shape.heads
-        for first in range(0, len(parts), at_once):
-            some = parts[first : first + at_once]
-            output = torch.stack([trial.outputs[call][:, :, head] for call, head in some], dim=2)
-            reference = drawn.reference(some, trial.outputs)
+        found, worst = self.findings, None
+        for number, output in enumerate(trial.outputs):
+            reference = drawn.reference(number, trial.outputs[number - 1] if number else None)
             accuracy = compare(output.float(), reference)
             worst = accuracy if worst is None else worst.worse_of(accuracy)
             found.rounding_error = max(found.rounding_error, rounding_error(reference))

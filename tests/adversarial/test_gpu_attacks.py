@@ -60,9 +60,7 @@ def test_an_honest_kernel_and_what_its_verdict_shows(judge_submission: Judge) ->
     assert figures.measured_tokens_per_sec is not None
     assert figures.measured_tokens_per_sec < figures.evidence["roofline_tokens_per_sec"]
     assert figures.vram_mb is not None
-    # A trial's outputs stay until the next one; what PyTorch's pool takes beside them differs.
-    outputs_mb = figures.evidence["calls"] * LENGTH * 8 * 64 * 2 / 2**20
-    assert 200 < figures.vram_mb < 2048 + 1.5 * outputs_mb
+    assert 200 < figures.vram_mb < 8192
     assert len(figures.evidence["yardstick"]["beside_ns_per_token"]) == len(figures.evidence["trial_s"])
 
 
@@ -171,7 +169,7 @@ def test_patched_clocks_and_events(judge_submission: Judge, honest: float) -> No
 
 
 def test_a_head_left_out_of_some_calls(judge_submission: Judge) -> None:
-    # Of a trial's outputs two heads each are compared.
+    # Each output of a trial is compared as a whole.
     now_and_then = wrapped("_calls.append(None)", "if len(_calls) % 8 == 0: o[:, :, 3] = 0")
     figures = judge_submission("_calls = []\n" + now_and_then, profile="gpu", length=LENGTH).figures
     assert figures.status is Status.WRONG_OUTPUT, figures.evidence

@@ -77,7 +77,7 @@ def test_sets_are_read_where_they_were_written(shape: Shape) -> None:
     drawn = [draw_inputs(shape, torch.Generator().manual_seed(seed)) for seed in range(3)]
     memory = torch.zeros(3 * shape.set_bytes, dtype=torch.uint8)
     for one, target in zip(drawn, memory.split(shape.set_bytes), strict=True):
-        one.to(shape.torch_dtype).pack(target)
+        one.pack(target)
     for one, (q, k, v, beta) in zip(drawn, laid_out(memory, shape, 3), strict=True):
         for written, read in ((one.q, q), (one.k, k), (one.v, v)):
             assert read.dtype == shape.torch_dtype
