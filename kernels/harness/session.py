@@ -90,13 +90,15 @@ class Session:
         operator: str = "chunk_quasar",
         cu_seqlens: list[int] | None = None,
         timed: bool = False,
+        processor: int | None = None,
         awaken: Callable[[], None] = lambda: None,
     ) -> Trial:
         """Run one trial on inputs that the worker could not have seen before the clock starts.
 
         The operator is called once for each of the sets, or for the first `calls` of them. `timed` asks the
-        worker how long a call took: only for one that runs nobody else's code. `awaken` is called once the
-        inputs lie ready, so that it does not show in the trial how long they took to draw.
+        worker how long a call took: only for one that runs nobody else's code. It is asked to run them on
+        `processor`. `awaken` is called once the inputs lie ready, so that it does not show in the trial how
+        long they took to draw.
 
         Raises:
             CandidateFailed: see `kind`.
@@ -117,24 +119,24 @@ class Session:
         offer = self._ground.offer(sets, calls, chosen)
         try:
             awaken()
-            self._call_roll()
+            self._call_roll(processor)
             with _no_collection():
                 seconds, call_s = self._exchange(go, offer)
             outputs = offer.results()
             self._expect_quiet("the worker sent more than its acknowledgement")
             # By then it has let go of the inputs: what it still holds is its own.
-            self._call_roll()
+            self._call_roll(processor)
             return Trial(outputs, seconds, call_s)
         except OutputRefused as refused:
             raise CandidateFailed("tampered", str(refused)) from refused
         finally:
             offer.close()
 
-    def _call_roll(self) -> None:
-        """Wait until the worker is awake and done with the trial before."""
+    def _call_roll(self, processor: int | None) -> None:
+        """Wait until the worker is awake, on the right processor and done with the trial before."""
         nonce = secrets.token_hex(16)
         try:
-            wire.send(self._connection, {"roll_call": nonce})
+            wire.send(self._connection, {"roll_call": nonce, "processor": processor})
         except wire.WireBroken as error:
             raise CandidateFailed("crash", "the worker ended before the trial") from error
         with self._received(0) as received:

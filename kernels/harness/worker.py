@@ -3,6 +3,7 @@
 Runs in the sandbox, as `main(socket descriptor, tree, device)`; the referee holds clock, inputs and answer.
 """
 
+import contextlib
 import gc
 import os
 import socket
@@ -48,6 +49,7 @@ def serve(connection: socket.socket, operators: Mapping[str, Operator], room: "R
     """Answer roll calls and run trials until the referee hangs up."""
     from kernels.harness import wire
 
+    placed = _Placed()
     while True:
         try:
             received = wire.receive(connection, max_descriptors=room.max_descriptors, spin_s=room.spin_s)
@@ -55,6 +57,7 @@ def serve(connection: socket.socket, operators: Mapping[str, Operator], room: "R
             return
         message = received.message
         if "roll_call" in message:
+            placed.on(message.get("processor"))
             wire.send(connection, {"present": message["roll_call"]})
             continue
         try:
@@ -69,6 +72,23 @@ def serve(connection: socket.socket, operators: Mapping[str, Operator], room: "R
             wire.send(connection, {"nonce": message["nonce"], **output.fields}, output.descriptors)
         room.tidy()
         gc.collect()
+
+
+class _Placed:
+    """Where the thread that runs the operator is allowed to run."""
+
+    def __init__(self) -> None:
+        self._anywhere = os.sched_getaffinity(0)
+        self._processor: int | None = None
+
+    def on(self, processor: int | None) -> None:
+        """Move to a processor, or let the kernel choose again."""
+        if processor == self._processor:
+            return
+        self._processor = processor
+        # A host may forbid it: trials are a little less alike then.
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, self._anywhere if processor is None else {processor})
 
 
 def _reason(error: BaseException) -> str:

@@ -37,6 +37,7 @@ class Contestant:
         operator: str = "chunk_quasar",
         cu_seqlens: list[int] | None = None,
         timed: bool = False,
+        processor: int | None = None,
     ) -> Trial:
         """Run one trial, of all sets or the first `calls` of them; see Session. Raises CandidateFailed."""
         try:
@@ -47,6 +48,7 @@ class Contestant:
                 operator=operator,
                 cu_seqlens=cu_seqlens,
                 timed=timed,
+                processor=processor,
                 awaken=self._resume,
             )
         finally:

@@ -21,6 +21,7 @@ from protocol.verdicts import Status
 from roles.referee.drawing import Drawing, timed_shape
 from roles.referee.gpu import MemoryWatch, roofline_tokens_per_sec, wait_until_cool
 from roles.referee.measuring import Measuring
+from roles.referee.processors import shared_processor
 from roles.referee.sources import check_sources, take_sources
 from roles.referee.stages import Countdown, Ended, Record, printable
 from roles.referee.worker import Worker, choose_tier, empty_caches, running_worker, running_yardstick
@@ -127,7 +128,8 @@ def settled_yardstick(
     """Start the yardstick and measure it by itself; `opened` ends it. Raises Ended."""
     worker = opened.enter_context(running_yardstick(job, left_s))
     shapes = [timed_shape(job, length) for length in drawing.lengths]
-    yardstick = Yardstick(worker.contestant, drawing, shapes)
+    processor = opened.enter_context(shared_processor())
+    yardstick = Yardstick(worker.contestant, drawing, shapes, processor=processor)
     yardstick.settle()
     return yardstick
 

@@ -4,6 +4,7 @@ On a CPU the referee's clock covers the operator and little else. On a GPU it al
 the yardstick's took beside its calls is taken off, and what is left must stand out of the noise of it.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -134,10 +135,13 @@ class Measuring:
         return self.measurements()
 
     def trial_s(self) -> list[float]:
-        """Seconds of one call in each timed trial, as if it had had the job's length."""
+        """Seconds of one call in each timed trial that is complete, as if it had had the job's length."""
+        seconds, lengths = self.findings.seconds, self.findings.lengths
+        credits_s = [0.0] * len(seconds) if self._yardstick is None else self._yardstick.credits_s()
+        # The evidence of an evaluation that ended in between has one more of one than of the other.
         return [
-            (seconds - self._overhead_s()) / self.calls * self._job.sequence_length / length
-            for seconds, length in zip(self.findings.seconds, self.findings.lengths, strict=True)
+            (taken - credited) / self.calls * self._job.sequence_length / length
+            for taken, credited, length in zip(seconds, credits_s, lengths, strict=False)
         ]
 
     def _overhead_s(self) -> float:
@@ -149,7 +153,11 @@ class Measuring:
         Raises:
             CandidateFailed: the worker failed. Ended: what `after_trial` found.
         """
-        trial = self._contestant.run(drawn.sets(len(drawn.seeds)), calls=self.calls)
+        trial = self._contestant.run(
+            drawn.sets(len(drawn.seeds)),
+            calls=self.calls,
+            processor=self._yardstick.processor if self._yardstick is not None else None,
+        )
         self._after_trial()
         self.findings.seconds.append(trial.seconds)
         self.findings.lengths.append(drawn.shape.length)
@@ -163,7 +171,8 @@ class Measuring:
         """
         accuracy, seconds = self.findings.accuracy, self.trial_s()
         assert accuracy is not None
-        call_s = typical(seconds)
+        # A disturbance makes a trial longer, and one beside it the difference shorter as well.
+        call_s = typical(seconds) if self._yardstick is None else statistics.median(seconds)
         error = self.findings.rounding_error
         if self._yardstick is not None:
             error = max(error, self._yardstick.relative_error)

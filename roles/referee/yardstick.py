@@ -6,6 +6,7 @@ free and as fast as before, and how exact bfloat16 arithmetic is on the very sam
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,12 +46,15 @@ class Yardstick:
         drawing: Drawing,
         shapes: Sequence[Shape],
         *,
+        processor: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._contestant = contestant
         self._drawing = drawing
         self._shapes = shapes
+        self.processor = processor
+        """Of its trials, and of those that are compared with them."""
         self._clock = clock
         self._sleep = sleep
         # As many as a trial beside a submission has at most: handing over more takes longer.
@@ -104,15 +108,21 @@ class Yardstick:
 
     @property
     def overhead_s(self) -> float:
-        """Return what a trial takes besides the calls, in seconds.
+        """Return what a trial took besides the calls before the submission was there, in seconds."""
+        return typical(self._quiet.overhead_s)
 
-        Hardly more than before the submission was there: one that slows down the hand-over must not be
-        credited with it.
+    def credits_s(self) -> list[float]:
+        """Return what is taken off a submission's trials, in seconds: for each what the one beside it took.
+
+        On the whole hardly more than before the submission was there: one that slows down the hand-over must
+        not be credited with it.
         """
-        before = typical(self._quiet.overhead_s)
-        if not self._beside.overhead_s:
-            return before
-        return min(typical(self._beside.overhead_s), before + self.overhead_spread_s)
+        beside = self._beside.overhead_s
+        if not beside:
+            return []
+        allowed = statistics.median(self._quiet.overhead_s) + self.overhead_spread_s
+        excess = max(0.0, statistics.median(beside) - allowed)
+        return [seconds - excess for seconds in beside]
 
     @property
     def overhead_spread_s(self) -> float:
@@ -164,6 +174,7 @@ class Yardstick:
         """What a verdict shows of it."""
         return {
             "calls": self.sets,
+            "processor": self.processor,
             "overhead_before_s": _rounded(self._quiet.overhead_s, 7),
             "overhead_beside_s": _rounded(self._beside.overhead_s, 7),
             "before_ns_per_token": _rounded([1e9 * value for value in self._quiet.per_token], 4),
@@ -183,7 +194,7 @@ class Yardstick:
         """Run one trial of all sets that are drawn."""
         sets = len(drawn.seeds)
         with _nobodys_fault():
-            trial = self._contestant.run(drawn.sets(sets), timed=True)
+            trial = self._contestant.run(drawn.sets(sets), timed=True, processor=self.processor)
         assert trial.call_s is not None
         into.per_token.append(trial.call_s / drawn.shape.length)
         into.overhead_s.append(trial.seconds - sets * trial.call_s)

@@ -1,15 +1,20 @@
 """The worker's side: calls that hang together, and outputs that are none."""
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from kernels.harness.inputs import Shape, chained_beta, draw_inputs
-from kernels.harness.rooms import InputSet, Output, laid_out
-from kernels.harness.worker import run
+from kernels.harness import wire
+from kernels.harness.inputs import InputSets, Shape, chained_beta, draw_inputs
+from kernels.harness.rooms import HostRoom, InputSet, Output, laid_out
+from kernels.harness.session import Session
+from kernels.harness.worker import run, serve
 from kernels.reference import chunked
 
 SHAPE = Shape(batch=1, length=40, heads=2, dim=8, dtype="float32")
@@ -114,3 +119,42 @@ def test_what_is_no_output(result: Any, said: str) -> None:
     with pytest.raises(TypeError) as caught:
         run(lambda *tensors: result, message(), [], Memory())
     assert said in str(caught.value)
+
+
+def where_it_runs(*processors: int | None) -> list[set[int]]:
+    """Return the processors on which the operator could run in trials that ask for these."""
+    seen = []
+
+    def operator(*tensors: torch.Tensor) -> Any:
+        seen.append(os.sched_getaffinity(0))
+        return chunked(*tensors)
+
+    ours, theirs = wire.socket_pair()
+    thread = threading.Thread(target=serve, args=(theirs, {"chunk_quasar": operator}, HostRoom()))
+    thread.start()
+    try:
+        session = Session(ours, deadline_s=lambda: 10.0)
+        for processor in processors:
+            sets = InputSets(shape=SHAPE, count=1, draw=lambda number: DRAWN[number])
+            session.run(sets, np.random.default_rng(0), processor=processor)
+    finally:
+        ours.close()
+        thread.join()
+        theirs.close()
+    return seen
+
+
+def test_an_operator_runs_where_the_trial_asks_for_it() -> None:
+    anywhere = os.sched_getaffinity(0)
+    one = max(anywhere)
+    assert where_it_runs(None, one, one, None) == [anywhere, {one}, {one}, anywhere]
+
+
+def test_a_host_that_lets_no_thread_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    anywhere = os.sched_getaffinity(0)
+
+    def forbidden(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setaffinity", forbidden)
+    assert where_it_runs(max(anywhere)) == [anywhere]

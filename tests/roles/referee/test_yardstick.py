@@ -89,7 +89,7 @@ def test_the_hand_over_is_taken_off(job: EvaluationJob) -> None:
     figures, yardstick = beside(job, lambda: 1.0)
     assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * S_PER_TOKEN))
     assert figures.spread == pytest.approx(0.0, abs=1e-6)
-    assert yardstick.overhead_s == pytest.approx(HAND_OVER_S)
+    assert yardstick.credits_s() == pytest.approx([HAND_OVER_S] * 6)
     assert yardstick.evidence()["before_ns_per_token"] == pytest.approx([10_000.0] * ROUNDS)
     assert yardstick.evidence()["beside_ns_per_token"] == pytest.approx([10_000.0] * 6)
     yardstick.check_after()
@@ -179,11 +179,54 @@ def test_a_slower_hand_over_beside_the_submission_is_not_credited_to_it(job: Eva
     hand_overs = iter([1.0] * (len(BEFORE) + ROUNDS))
     figures, yardstick = beside(job, lambda: 1.0, hand_over=lambda: next(hand_overs, 1.4))
     assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * S_PER_TOKEN))
-    assert yardstick.overhead_s == pytest.approx(HAND_OVER_S)
+    assert yardstick.credits_s() == pytest.approx([HAND_OVER_S] * 6)
     # A faster one counts: less is taken off.
     hand_overs = iter([1.0] * (len(BEFORE) + ROUNDS))
     _, yardstick = beside(job, lambda: 1.0, hand_over=lambda: next(hand_overs, 0.9))
-    assert yardstick.overhead_s == pytest.approx(0.9 * HAND_OVER_S)
+    assert yardstick.credits_s() == pytest.approx([0.9 * HAND_OVER_S] * 6)
+
+
+def test_a_slower_hand_over_is_credited_as_far_as_it_varied_before(job: EvaluationJob) -> None:
+    varying = iter([*[1.0] * len(BEFORE), *[0.9, 1.0, 1.1] * (ROUNDS // 3)])
+    _, yardstick = beside(job, lambda: 1.0, hand_over=lambda: next(varying, 1.4))
+    assert yardstick.overhead_spread_s == pytest.approx(0.2 * HAND_OVER_S)
+    assert yardstick.credits_s() == pytest.approx([1.2 * HAND_OVER_S] * 6)
+
+
+def test_what_takes_longer_for_both_does_not_show(job: EvaluationJob) -> None:
+    # In the first round hand-overs are slow, in the second the yardstick's alone.
+    slow = iter([*[1.0] * (len(BEFORE) + ROUNDS), 5.0, 9.0])
+    theirs = iter([5.0])
+    drawing = Drawing(job)
+    yardstick = Yardstick(
+        MadeUp(hand_over=lambda: next(slow, 1.0)),  # type: ignore[arg-type]
+        drawing,
+        [timed_shape(job, length) for length in drawing.lengths],
+    )
+    yardstick.settle()
+    submission = MadeUp(lambda: 0.5, hand_over=lambda: next(theirs, 1.0))
+    figures = Measuring(job, submission, drawing, yardstick).time()  # type: ignore[arg-type]
+    assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * S_PER_TOKEN))
+    assert figures.spread == pytest.approx(0.0, abs=1e-6)
+
+
+def test_submission_and_yardstick_have_the_same_processor(job: EvaluationJob) -> None:
+    class Noting(MadeUp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.processors: set[int | None] = set()
+
+        def run(self, sets: InputSets, *, processor: int | None = None, **options: Any) -> Trial:
+            self.processors.add(processor)
+            return super().run(sets, **options)
+
+    ours, theirs, drawing = Noting(), Noting(), Drawing(job)
+    shapes = [timed_shape(job, length) for length in drawing.lengths]
+    yardstick = Yardstick(ours, drawing, shapes, processor=5)  # type: ignore[arg-type]
+    yardstick.settle()
+    Measuring(job, theirs, drawing, yardstick).time()  # type: ignore[arg-type]
+    assert (ours.processors, theirs.processors) == ({5}, {5})
+    assert yardstick.evidence()["processor"] == 5
 
 
 def test_an_operator_that_drowns_in_the_hand_over_has_no_figure(
