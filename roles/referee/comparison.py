@@ -115,8 +115,8 @@ class _Match:
                     self._record.evidence["gpu_state"] = wait_until_cool(job.device)
                     left_s = self._yardstick_left_s
                     yardstick = settled_yardstick(job, drawing, outlasting, left_s)
+                    outlasting.callback(self._note_yardstick, yardstick)
             with ExitStack() as opened:
-                opened.callback(self._note_yardstick, yardstick)
                 for side, drawn_by in ((self._earlier, drawing), (self._later, again)):
                     side.start(tier, drawn_by, yardstick, self._give_way, opened)
                     # While what its worker printed is still there.
@@ -128,6 +128,9 @@ class _Match:
                     self._time(yardstick)
             if yardstick is not None:
                 self._check_quiet(yardstick)
+                # What is taken off the trials may be another amount since then.
+                for side in (self._earlier, self._later):
+                    self._record.evidence[side.name] |= side.measuring.evidence()
 
     def _time(self, yardstick: Yardstick | None) -> None:
         job, sets = self._earlier.job, self._sets(yardstick)
@@ -221,9 +224,8 @@ class _Match:
     def _note(self, side: Side) -> None:
         self._record.evidence[side.name] = side.evidence()
 
-    def _note_yardstick(self, yardstick: Yardstick | None) -> None:
-        if yardstick is not None:
-            self._record.evidence["yardstick"] = yardstick.evidence()
+    def _note_yardstick(self, yardstick: Yardstick) -> None:
+        self._record.evidence["yardstick"] = yardstick.evidence()
 
 
 def _first(drawn: Drawn, count: int) -> Drawn:

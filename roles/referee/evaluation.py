@@ -101,6 +101,7 @@ def _measure_in_turn(
             with record.stage("yardstick", announce):
                 record.evidence["gpu_state"] = wait_until_cool(job.device)
                 yardstick = settled_yardstick(job, drawing, opened, yardstick_left_s)
+                opened.callback(_note_yardstick, record, yardstick)
         # The submission's time begins here: what the yardstick took is not its own.
         left_s = Countdown(job.deadline_s)
 
@@ -111,15 +112,17 @@ def _measure_in_turn(
             for countdown in (left_s, yardstick_left_s):
                 countdown.extend(time.monotonic() - started)
 
-        try:
-            with running_worker(sources, job, tier, left_s) as worker:
-                measurements = _measure_worker(job, worker, drawing, yardstick, give_way, record, announce)
-        finally:
-            if yardstick is not None:
-                record.evidence["yardstick"] = yardstick.evidence()
+        with running_worker(sources, job, tier, left_s) as worker:
+            measuring = _measure_worker(job, worker, drawing, yardstick, give_way, record, announce)
         if yardstick is not None:
             yardstick.check_after()
-        return measurements
+            # What is taken off the trials may be another amount since then.
+            record.evidence |= measuring.evidence()
+        return measuring.measurements()
+
+
+def _note_yardstick(record: Record, yardstick: Yardstick) -> None:
+    record.evidence["yardstick"] = yardstick.evidence()
 
 
 def settled_yardstick(
@@ -142,7 +145,7 @@ def _measure_worker(
     give_way: Callable[[], None],
     record: Record,
     announce: Announce,
-) -> Measurements:
+) -> Measuring:
     watch = None if job.device == "cpu" else MemoryWatch(torch.device(job.device), job.vram_limit_bytes)
 
     def after_trial() -> None:
@@ -157,7 +160,8 @@ def _measure_worker(
         with record.stage("probe", announce):
             measuring.probe()
         with record.stage("time", announce):
-            return measuring.time()
+            measuring.time()
+        return measuring
     except torch.cuda.OutOfMemoryError as error:
         assert watch is not None
         watch.look()
@@ -165,9 +169,8 @@ def _measure_worker(
     finally:
         findings = measuring.findings
         record.evidence["lengths"] = drawing.lengths
-        record.evidence["calls"] = measuring.calls
         record.evidence["seeds"] = drawing.seeds
-        record.evidence["trial_s"] = [round(seconds, 7) for seconds in measuring.trial_s()]
+        record.evidence |= measuring.evidence()
         if findings.accuracy is not None:
             record.evidence["accuracy"] = {
                 "cosine_similarity": _finite(findings.accuracy.cosine_similarity),

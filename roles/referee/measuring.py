@@ -144,6 +144,10 @@ class Measuring:
             for taken, credited, length in zip(seconds, credits_s, lengths, strict=False)
         ]
 
+    def evidence(self) -> dict[str, object]:
+        """What a verdict shows of its trials."""
+        return {"calls": self.calls, "trial_s": [round(seconds, 7) for seconds in self.trial_s()]}
+
     def _overhead_s(self) -> float:
         return 0.0 if self._yardstick is None else self._yardstick.overhead_s
 

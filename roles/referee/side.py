@@ -114,7 +114,6 @@ class Side:
             "target_sequence_length": self.job.target_sequence_length,
             "seeds": self.drawing.seeds,
             "lengths": self.drawing.lengths,
-            "calls": self.measuring.calls,
-            "trial_s": [round(seconds, 7) for seconds in self.measuring.trial_s()],
+            **self.measuring.evidence(),
             "log_tail": self.worker.log_tail(),
         }

@@ -62,6 +62,8 @@ class Yardstick:
         """Calls of each of its trials."""
         self._quiet = _Trials()
         self._beside = _Trials()
+        self._after = _Trials()
+        """Once it is gone, if that was asked."""
         self._right_after: list[float] = []
         """Seconds per token of those that came right after a trial of the submission."""
         self.relative_error = 0.0
@@ -114,15 +116,19 @@ class Yardstick:
     def credits_s(self) -> list[float]:
         """Return what is taken off a submission's trials, in seconds: for each what the one beside it took.
 
-        On the whole hardly more than before the submission was there: one that slows down the hand-over must
-        not be credited with it.
+        On the whole hardly more than without the submission: one that slows down the hand-over must not be
+        credited with it.
         """
-        beside = self._beside.overhead_s
+        excess_s = self._excess_s()
+        return [seconds - excess_s for seconds in self._beside.overhead_s]
+
+    def _excess_s(self) -> float:
+        """By how much more the hand-over took beside the submission than it varies by without it."""
+        beside, alone = self._beside.overhead_s, (self._quiet.overhead_s, self._after.overhead_s)
         if not beside:
-            return []
-        allowed = statistics.median(self._quiet.overhead_s) + self.overhead_spread_s
-        excess = max(0.0, statistics.median(beside) - allowed)
-        return [seconds - excess for seconds in beside]
+            return 0.0
+        longest = max(statistics.median(seconds) for seconds in alone if seconds)
+        return max(0.0, statistics.median(beside) - longest - self.overhead_spread_s)
 
     @property
     def overhead_spread_s(self) -> float:
@@ -146,18 +152,21 @@ class Yardstick:
         return now / before - 1.0 if now - before > self._noise() else 0.0
 
     def check_after(self) -> None:
-        """Measure again, now that the submission is gone, when the yardstick was slow beside it.
+        """Measure again, now that the submission is gone, if yardstick or hand-over was slow beside it.
 
         Raises:
             Ended: tampered, the submission kept the GPU busy outside its turn; infrastructure, it was
                 somebody else, or the heat.
         """
         slowing = self.slowing()
-        if slowing <= STEADY:
+        if slowing <= STEADY and not self._excess_s():
             return
         # The driver clears up after the submission's worker.
         self._sleep(CLEARING_S)
-        after = self.slowing_in(self.measure().per_token)
+        self._after = self.measure()
+        if slowing <= STEADY:
+            return
+        after = self.slowing_in(self._after.per_token)
         if slowing > ACCUSING and after <= RECOVERED:
             raise Ended(
                 Status.TAMPERED,
@@ -177,6 +186,7 @@ class Yardstick:
             "processor": self.processor,
             "overhead_before_s": _rounded(self._quiet.overhead_s, 7),
             "overhead_beside_s": _rounded(self._beside.overhead_s, 7),
+            "overhead_after_s": _rounded(self._after.overhead_s, 7),
             "before_ns_per_token": _rounded([1e9 * value for value in self._quiet.per_token], 4),
             "beside_ns_per_token": _rounded([1e9 * value for value in self._beside.per_token], 4),
             "right_after_ns_per_token": _rounded([1e9 * value for value in self._right_after], 4),

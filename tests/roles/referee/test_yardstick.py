@@ -193,6 +193,24 @@ def test_a_slower_hand_over_is_credited_as_far_as_it_varied_before(job: Evaluati
     assert yardstick.credits_s() == pytest.approx([1.2 * HAND_OVER_S] * 6)
 
 
+@pytest.mark.parametrize(("afterwards", "credited"), [(1.4, 1.4), (1.3, 1.3), (1.0, 1.0), (2.0, 1.4)])
+def test_a_hand_over_that_stays_slow_without_the_submission_is_credited(
+    afterwards: float, credited: float, job: EvaluationJob
+) -> None:
+    hand_overs = iter([*[1.0] * (len(BEFORE) + ROUNDS), *[1.4] * 6])
+    _, yardstick = beside(job, lambda: 1.0, hand_over=lambda: next(hand_overs, afterwards))
+    assert yardstick.credits_s() == pytest.approx([HAND_OVER_S] * 6)
+    yardstick.check_after()
+    assert yardstick.credits_s() == pytest.approx([credited * HAND_OVER_S] * 6)
+    assert yardstick.evidence()["overhead_after_s"] == pytest.approx([afterwards * HAND_OVER_S] * ROUNDS)
+
+
+def test_nothing_is_measured_again_when_nothing_was_slow(job: EvaluationJob) -> None:
+    _, yardstick = beside(job, lambda: 1.0)
+    yardstick.check_after()
+    assert yardstick.evidence()["overhead_after_s"] == []
+
+
 def test_what_takes_longer_for_both_does_not_show(job: EvaluationJob) -> None:
     # In the first round hand-overs are slow, in the second the yardstick's alone.
     slow = iter([*[1.0] * (len(BEFORE) + ROUNDS), 5.0, 9.0])

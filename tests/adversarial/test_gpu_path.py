@@ -1,0 +1,79 @@
+"""The way of an evaluation on a GPU, with the yardstick, in shapes that a CPU's interpreter can do."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernels.export import export_files
+from kernels.harness.inputs import Shape
+from protocol.messages import ComparisonJob, EvaluationJob
+from protocol.verdicts import LeadOutcome, Status
+from roles.referee import comparison, drawing, evaluation, measuring, processors, side, yardstick
+from roles.referee.comparison import compare
+from roles.referee.evaluation import evaluate
+from tests.adversarial.conftest import laid_out
+
+TRIALS = 4
+
+
+@pytest.fixture(autouse=True)
+def shapes_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    original: Callable[[EvaluationJob, int], Shape] = drawing.timed_shape
+
+    def timed_shape(job: EvaluationJob, length: int) -> Shape:
+        return original(job.model_copy(update={"profile": "cpu"}), length)
+
+    for module in (comparison, drawing, evaluation, measuring, side):
+        monkeypatch.setattr(module, "timed_shape", timed_shape)
+    for name in ("LENGTHS", "JITTER_STEPS"):
+        monkeypatch.setitem(getattr(drawing, name), "gpu", 2)
+    # A processor that does other things as well accuses nobody.
+    monkeypatch.setattr(yardstick, "STEADY", float("inf"))
+    monkeypatch.setattr(yardstick, "CLEARING_S", 0.0)
+    monkeypatch.setattr(processors, "FEWEST", 2)
+
+
+def job_of(folder: Path) -> EvaluationJob:
+    return EvaluationJob(
+        source=laid_out(folder, export_files("chunk"), ""),
+        target_sequence_length=100_000,
+        sequence_length=96,
+        profile="gpu",
+        device="cpu",
+        trials_min=TRIALS,
+        trials_max=TRIALS,
+        work_dir=str(folder / "work"),
+    )
+
+
+def check_yardstick(evidence: dict[str, Any]) -> None:
+    """It ran before and beside, on one processor, and afterwards if its hand-over was slow beside it."""
+    found = evidence["yardstick"]
+    assert len(found["overhead_before_s"]) == yardstick.ROUNDS
+    assert len(found["overhead_beside_s"]) == TRIALS
+    assert len(found["overhead_after_s"]) in (0, yardstick.ROUNDS)
+    assert (found["processor"] is None) == (len(os.sched_getaffinity(0)) < 2)
+
+
+def test_a_submission_is_measured_beside_the_yardstick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the hand-over had been slower beside it.
+    monkeypatch.setattr(yardstick.Yardstick, "_excess_s", lambda _self: 1e-4)
+    figures = evaluate(job_of(tmp_path), lambda _stage: None).figures
+    assert figures.status is Status.PASSED, figures.evidence
+    check_yardstick(figures.evidence)
+    assert len(figures.evidence["yardstick"]["overhead_after_s"]) == yardstick.ROUNDS
+    assert len(figures.evidence["trial_s"]) == TRIALS
+
+
+def test_two_submissions_are_measured_beside_the_yardstick(tmp_path: Path) -> None:
+    both = ComparisonJob(earlier=job_of(tmp_path), later=job_of(tmp_path))
+    figures = compare(both, lambda _stage: None).figures
+    assert figures.outcome in (LeadOutcome.CONFIRMED, LeadOutcome.NOT_CONFIRMED), figures.evidence
+    check_yardstick(figures.evidence)
+    for name in ("earlier", "later"):
+        assert len(figures.evidence[name]["trial_s"]) == TRIALS
