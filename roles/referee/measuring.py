@@ -88,22 +88,23 @@ class Measuring:
         self._checked(self._drawing.draw(one, [0, 17, PROBE_LENGTH]), "packed sequences")
         self._checked(self._drawing.draw(one), "fused_recurrent_quasar", operator="fused_recurrent_quasar")
         if self._yardstick is not None and again.seconds < QUICK_S:
-            counted_by = self._drawing.sets_for(shapes[0], again.seconds - self._overhead_s())
-            self.calls = self._calls_for_a_trial(shapes[0], counted_by)
+            overhead_s = self._yardstick.overhead_s
+            counted_by = self._drawing.sets_for(shapes[0], again.seconds - overhead_s)
+            self.calls = self._calls_for_a_trial(shapes[0], counted_by, overhead_s)
             if self.calls <= counted_by:
                 shapes = shapes[1:]
         # Each length as it will be timed: autotuners are keyed by it, and memory is taken once.
         for shape in shapes:
             self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")
 
-    def _calls_for_a_trial(self, shape: Shape, counted_by: int) -> int:
+    def _calls_for_a_trial(self, shape: Shape, counted_by: int, overhead_s: float) -> int:
         """Return how many calls make a trial long enough, by trials of `counted_by`."""
         # The first takes memory, and either may be disturbed: that only makes it longer.
         seconds = min(
             self._checked(self._drawing.draw(shape, count=counted_by), "a timed shape").seconds
             for _ in range(2)
         )
-        return self._drawing.sets_for(shape, (seconds - self._overhead_s()) / counted_by)
+        return self._drawing.sets_for(shape, (seconds - overhead_s) / counted_by)
 
     def time(self, *, clock: Callable[[], float] = time.monotonic) -> Measurements:
         """Run the timed trials within their budget; every output is checked.
@@ -147,9 +148,6 @@ class Measuring:
     def evidence(self) -> dict[str, object]:
         """What a verdict shows of its trials."""
         return {"calls": self.calls, "trial_s": [round(seconds, 7) for seconds in self.trial_s()]}
-
-    def _overhead_s(self) -> float:
-        return 0.0 if self._yardstick is None else self._yardstick.overhead_s
 
     def timed(self, drawn: Drawn) -> Trial:
         """Run one timed trial, of as many of the sets as it makes calls.
