@@ -31,7 +31,8 @@ def shapes_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LENGTHS", "JITTER_STEPS"):
         monkeypatch.setitem(getattr(drawing, name), "gpu", 2)
     # A processor that does other things as well accuses nobody.
-    monkeypatch.setattr(yardstick, "STEADY", float("inf"))
+    for module in (comparison, yardstick):
+        monkeypatch.setattr(module, "STEADY", float("inf"))
     monkeypatch.setattr(yardstick, "CLEARING_S", 0.0)
     monkeypatch.setattr(processors, "FEWEST", 2)
 
