@@ -14,7 +14,7 @@ from node.logs import get_logger
 from node.processes import module_argv, worker_environment
 from node.settings_model import EvaluationSection, Settings
 from node.workers import run_json_process
-from protocol.errors import WorkerFailed
+from protocol.errors import ConfigError, WorkerFailed
 from protocol.judging import fault_of
 from protocol.messages import (
     ComparisonFigures,
@@ -61,6 +61,7 @@ class Referee:
     """Has submissions judged on one device (default: `[node] device`), each in a process of its own.
 
     `do_verdicts_score`: they are a validator's, and on a public chain need a sandbox that is strong enough.
+    Raises ConfigError for a device that is not there, and for a profile that is another device's.
     """
 
     def __init__(
@@ -75,6 +76,12 @@ class Referee:
         self._settings = settings
         self._work_dir = data_dir / "evaluations"
         self._device = resolve_device(settings.node.device if device is None else device)
+        chosen = settings.evaluation.profile
+        if chosen not in ("auto", self.profile):
+            raise ConfigError(
+                f'[evaluation] profile = "{chosen}", but the device is {self._device}: use "auto", '
+                f"or a device that is a {chosen.upper()}"
+            )
         self._do_verdicts_score = do_verdicts_score
         self._on_stage = on_stage
 
@@ -85,11 +92,8 @@ class Referee:
 
     @property
     def profile(self) -> Literal["cpu", "gpu"]:
-        """The measuring profile of this host."""
-        chosen = self._settings.evaluation.profile
-        if chosen == "auto":
-            return "cpu" if self._device == "cpu" else "gpu"
-        return chosen
+        """The measuring profile of the device."""
+        return "cpu" if self._device == "cpu" else "gpu"
 
     def sequence_length(self, target_sequence_length: int) -> int:
         """Return T that is really run for a target length."""

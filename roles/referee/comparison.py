@@ -18,7 +18,6 @@ from protocol.rules import RULES_VERSION
 from protocol.verdicts import LeadOutcome, Status
 from roles.referee.drawing import Drawing, Drawn, timed_shape
 from roles.referee.evaluation import LOCK_TIMEOUT_S, Announce, device_name, settled_yardstick, versions
-from roles.referee.gpu import wait_until_cool
 from roles.referee.side import Side, SideLost
 from roles.referee.sources import take_sources
 from roles.referee.stages import Countdown, Ended, Record, printable
@@ -111,11 +110,8 @@ class _Match:
         with ExitStack() as outlasting:
             yardstick = None
             if job.profile == "gpu":
-                with self._record.stage("yardstick", self._announce):
-                    self._record.evidence["gpu_state"] = wait_until_cool(job.device)
-                    left_s = self._yardstick_left_s
-                    yardstick = settled_yardstick(job, drawing, outlasting, left_s)
-                    outlasting.callback(self._note_yardstick, yardstick)
+                left_s = self._yardstick_left_s
+                yardstick = settled_yardstick(job, drawing, outlasting, left_s, self._record, self._announce)
             with ExitStack() as opened:
                 for side, drawn_by in ((self._earlier, drawing), (self._later, again)):
                     side.start(tier, drawn_by, yardstick, self._give_way, opened)
@@ -223,9 +219,6 @@ class _Match:
 
     def _note(self, side: Side) -> None:
         self._record.evidence[side.name] = side.evidence()
-
-    def _note_yardstick(self, yardstick: Yardstick) -> None:
-        self._record.evidence["yardstick"] = yardstick.evidence()
 
 
 def _first(drawn: Drawn, count: int) -> Drawn:

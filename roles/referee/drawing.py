@@ -60,8 +60,8 @@ class Drawn:
 
 
 def timed_shape(job: EvaluationJob, length: int) -> Shape:
-    """Return the layer's shape in the job's profile."""
-    if job.profile == "cpu":
+    """Return the layer's shape as the job's device can do it."""
+    if job.device == "cpu":
         # float32: bfloat16 dots are wrong in the interpreter.
         return Shape(batch=1, length=length, heads=2, dim=32, dtype="float32")
     return Shape(batch=1, length=length, heads=8, dim=64, dtype="bfloat16")

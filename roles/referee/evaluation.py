@@ -98,10 +98,7 @@ def _measure_in_turn(
     with ExitStack() as opened:
         yardstick = None
         if job.profile == "gpu":
-            with record.stage("yardstick", announce):
-                record.evidence["gpu_state"] = wait_until_cool(job.device)
-                yardstick = settled_yardstick(job, drawing, opened, yardstick_left_s)
-                opened.callback(_note_yardstick, record, yardstick)
+            yardstick = settled_yardstick(job, drawing, opened, yardstick_left_s, record, announce)
         # The submission's time begins here: what the yardstick took is not its own.
         left_s = Countdown(job.deadline_s)
 
@@ -121,19 +118,23 @@ def _measure_in_turn(
         return measuring.measurements()
 
 
-def _note_yardstick(record: Record, yardstick: Yardstick) -> None:
-    record.evidence["yardstick"] = yardstick.evidence()
-
-
 def settled_yardstick(
-    job: EvaluationJob, drawing: Drawing, opened: ExitStack, left_s: Callable[[], float]
+    job: EvaluationJob,
+    drawing: Drawing,
+    opened: ExitStack,
+    left_s: Callable[[], float],
+    record: Record,
+    announce: Announce,
 ) -> Yardstick:
-    """Start the yardstick and measure it by itself; `opened` ends it. Raises Ended."""
-    worker = opened.enter_context(running_yardstick(job, left_s))
-    shapes = [timed_shape(job, length) for length in drawing.lengths]
-    processor = opened.enter_context(shared_processor())
-    yardstick = Yardstick(worker.contestant, drawing, shapes, processor=processor)
-    yardstick.settle()
+    """Start the yardstick and measure it by itself; `opened` ends it and notes its times. Raises Ended."""
+    with record.stage("yardstick", announce):
+        record.evidence["gpu_state"] = wait_until_cool(job.device)
+        worker = opened.enter_context(running_yardstick(job, left_s))
+        shapes = [timed_shape(job, length) for length in drawing.lengths]
+        processor = opened.enter_context(shared_processor())
+        yardstick = Yardstick(worker.contestant, drawing, shapes, processor=processor)
+        opened.callback(lambda: record.evidence.update(yardstick=yardstick.evidence()))
+        yardstick.settle()
     return yardstick
 
 

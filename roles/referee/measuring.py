@@ -106,11 +106,11 @@ class Measuring:
         )
         return self._drawing.sets_for(shape, (seconds - overhead_s) / counted_by)
 
-    def time(self, *, clock: Callable[[], float] = time.monotonic) -> Measurements:
+    def time(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Run the timed trials within their budget; every output is checked.
 
         Raises:
-            CandidateFailed: the worker failed. Ended: infrastructure, the hand-over drowns the operator.
+            CandidateFailed: the worker failed. Ended: what `after_trial` found.
         """
         started = clock()
         yardstick = self._yardstick
@@ -133,7 +133,6 @@ class Measuring:
                 trial, beside = self.timed(drawn), yardstick.run(drawn, right_after=True)
             yardstick.compare(beside, drawn)
             self.compare(trial, drawn)
-        return self.measurements()
 
     def trial_s(self) -> list[float]:
         """Seconds of one call in each timed trial that is complete, as if it had had the job's length."""

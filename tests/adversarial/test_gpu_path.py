@@ -1,17 +1,15 @@
 """The way of an evaluation on a GPU, with the yardstick, in shapes that a CPU's interpreter can do."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kernels.export import export_files
-from kernels.harness.inputs import Shape
 from protocol.messages import ComparisonJob, EvaluationJob
 from protocol.verdicts import LeadOutcome, Status
-from roles.referee import comparison, drawing, evaluation, measuring, processors, side, yardstick
+from roles.referee import comparison, drawing, processors, yardstick
 from roles.referee.comparison import compare
 from roles.referee.evaluation import evaluate
 from tests.adversarial.conftest import laid_out
@@ -20,14 +18,7 @@ TRIALS = 4
 
 
 @pytest.fixture(autouse=True)
-def shapes_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    original: Callable[[EvaluationJob, int], Shape] = drawing.timed_shape
-
-    def timed_shape(job: EvaluationJob, length: int) -> Shape:
-        return original(job.model_copy(update={"profile": "cpu"}), length)
-
-    for module in (comparison, drawing, evaluation, measuring, side):
-        monkeypatch.setattr(module, "timed_shape", timed_shape)
+def as_much_as_a_cpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LENGTHS", "JITTER_STEPS"):
         monkeypatch.setitem(getattr(drawing, name), "gpu", 2)
     # A processor that does other things as well accuses nobody.

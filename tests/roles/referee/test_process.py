@@ -4,11 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from node.settings_model import ChainSection, NodeSection, Settings, ValidatorSection
-from protocol.errors import WorkerFailed
+from node.settings_model import ChainSection, EvaluationSection, NodeSection, Settings, ValidatorSection
+from protocol.errors import ConfigError, WorkerFailed
 from protocol.messages import DirectorySource, EvaluationReport
 from protocol.verdicts import Fault, LeadOutcome, Status
 from roles import evaluation
@@ -130,3 +131,20 @@ async def test_the_isolation_that_is_asked_for(
     )
     assert report.figures.status is Status.INFRASTRUCTURE
     assert asked == [expected]
+
+
+@pytest.mark.parametrize(("device", "profile"), [("cpu", "gpu"), ("cuda:0", "cpu")])
+def test_a_profile_of_another_device_is_refused(
+    device: str, profile: Literal["cpu", "gpu"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "resolve_device", lambda chosen: chosen)
+    settings = Settings(
+        node=NodeSection(data_dir=tmp_path / "data", device=device),
+        evaluation=EvaluationSection(profile=profile),
+    )
+    said = rf'^\[evaluation\] profile = "{profile}", but the device is {device}: '
+    with pytest.raises(ConfigError, match=said):
+        Referee(settings, tmp_path)
+    own: Literal["cpu", "gpu"] = "cpu" if device == "cpu" else "gpu"
+    fitting = settings.model_copy(update={"evaluation": EvaluationSection(profile=own)})
+    assert Referee(fitting, tmp_path).profile == own

@@ -22,6 +22,8 @@ HAND_OVER_S = 0.001
 S_PER_TOKEN = 1e-5
 """What the yardstick takes in these tests."""
 
+PROCESSOR = 5
+
 BEFORE = [1.0] * 2 * WARM_UPS
 """Trials of the yardstick before the first that counts, of two lengths."""
 
@@ -29,7 +31,7 @@ Speed = Callable[[], float]
 
 
 class MadeUp:
-    """A contestant whose trials take as long as told."""
+    """A contestant whose trials take as long as told, and which notes the processors they were to run on."""
 
     def __init__(
         self, speed: Speed = lambda: 1.0, *, error: float = 0.0, hand_over: Speed = lambda: 1.0
@@ -37,11 +39,13 @@ class MadeUp:
         self._speed = speed
         self._error = error
         self._hand_over = hand_over
+        self.processors: set[int | None] = set()
 
     def wait_ready(self) -> None:
         pass
 
-    def run(self, sets: InputSets, **_: Any) -> Trial:
+    def run(self, sets: InputSets, *, processor: int | None = None, **_: Any) -> Trial:
+        self.processors.add(processor)
         output = reference_output(sets.draw(0), torch.device("cpu")) * (1 + self._error)
         call_s = self._speed() * S_PER_TOKEN * sets.shape.length
         return Trial([output], HAND_OVER_S * self._hand_over() + sets.count * call_s, call_s)
@@ -74,15 +78,31 @@ def job(tmp_path: Path) -> EvaluationJob:
     )
 
 
-def beside(job: EvaluationJob, speed: Speed, *, hand_over: Speed = lambda: 1.0, error: float = 0.0) -> Any:
+def beside(
+    job: EvaluationJob,
+    speed: Speed,
+    *,
+    hand_over: Speed = lambda: 1.0,
+    error: float = 0.0,
+    submission: MadeUp | None = None,
+) -> Any:
     """Time a made-up submission beside the yardstick; returns the measurement and the yardstick."""
     drawing, clock = Drawing(job), Clock()
     shapes = [timed_shape(job, length) for length in drawing.lengths]
     made_up = MadeUp(speed, error=error, hand_over=hand_over)
-    yardstick = Yardstick(made_up, drawing, shapes, clock=clock, sleep=clock.sleep)  # type: ignore[arg-type]
+    yardstick = Yardstick(
+        made_up,  # type: ignore[arg-type]
+        drawing,
+        shapes,
+        processor=PROCESSOR,
+        clock=clock,
+        sleep=clock.sleep,
+    )
     yardstick.settle()
-    measuring = Measuring(job, MadeUp(lambda: 0.5), drawing, yardstick)  # type: ignore[arg-type]
-    return measuring.time(), yardstick
+    assert made_up.processors == {PROCESSOR}
+    measuring = Measuring(job, submission or MadeUp(lambda: 0.5), drawing, yardstick)  # type: ignore[arg-type]
+    measuring.time()
+    return measuring.measurements(), yardstick
 
 
 def test_the_hand_over_is_taken_off(job: EvaluationJob) -> None:
@@ -215,36 +235,17 @@ def test_what_takes_longer_for_both_does_not_show(job: EvaluationJob) -> None:
     # In the first round hand-overs are slow, in the second the yardstick's alone.
     slow = iter([*[1.0] * (len(BEFORE) + ROUNDS), 5.0, 9.0])
     theirs = iter([5.0])
-    drawing = Drawing(job)
-    yardstick = Yardstick(
-        MadeUp(hand_over=lambda: next(slow, 1.0)),  # type: ignore[arg-type]
-        drawing,
-        [timed_shape(job, length) for length in drawing.lengths],
-    )
-    yardstick.settle()
     submission = MadeUp(lambda: 0.5, hand_over=lambda: next(theirs, 1.0))
-    figures = Measuring(job, submission, drawing, yardstick).time()  # type: ignore[arg-type]
+    figures, _ = beside(job, lambda: 1.0, hand_over=lambda: next(slow, 1.0), submission=submission)
     assert figures.tokens_per_sec == pytest.approx(1 / (0.5 * S_PER_TOKEN))
     assert figures.spread == pytest.approx(0.0, abs=1e-6)
 
 
 def test_submission_and_yardstick_have_the_same_processor(job: EvaluationJob) -> None:
-    class Noting(MadeUp):
-        def __init__(self) -> None:
-            super().__init__()
-            self.processors: set[int | None] = set()
-
-        def run(self, sets: InputSets, *, processor: int | None = None, **options: Any) -> Trial:
-            self.processors.add(processor)
-            return super().run(sets, **options)
-
-    ours, theirs, drawing = Noting(), Noting(), Drawing(job)
-    shapes = [timed_shape(job, length) for length in drawing.lengths]
-    yardstick = Yardstick(ours, drawing, shapes, processor=5)  # type: ignore[arg-type]
-    yardstick.settle()
-    Measuring(job, theirs, drawing, yardstick).time()  # type: ignore[arg-type]
-    assert (ours.processors, theirs.processors) == ({5}, {5})
-    assert yardstick.evidence()["processor"] == 5
+    submission = MadeUp(lambda: 0.5)
+    _, yardstick = beside(job, lambda: 1.0, submission=submission)
+    assert submission.processors == {PROCESSOR}
+    assert yardstick.evidence()["processor"] == PROCESSOR
 
 
 def test_an_operator_that_drowns_in_the_hand_over_has_no_figure(
