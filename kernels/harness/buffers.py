@@ -168,7 +168,7 @@ class _DeviceOffer:
         self._ground, self._sets, self._calls = ground, sets, calls
         self._chosen, self._device = rows, device
         shape = sets.shape
-        self._source = DeviceMemory.allocate(sets.count * shape.set_bytes, device)
+        self._source = _allocated(sets.count * shape.set_bytes, device)
         for number, target in enumerate(self._source.bytes.split(shape.set_bytes)):
             sets.draw(number).pack(target)
         # Of the last call and some others.
@@ -201,6 +201,15 @@ class _DeviceOffer:
         """Return the raw bits of a call's output. Raises OutputRefused."""
         number, offset = self._places[call]
         return self._ground.rows(number, offset, self._sets.shape)
+
+
+def _allocated(size: int, device: torch.device) -> DeviceMemory:
+    try:
+        return DeviceMemory.allocate(size, device)
+    except torch.cuda.OutOfMemoryError:
+        # The driver cannot know that PyTorch holds memory that nobody uses any more.
+        torch.cuda.empty_cache()
+        return DeviceMemory.allocate(size, device)
 
 
 def make_ground(device: torch.device) -> Ground:

@@ -134,28 +134,32 @@ class _Match:
         while number < job.trials_max:
             if number >= job.trials_min and time.monotonic() - started > job.time_budget_s:
                 break
-            drawing = self._earlier.drawing
-            shape = timed_shape(job, drawing.lengths[number % len(drawing.lengths)])
-            drawn = drawing.draw(shape, count=max(sets.values()))
-            # They change places from round to round, so that a drift hits both alike. Whoever leaves the GPU
-            # busy slows down the yardstick, which comes next, and not the other one. What the GPU has to do
-            # for comparing comes after all: between them it would wait for what one has left running.
-            first, second = self._in_order(number)
-            theirs = {
-                side: side.at_its_length(number, _first(drawn, sets[side.job.sequence_length]))
-                for side in (first, second)
-            }
-            beside, ours = None, _first(drawn, sets[job.sequence_length])
-            trials = {first: self._timed(first, theirs[first])}
-            if yardstick is not None:
-                beside = yardstick.run(ours)
-            trials[second] = self._timed(second, theirs[second])
-            if yardstick is not None and beside is not None:
-                yardstick.compare(beside, ours)
-            for side, trial in trials.items():
-                with self._turn_of(side):
-                    side.measuring.compare(trial, theirs[side])
+            self._round(number, sets, yardstick)
             number += 1
+
+    def _round(self, number: int, sets: dict[int, int], yardstick: Yardstick | None) -> None:
+        """Run one trial of each. Its outputs, gigabytes, are gone before the next round's are there."""
+        job, drawing = self._earlier.job, self._earlier.drawing
+        shape = timed_shape(job, drawing.lengths[number % len(drawing.lengths)])
+        drawn = drawing.draw(shape, count=max(sets.values()))
+        # They change places from round to round, so that a drift hits both alike. Whoever leaves the GPU busy
+        # slows down the yardstick, which comes next, and not the other one. What the GPU has to do for
+        # comparing comes after all: between them it would wait for what one has left running.
+        first, second = self._in_order(number)
+        theirs = {
+            side: side.at_its_length(number, _first(drawn, sets[side.job.sequence_length]))
+            for side in (first, second)
+        }
+        beside, ours = None, _first(drawn, sets[job.sequence_length])
+        trials = {first: self._timed(first, theirs[first])}
+        if yardstick is not None:
+            beside = yardstick.run(ours)
+        trials[second] = self._timed(second, theirs[second])
+        if yardstick is not None and beside is not None:
+            yardstick.compare(beside, ours)
+        for side, trial in trials.items():
+            with self._turn_of(side):
+                side.measuring.compare(trial, theirs[side])
 
     def _sets(self, yardstick: Yardstick | None) -> dict[int, int]:
         """How many sets are handed over at each length: as many to all, because more take longer."""

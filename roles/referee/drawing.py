@@ -3,7 +3,7 @@
 import math
 import os
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -20,22 +20,22 @@ LENGTHS: Final = {"gpu": 3, "cpu": 2}
 TRIAL_S: Final = 0.02
 """Calls follow one another in a trial until they take about this long: ten times the hand-over."""
 MEMORY_SHARE: Final = 5
-"""All sets of a trial and their outputs fit this many times into the GPU's memory: in a comparison most of
-it is there three times, and drawing and comparing take some, too."""
-
-_Kept = dict[tuple[Shape, int], Inputs]
+"""All sets of a trial and their outputs fit this many times into the GPU's memory: half of it may be taken by
+submissions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """Seeds of the inputs of one trial, a set each, and the sets drawn from them so far."""
+    """Seeds of the inputs of one trial, a set each.
+
+    Yardstick, submission and reference need the same sets. They are drawn for each of them: all that are kept
+    would take a seventh of the GPU's memory, and drawing them takes about a tenth of a second.
+    """
 
     shape: Shape
     seeds: tuple[int, ...]
     device: torch.device
     cu_seqlens: list[int] | None = None
-    kept: _Kept = field(default_factory=dict, repr=False, compare=False)
-    """By shape and seed: yardstick, submission and reference need the same."""
 
     def sets(self, count: int) -> InputSets:
         """Return the first `count` sets."""
@@ -43,12 +43,7 @@ class Drawn:
 
     def inputs(self, number: int) -> Inputs:
         """Return one set; the same every time."""
-        seed = self.seeds[number]
-        kept = self.kept.get((self.shape, seed))
-        if kept is None:
-            kept = draw_inputs(self.shape, torch.Generator(self.device).manual_seed(seed))
-            self.kept[self.shape, seed] = kept
-        return kept
+        return draw_inputs(self.shape, torch.Generator(self.device).manual_seed(self.seeds[number]))
 
     def reference(self, number: int, previous: torch.Tensor | None = None) -> torch.Tensor:
         """Work out the float32 reference o [B, T, H, D] of a set, after the output of the call before it."""

@@ -115,26 +115,30 @@ class Measuring:
             CandidateFailed: the worker failed. Ended: what `after_trial` found.
         """
         started = clock()
-        yardstick = self._yardstick
         while len(self.findings.seconds) < self._job.trials_max:
             done = len(self.findings.seconds)
             if done >= self._job.trials_min and clock() - started > self._job.time_budget_s:
                 break
-            length = self._drawing.lengths[done % len(self._drawing.lengths)]
-            # Both get the same number of sets: handing over more takes longer.
-            sets = max(self.calls, yardstick.sets if yardstick is not None else 1)
-            drawn = self._drawing.draw(timed_shape(self._job, length), count=sets)
-            if yardstick is None:
-                self.compare(self.timed(drawn), drawn)
-                continue
-            # They change places from round to round, so that a drift hits both alike. What the GPU has to do
-            # for comparing comes after both: between them it would wait for whatever one has left running.
-            if done % 2 == 0:
-                beside, trial = yardstick.run(drawn), self.timed(drawn)
-            else:
-                trial, beside = self.timed(drawn), yardstick.run(drawn, right_after=True)
-            yardstick.compare(beside, drawn)
-            self.compare(trial, drawn)
+            self._round(done)
+
+    def _round(self, number: int) -> None:
+        """Run one timed trial. Its outputs, gigabytes, are gone before the next one's are there."""
+        yardstick = self._yardstick
+        length = self._drawing.lengths[number % len(self._drawing.lengths)]
+        # Both get the same number of sets: handing over more takes longer.
+        sets = max(self.calls, yardstick.sets if yardstick is not None else 1)
+        drawn = self._drawing.draw(timed_shape(self._job, length), count=sets)
+        if yardstick is None:
+            self.compare(self.timed(drawn), drawn)
+            return
+        # They change places from round to round, so that a drift hits both alike. What the GPU has to do for
+        # comparing comes after both: between them it would wait for whatever one has left running.
+        if number % 2 == 0:
+            beside, trial = yardstick.run(drawn), self.timed(drawn)
+        else:
+            trial, beside = self.timed(drawn), yardstick.run(drawn, right_after=True)
+        yardstick.compare(beside, drawn)
+        self.compare(trial, drawn)
 
     def trial_s(self) -> list[float]:
         """Seconds of one call in each timed trial that is complete, as if it had had the job's length."""

@@ -21,8 +21,9 @@ from roles.referee.stages import Countdown, Ended
 from roles.referee.worker import Worker, running_worker
 from roles.referee.yardstick import Yardstick
 
-MEMORY_SHARE: Final = 3
-"""Each of the two may hold this part of the GPU, so that neither takes it from the other or the referee."""
+MEMORY_SHARE: Final = 4
+"""Each of the two may hold this part of the GPU, so that neither takes it from the other or the referee, whose
+own share is up to four tenths."""
 
 
 class SideLost(Exception):

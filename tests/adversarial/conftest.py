@@ -1,11 +1,13 @@
 """Submissions as fixtures: our own kernel with something done to it, judged by the real referee."""
 
+import gc
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 
 from kernels.export import export_files
 from node.sandbox import detect_tier
@@ -31,6 +33,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "adversarial" in str(item.path):
                 item.add_marker(pytest.mark.skip(reason="bubblewrap does not run here"))
+
+
+def give_back_memory() -> None:
+    """Leave nothing of the GPU to the test before: each job of a validator has a process of its own."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def laid_out(folder: Path, files: Mapping[str, str | None], suffix: str) -> DirectorySource:
@@ -73,6 +82,7 @@ def judge_submission(tmp_path: Path) -> Judge:
             work_dir=str(tmp_path / "work"),
             known_fingerprints=known_fingerprints or {},
         )
+        give_back_memory()
         return evaluate(job, lambda _stage: None)
 
     return judge
@@ -111,6 +121,7 @@ def compare_submissions(tmp_path: Path) -> Compare:
                 (earlier, later), targets, lengths, deadlines_s, strict=True
             )
         ]
+        give_back_memory()
         return compare(ComparisonJob(earlier=jobs[0], later=jobs[1]), lambda _stage: None).figures
 
     return compare_two

@@ -30,6 +30,12 @@ _stream = torch.cuda.Stream()
 """
 
 
+def holding(percent: int) -> str:
+    """One that keeps that much of the GPU's memory."""
+    hold = f"torch.empty(torch.cuda.mem_get_info()[1] * {percent} // 100, dtype=torch.uint8, device='cuda')"
+    return "_held = []\n" + wrapped(f"if not _held: _held.append({hold})")
+
+
 @pytest.fixture(scope="module")
 def honest_tokens_per_sec() -> dict[str, float]:
     """Filled by the first honest verdict; what the attacks are compared with."""
@@ -130,11 +136,14 @@ def _replayed(q, k, v, beta, kwargs):
 
 
 def test_a_hog_of_the_gpus_memory(judge_submission: Judge) -> None:
-    hog = "_hog = torch.empty(torch.cuda.mem_get_info()[1] * 6 // 10, dtype=torch.uint8, device='cuda')"
-    figures = judge_submission(
-        "_kept = []\n" + wrapped(f"if not _kept: {hog}; _kept.append(_hog)"), profile="gpu", length=LENGTH
-    ).figures
+    figures = judge_submission(holding(51), profile="gpu", length=LENGTH).figures
     assert figures.status is Status.OUT_OF_MEMORY, figures.evidence
+
+
+def test_nearly_half_of_the_gpus_memory_is_left_to_the_submission(judge_submission: Judge) -> None:
+    """At a million tokens, where the referee itself needs most; our kernel is six percent more."""
+    figures = judge_submission(holding(42), profile="gpu", length=1_000_000, deadline_s=120.0).figures
+    assert figures.status is Status.PASSED, figures.evidence
 
 
 def test_a_swarm_that_fills_the_hosts_memory_beside_cuda(judge_submission: Judge) -> None:

@@ -7,7 +7,7 @@ from protocol.rules import TIE_MARGIN
 from protocol.verdicts import LeadOutcome
 from tests.adversarial.conftest import Compare
 from tests.adversarial.test_attacks import wrapped
-from tests.adversarial.test_gpu_attacks import LENGTH, STREAM
+from tests.adversarial.test_gpu_attacks import LENGTH, STREAM, holding
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,10 +30,9 @@ def _keep_busy():
 """
     + wrapped("_keep_busy() if q.shape[1] > 1000 else None")
 )
-HOG = "_kept = []\n" + wrapped(
-    "if not _kept: _kept.append(torch.empty(torch.cuda.mem_get_info()[1] * 4 // 10, "
-    "dtype=torch.uint8, device='cuda'))"
-)
+HOG = holding(26)
+# Our kernel and what CUDA itself takes are six more.
+NEARLY_A_HOG = holding(18)
 
 
 @pytest.mark.parametrize("length", [LENGTH, 1_000_000])
@@ -67,6 +66,14 @@ def test_one_that_leaves_the_gpu_busy_gains_nothing(compare_submissions: Compare
         BUSY, "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadlines_s=(200.0, 200.0)
     )
     assert figures.outcome is LeadOutcome.EARLIER_FAILED, figures.evidence
+
+
+def test_two_that_hold_nearly_their_share_get_their_figures(compare_submissions: Compare) -> None:
+    """At a million tokens, where the referee itself needs most."""
+    figures = compare_submissions(
+        NEARLY_A_HOG, NEARLY_A_HOG, profile="gpu", lengths=(1_000_000, 1_000_000), trials=4
+    )
+    assert figures.outcome is LeadOutcome.NOT_CONFIRMED, figures.evidence
 
 
 def test_one_that_takes_the_memory_loses_and_not_the_other(compare_submissions: Compare) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, replace
@@ -18,14 +19,13 @@ import torch
 
 from kernels.harness import wire
 from kernels.harness.accuracy import Accuracy, reference_output
-from kernels.harness.inputs import Inputs, InputSets, Shape, chained_beta, draw_inputs
+from kernels.harness.inputs import Inputs, InputSets, Shape, chained_beta
 from kernels.harness.rooms import HostRoom
 from kernels.harness.session import Session, Trial
 from kernels.harness.worker import serve
 from kernels.reference import chunked
 from protocol.messages import DirectorySource, EvaluationJob
 from protocol.verdicts import Status
-from roles.referee import drawing
 from roles.referee.contestant import Contestant
 from roles.referee.drawing import Drawing, Drawn, timed_shape
 from roles.referee.measuring import Measuring
@@ -133,29 +133,36 @@ def test_a_worker_sleeps_while_its_inputs_are_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_set_is_drawn_once_for_all_who_need_it(
-    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_is_the_same_for_all_who_need_it(dtype: str, tmp_path: Path) -> None:
     shape = Shape(batch=1, length=96, heads=2, dim=32, dtype=dtype)
     drawn = Drawing(job_of(tmp_path)).draw(shape, count=2)
-    fresh = replace(drawn, kept={})
-    draws: list[int] = []
-
-    def count(shape: Shape, generator: torch.Generator) -> Inputs:
-        draws.append(shape.length)
-        return draw_inputs(shape, generator)
-
-    monkeypatch.setattr(drawing, "draw_inputs", count)
     first, again = drawn.inputs(1), replace(drawn, seeds=drawn.seeds[1:]).inputs(0)
-    assert draws == [96]
-    longer = replace(drawn, shape=replace(shape, length=160)).inputs(1)
-    assert draws == [96, 160]
-    anew = fresh.inputs(1)
-    for kept, other in ((first, again), (first, anew)):
-        for x, y in zip(astuple(kept), astuple(other), strict=True):
-            assert torch.equal(x, y)
+    for x, y in zip(astuple(first), astuple(again), strict=True):
+        assert torch.equal(x, y)
+    assert not torch.equal(first.q, drawn.inputs(0).q)
     assert (first.k.dtype, first.beta.dtype) == (shape.torch_dtype, torch.float32)
-    assert longer.q.shape[1] == 160
+    assert replace(drawn, shape=replace(shape, length=160)).inputs(1).q.shape[1] == 160
+
+
+def test_outputs_of_one_trial_are_gone_before_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are gigabytes on a GPU, which the submission may hold half of."""
+    outputs: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    timed = Measuring.timed
+
+    def watched(trials: Measuring, drawn: Drawn) -> Trial:
+        alive.append(sum(output() is not None for output in outputs))
+        trial = timed(trials, drawn)
+        outputs.extend(weakref.ref(output) for output in trial.outputs)
+        return trial
+
+    monkeypatch.setattr(Measuring, "timed", watched)
+    with measuring(honest, tmp_path) as trials:
+        trials.time()
+    assert len(alive) > 1
+    assert not any(alive)
 
 
 def a_trial_of(drawn: Drawn) -> list[torch.Tensor]:
