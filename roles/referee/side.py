@@ -22,8 +22,7 @@ from roles.referee.worker import Worker, running_worker
 from roles.referee.yardstick import Yardstick
 
 MEMORY_SHARE: Final = 4
-"""Each of the two may hold this part of the GPU, so that neither takes it from the other or the referee, whose
-own share is up to four tenths."""
+"""Each of the two may hold this part of the GPU, so that neither takes it from the other or the referee."""
 
 
 class SideLost(Exception):

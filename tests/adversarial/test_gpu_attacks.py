@@ -224,10 +224,11 @@ torch.cuda.synchronize = _fill
     assert figures.evidence["calls"] > 1
 
 
-def test_a_gpu_kept_busy_while_others_are_measured(judge_submission: Judge) -> None:
-    busy = """
+def _busy(size: int) -> str:
+    """One that leaves the GPU 700 products of that size to do, as often as it has done the last ones."""
+    keep = f"""
 torch.cuda.synchronize = lambda *arguments, **options: torch.cuda.current_stream().synchronize()
-_left = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+_left = torch.randn({size}, {size}, device="cuda", dtype=torch.bfloat16)
 _done = torch.cuda.Event()
 
 def _keep_busy():
@@ -238,12 +239,16 @@ def _keep_busy():
                 _left @ _left
             _done.record()
 """
-    figures = judge_submission(
-        STREAM + busy + wrapped("_keep_busy() if q.shape[1] > 1000 else None"),
-        profile="gpu",
-        length=LENGTH,
-        deadline_s=200.0,
-    ).figures
+    return STREAM + keep + wrapped("_keep_busy() if q.shape[1] > 1000 else None")
+
+
+def test_a_gpu_kept_busy_for_a_second_slows_down_nobody(judge_submission: Judge, honest: float) -> None:
+    """It is over once the yardstick's inputs are drawn."""
+    assert_no_faster(judge_submission(_busy(8192), profile="gpu", length=LENGTH, deadline_s=200.0), honest)
+
+
+def test_a_gpu_kept_busy_while_others_are_measured(judge_submission: Judge) -> None:
+    figures = judge_submission(_busy(16384), profile="gpu", length=LENGTH, deadline_s=200.0).figures
     assert figures.status is Status.TAMPERED, figures.evidence
     assert "busy outside" in figures.evidence["reason"]
 

@@ -62,10 +62,12 @@ def test_one_that_leaves_the_gpu_busy_gains_nothing(compare_submissions: Compare
         "", BUSY, profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadlines_s=(200.0, 200.0)
     )
     assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
+    assert "busy after its turns" in figures.evidence["reason"]
     figures = compare_submissions(
         BUSY, "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadlines_s=(200.0, 200.0)
     )
     assert figures.outcome is LeadOutcome.EARLIER_FAILED, figures.evidence
+    assert "busy after its turns" in figures.evidence["reason"]
 
 
 def test_two_that_hold_nearly_their_share_get_their_figures(compare_submissions: Compare) -> None:

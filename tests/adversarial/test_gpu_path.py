@@ -1,17 +1,22 @@
 """The way of an evaluation on a GPU, with the yardstick, in shapes that a CPU's interpreter can do."""
 
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from kernels.export import export_files
+from kernels.harness.session import Trial
 from protocol.messages import ComparisonJob, EvaluationJob
 from protocol.verdicts import LeadOutcome, Status
 from roles.referee import comparison, drawing, processors, yardstick
 from roles.referee.comparison import compare
+from roles.referee.drawing import Drawn
 from roles.referee.evaluation import evaluate
+from roles.referee.measuring import Measuring
 from tests.adversarial.conftest import laid_out
 
 TRIALS = 4
@@ -26,6 +31,23 @@ def as_much_as_a_cpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "STEADY", float("inf"))
     monkeypatch.setattr(yardstick, "CLEARING_S", 0.0)
     monkeypatch.setattr(processors, "FEWEST", 2)
+
+
+@pytest.fixture
+def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many outputs of earlier trials are still there before each trial: on a GPU they are gigabytes."""
+    counts: list[int] = []
+    outputs: list[weakref.ref[torch.Tensor]] = []
+    timed = Measuring.timed
+
+    def watched(measuring: Measuring, drawn: Drawn) -> Trial:
+        counts.append(sum(output() is not None for output in outputs))
+        trial = timed(measuring, drawn)
+        outputs.extend(weakref.ref(output) for output in trial.outputs)
+        return trial
+
+    monkeypatch.setattr(Measuring, "timed", watched)
+    return counts
 
 
 def job_of(folder: Path) -> EvaluationJob:
@@ -51,7 +73,7 @@ def check_yardstick(evidence: dict[str, Any]) -> None:
 
 
 def test_a_submission_is_measured_beside_the_yardstick(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: list[int]
 ) -> None:
     # As if the hand-over had been slower beside it.
     monkeypatch.setattr(yardstick.Yardstick, "_excess_s", lambda _self: 1e-4)
@@ -60,12 +82,15 @@ def test_a_submission_is_measured_beside_the_yardstick(
     check_yardstick(figures.evidence)
     assert len(figures.evidence["yardstick"]["overhead_after_s"]) == yardstick.ROUNDS
     assert len(figures.evidence["trial_s"]) == TRIALS
+    assert alive == TRIALS * [0]
 
 
-def test_two_submissions_are_measured_beside_the_yardstick(tmp_path: Path) -> None:
+def test_two_submissions_are_measured_beside_the_yardstick(tmp_path: Path, alive: list[int]) -> None:
     both = ComparisonJob(earlier=job_of(tmp_path), later=job_of(tmp_path))
     figures = compare(both, lambda _stage: None).figures
     assert figures.outcome in (LeadOutcome.CONFIRMED, LeadOutcome.NOT_CONFIRMED), figures.evidence
     check_yardstick(figures.evidence)
     for name in ("earlier", "later"):
         assert len(figures.evidence[name]["trial_s"]) == TRIALS
+    # Those of the first are compared once the second has run.
+    assert alive == TRIALS * [0, 1]

@@ -6,7 +6,6 @@ import math
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, replace
@@ -142,27 +141,6 @@ def test_a_set_is_the_same_for_all_who_need_it(dtype: str, tmp_path: Path) -> No
     assert not torch.equal(first.q, drawn.inputs(0).q)
     assert (first.k.dtype, first.beta.dtype) == (shape.torch_dtype, torch.float32)
     assert replace(drawn, shape=replace(shape, length=160)).inputs(1).q.shape[1] == 160
-
-
-def test_outputs_of_one_trial_are_gone_before_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are gigabytes on a GPU, which the submission may hold half of."""
-    outputs: list[weakref.ref[torch.Tensor]] = []
-    alive: list[int] = []
-    timed = Measuring.timed
-
-    def watched(trials: Measuring, drawn: Drawn) -> Trial:
-        alive.append(sum(output() is not None for output in outputs))
-        trial = timed(trials, drawn)
-        outputs.extend(weakref.ref(output) for output in trial.outputs)
-        return trial
-
-    monkeypatch.setattr(Measuring, "timed", watched)
-    with measuring(honest, tmp_path) as trials:
-        trials.time()
-    assert len(alive) > 1
-    assert not any(alive)
 
 
 def a_trial_of(drawn: Drawn) -> list[torch.Tensor]:
