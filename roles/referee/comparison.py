@@ -22,7 +22,7 @@ from roles.referee.side import Side, SideLost
 from roles.referee.sources import take_sources
 from roles.referee.stages import Countdown, Ended, Record, printable
 from roles.referee.worker import choose_tier, empty_caches
-from roles.referee.yardstick import STEADY, Yardstick
+from roles.referee.yardstick import ACCUSING, STEADY, Yardstick
 
 
 def compare(job: ComparisonJob, announce: Announce) -> ComparisonReport:
@@ -98,6 +98,7 @@ class _Match:
         self._turn = turn
         self._record = record
         self._announce = announce
+        self._started: list[Side] = []
         # The yardstick is there before them, beside both, and after them.
         self._yardstick_left_s = Countdown(4 * earlier.job.deadline_s)
 
@@ -115,11 +116,14 @@ class _Match:
             with ExitStack() as opened:
                 for side, drawn_by in ((self._earlier, drawing), (self._later, again)):
                     side.start(tier, drawn_by, yardstick, self._give_way, opened)
-                    # While what its worker printed is still there.
-                    opened.callback(self._note, side)
-                    with self._record.stage(f"probe {side.name}", self._announce), self._turn_of(side):
-                        side.worker.contestant.wait_ready()
-                        side.measuring.probe()
+                    side.at_end(self._note)
+                    self._started.append(side)
+                    with self._record.stage(f"probe {side.name}", self._announce):
+                        with self._turn_of(side):
+                            side.worker.contestant.wait_ready()
+                            side.measuring.probe()
+                        if yardstick is not None and yardstick.is_disturbed():
+                            self._find_who_disturbs(yardstick, side)
                 with self._record.stage("time", self._announce):
                     self._time(yardstick)
             if yardstick is not None:
@@ -144,7 +148,7 @@ class _Match:
         drawn = drawing.draw(shape, count=max(sets.values()))
         # They change places from round to round, so that a drift hits both alike. Whoever leaves the GPU busy
         # slows down the yardstick, which comes next, and not the other one. What the GPU has to do for
-        # comparing comes after all: between them it would wait for what one has left running.
+        # comparing comes after all: it waits for what is left running, in nobody's time.
         first, second = self._in_order(number)
         theirs = {
             side: side.at_its_length(number, _first(drawn, sets[side.job.sequence_length]))
@@ -154,12 +158,13 @@ class _Match:
         trials = {first: self._timed(first, theirs[first])}
         if yardstick is not None:
             beside = yardstick.run(ours)
+            if yardstick.slowing_in(yardstick.beside[-1:]) > ACCUSING and yardstick.is_disturbed():
+                self._find_who_disturbs(yardstick, first)
         trials[second] = self._timed(second, theirs[second])
         if yardstick is not None and beside is not None:
             yardstick.compare(beside, ours)
         for side, trial in trials.items():
-            with self._turn_of(side):
-                side.measuring.compare(trial, theirs[side])
+            side.measuring.compare(trial, theirs[side])
 
     def _sets(self, yardstick: Yardstick | None) -> dict[int, int]:
         """How many sets are handed over at each length: as many to all, because more take longer."""
@@ -180,23 +185,36 @@ class _Match:
 
     @contextmanager
     def _turn_of(self, side: Side) -> Iterator[None]:
-        """The time of this one's turn is not the other's."""
-        other = self._later if side is self._earlier else self._earlier
-        started = time.monotonic()
+        """What the GPU's memory gains, and what fails, is this one's."""
         side.resume()
-        try:
-            with side.answering():
-                yield
-        finally:
-            other.left_s.extend(time.monotonic() - started)
+        with side.answering():
+            yield
 
-    def _give_way(self) -> float:
-        """Let a challenge to a model on this device go first; returns the seconds that it took."""
+    def _give_way(self) -> None:
+        """Let a challenge to a model on this device go first."""
         started = time.monotonic()
         self._turn.give_way()
-        seconds = time.monotonic() - started
-        self._yardstick_left_s.extend(seconds)
-        return seconds
+        self._yardstick_left_s.extend(time.monotonic() - started)
+
+    def _find_who_disturbs(self, yardstick: Yardstick, suspect: Side) -> None:
+        """End one after the other, the one whose turn it was first, until the GPU is free.
+
+        On a busy GPU the other one's time would run out.
+
+        Raises:
+            SideLost: it is free once this one is gone. Ended: infrastructure, it is somebody else's.
+        """
+        for side in sorted(self._started, key=lambda side: side is not suspect):
+            side.end()
+            yardstick.wait_for_clearing()
+            if not yardstick.is_disturbed():
+                raise SideLost(
+                    side,
+                    Status.TAMPERED,
+                    f"the GPU was busy after its turn: the yardstick was more than {ACCUSING:.0%} slower "
+                    "than before, and no more once it was gone",
+                )
+        raise Ended(Status.INFRASTRUCTURE, "the GPU is not free: the yardstick is slower than before")
 
     def _check_quiet(self, yardstick: Yardstick) -> None:
         """Make sure that the GPU was nobody else's, and was left free by both.

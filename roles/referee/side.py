@@ -34,18 +34,18 @@ class SideLost(Exception):
 
 
 class Side:
-    """One of the two: its time runs, and its memory counts, in its own turns alone."""
+    """One of the two: its time runs while its worker is awake, and its memory counts in its own turns."""
 
     def __init__(self, name: str, job: EvaluationJob) -> None:
         self.name = name
         self.job = job
         self.sources: dict[str, str] = {}
-        self.left_s = Countdown(job.deadline_s)
         self.drawing: Drawing
         self.worker: Worker
         self.measuring: Measuring
         self.found: Measurements | None = None
         self._watch: MemoryWatch | None = None
+        self._opened = ExitStack()
 
     @contextmanager
     def answering(self) -> Iterator[None]:
@@ -53,7 +53,10 @@ class Side:
         try:
             yield
         except CandidateFailed as failure:
-            raise SideLost(self, STATUS_OF[failure.kind], str(failure)) from failure
+            explained = self.worker.explained(failure)
+            if isinstance(explained, Ended):
+                raise explained from failure
+            raise SideLost(self, STATUS_OF[explained.kind], str(explained)) from failure
         except Ended as end:
             if end.status is Status.INFRASTRUCTURE:
                 raise
@@ -64,10 +67,10 @@ class Side:
         tier: SandboxTier,
         drawing: Drawing,
         yardstick: Yardstick | None,
-        give_way: Callable[[], float],
+        give_way: Callable[[], None],
         opened: ExitStack,
     ) -> None:
-        """Start its worker, which `opened` ends."""
+        """Start its worker, which `opened` ends, or `end` before that."""
         self.drawing = drawing
         if self.job.device != "cpu":
             device = torch.device(self.job.device)
@@ -77,12 +80,23 @@ class Side:
         def after_trial() -> None:
             if self._watch is not None:
                 self._watch.look()
-            self.left_s.extend(give_way())
+            give_way()
 
-        self.left_s = Countdown(self.job.deadline_s)
-        self.worker = opened.enter_context(running_worker(self.sources, self.job, tier, self.left_s))
+        left_s = Countdown(self.job.deadline_s)
+        self._opened = opened.enter_context(ExitStack())
+        self.worker = self._opened.enter_context(
+            running_worker(self.sources, self.job, tier, left_s, on_pause=left_s.stop, on_resume=left_s.go)
+        )
         contestant = self.worker.contestant
         self.measuring = Measuring(self.job, contestant, drawing, yardstick, after_trial=after_trial)
+
+    def at_end(self, callback: Callable[["Side"], None]) -> None:
+        """Call back when its worker ends, while what it printed is still there."""
+        self._opened.callback(callback, self)
+
+    def end(self) -> None:
+        """End its worker."""
+        self._opened.close()
 
     def resume(self) -> None:
         """Look at the GPU's memory as it is before its turn."""

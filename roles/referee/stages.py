@@ -27,9 +27,21 @@ class Countdown:
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._end = clock() + seconds
+        self._stopped_at: float | None = None
 
     def __call__(self) -> float:
-        return self._end - self._clock()
+        return self._end - (self._clock() if self._stopped_at is None else self._stopped_at)
+
+    def stop(self) -> None:
+        """Let no time pass until `go`."""
+        if self._stopped_at is None:
+            self._stopped_at = self._clock()
+
+    def go(self) -> None:
+        """Let time pass."""
+        if self._stopped_at is not None:
+            self._end += self._clock() - self._stopped_at
+            self._stopped_at = None
 
     def extend(self, seconds: float) -> None:
         """Give back time."""

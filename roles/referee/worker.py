@@ -39,12 +39,27 @@ class Worker:
 
     contestant: Contestant
     log: IO[bytes]
+    process: SandboxedProcess
+    memory_limit_bytes: int
 
     def log_tail(self) -> str:
         """Return the end of what the worker printed, in printable characters."""
         size = self.log.seek(0, os.SEEK_END)
         self.log.seek(max(0, size - LOG_TAIL_BYTES))
         return printable(self.log.read().decode("utf-8", errors="replace"), keep="\n")
+
+    def explained(self, failure: CandidateFailed) -> CandidateFailed | Ended:
+        """One that broke off may have been ended by the kernel, for its own memory or that of others."""
+        if failure.kind != "crash":
+            return failure
+        if self.process.has_exceeded_memory:
+            limit_mb = self.memory_limit_bytes // 2**20
+            return CandidateFailed("memory", f"it held more than {limit_mb:,} MiB of the host's memory")
+        if self.process.was_sacrificed:
+            return Ended(
+                Status.INFRASTRUCTURE, "the host ran out of memory and ended the submission's worker"
+            )
+        return failure
 
 
 def choose_tier(job: EvaluationJob) -> SandboxTier:
@@ -71,10 +86,13 @@ def running_worker(
     deadline_s: Callable[[], float],
     *,
     triton_cache: Path | None = None,
+    on_pause: Callable[[], None] = lambda: None,
+    on_resume: Callable[[], None] = lambda: None,
 ) -> Iterator[Worker]:
     """Run a worker for the files of `fla/ops/quasar/`; everything of it is gone afterwards.
 
-    `triton_cache`, of a worker without a sandbox alone, is a folder that stays.
+    `triton_cache`, of a worker without a sandbox alone, is a folder that stays. It is stopped between its
+    trials: `on_pause` is called then, and `on_resume` before it goes on.
     """
     with _own_folder(Path(job.work_dir)) as folder, tempfile.TemporaryFile() as log:
         tree = folder / "tree"
@@ -84,24 +102,28 @@ def running_worker(
             with theirs:
                 process = _start(tree, job, tier, theirs, log, triton_cache or folder / "triton")
             session = Session(ours, deadline_s=deadline_s, device=torch.device(job.device))
+
+            def pause() -> None:
+                process.pause()
+                on_pause()
+
+            def resume() -> None:
+                on_resume()
+                process.resume()
+
+            worker = Worker(
+                Contestant(session, pause=pause, resume=resume), log, process, job.memory_limit_bytes
+            )
             try:
-                yield Worker(Contestant(session, pause=process.pause, resume=process.resume), log)
+                yield worker
             except CandidateFailed as failure:
-                if failure.kind == "crash":
-                    _raise_if_out_of_memory(process, job)
-                raise
+                explained = worker.explained(failure)
+                if explained is failure:
+                    raise
+                raise explained from failure
             finally:
                 process.kill()
                 session.close()
-
-
-def _raise_if_out_of_memory(process: SandboxedProcess, job: EvaluationJob) -> None:
-    """A worker that broke off may have been ended by the kernel, for its own memory or that of others."""
-    if process.has_exceeded_memory:
-        limit_mb = job.memory_limit_bytes // 2**20
-        raise CandidateFailed("memory", f"it held more than {limit_mb:,} MiB of the host's memory")
-    if process.was_sacrificed:
-        raise Ended(Status.INFRASTRUCTURE, "the host ran out of memory and ended the submission's worker")
 
 
 @contextmanager

@@ -35,6 +35,9 @@ RECOVERED: Final = 0.05
 LAUNCH_S: Final = 0.25e-3
 """A shorter call waits for its own launch: its time speaks of the processor, and nobody is accused by it."""
 CLEARING_S: Final = 2.0
+"""The driver clears up after a submission's worker."""
+DISTURBED: Final = 3
+"""Trials in a row that must be slow: one may be by chance."""
 
 
 class Yardstick:
@@ -151,6 +154,17 @@ class Yardstick:
         before, now = typical(self._quiet.per_token), typical(per_token)
         return now / before - 1.0 if now - before > self._noise() else 0.0
 
+    def is_disturbed(self) -> bool:
+        """Try whether it is now far slower by itself than before the submission."""
+        return all(
+            self.slowing_in(self._measure_alone(self._shapes[:1]).per_token) > ACCUSING
+            for _ in range(DISTURBED)
+        )
+
+    def wait_for_clearing(self) -> None:
+        """Wait until nothing of a submission that has just ended is left on the GPU."""
+        self._sleep(CLEARING_S)
+
     def check_after(self) -> None:
         """Measure again, now that the submission is gone, if yardstick or hand-over was slow beside it.
 
@@ -161,8 +175,7 @@ class Yardstick:
         slowing = self.slowing()
         if slowing <= STEADY and not self._excess_s():
             return
-        # The driver clears up after the submission's worker.
-        self._sleep(CLEARING_S)
+        self.wait_for_clearing()
         self._after = self.measure()
         if slowing <= STEADY:
             return

@@ -7,7 +7,7 @@ from protocol.rules import TIE_MARGIN
 from protocol.verdicts import LeadOutcome
 from tests.adversarial.conftest import Compare
 from tests.adversarial.test_attacks import wrapped
-from tests.adversarial.test_gpu_attacks import LENGTH, STREAM, holding
+from tests.adversarial.test_gpu_attacks import LENGTH, busy, holding
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,20 +16,6 @@ pytestmark = [
 ]
 
 SLOWED = wrapped("torch.cuda._sleep(2_000_000)")
-BUSY = (
-    STREAM
-    + """
-torch.cuda.synchronize = lambda *arguments, **options: torch.cuda.current_stream().synchronize()
-_left = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-
-def _keep_busy():
-    torch.cuda.current_stream().synchronize()
-    with torch.cuda.stream(_stream):
-        for _ in range(400):
-            _left @ _left
-"""
-    + wrapped("_keep_busy() if q.shape[1] > 1000 else None")
-)
 HOG = holding(26)
 # Our kernel and what CUDA itself takes are six more.
 NEARLY_A_HOG = holding(18)
@@ -59,15 +45,15 @@ def test_two_leagues_are_run_each_at_its_own_length(compare_submissions: Compare
 
 def test_one_that_leaves_the_gpu_busy_gains_nothing(compare_submissions: Compare) -> None:
     figures = compare_submissions(
-        "", BUSY, profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadlines_s=(200.0, 200.0)
+        "", busy(16384), profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadlines_s=(200.0, 200.0)
     )
     assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
-    assert "busy after its turns" in figures.evidence["reason"]
+    assert "busy after its turn" in figures.evidence["reason"]
     figures = compare_submissions(
-        BUSY, "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadlines_s=(200.0, 200.0)
+        busy(16384), "", profile="gpu", lengths=(LENGTH, LENGTH), trials=6, deadlines_s=(200.0, 200.0)
     )
     assert figures.outcome is LeadOutcome.EARLIER_FAILED, figures.evidence
-    assert "busy after its turns" in figures.evidence["reason"]
+    assert "busy after its turn" in figures.evidence["reason"]
 
 
 def test_two_that_hold_nearly_their_share_get_their_figures(compare_submissions: Compare) -> None:

@@ -1,5 +1,6 @@
 """The way of an evaluation on a GPU, with the yardstick, in shapes that a CPU's interpreter can do."""
 
+import itertools
 import os
 import weakref
 from pathlib import Path
@@ -27,8 +28,8 @@ def as_much_as_a_cpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LENGTHS", "JITTER_STEPS"):
         monkeypatch.setitem(getattr(drawing, name), "gpu", 2)
     # A processor that does other things as well accuses nobody.
-    for module in (comparison, yardstick):
-        monkeypatch.setattr(module, "STEADY", float("inf"))
+    for module, name in itertools.product((comparison, yardstick), ("STEADY", "ACCUSING")):
+        monkeypatch.setattr(module, name, float("inf"))
     monkeypatch.setattr(yardstick, "CLEARING_S", 0.0)
     monkeypatch.setattr(processors, "FEWEST", 2)
 

@@ -79,22 +79,49 @@ def test_as_many_sets_as_any_needs_at_a_length_and_no_more_at_another(tmp_path: 
     assert apart._sets(yardstick(0.0, 0.0)) == {100: 30, 1000: 3}
 
 
-def test_time_runs_in_ones_own_turn_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [50.0]
-    monkeypatch.setattr("roles.referee.comparison.time", SimpleNamespace(monotonic=lambda: now[0]))
+@pytest.mark.parametrize(
+    ("busy_until", "suspect", "blamed"),
+    [
+        ({"earlier"}, "earlier", "earlier"),
+        ({"later"}, "earlier", "later"),
+        ({"earlier", "later"}, "later", "earlier"),
+    ],
+)
+def test_a_busy_gpu_is_free_once_the_one_to_blame_is_gone(
+    busy_until: set[str], suspect: str, blamed: str, tmp_path: Path
+) -> None:
+    sides = {name: side(name, tmp_path) for name in ("earlier", "later")}
+    both, ended = match(*sides.values()), set[str]()
+    both._started = list(sides.values())
+    for each in sides.values():
+        each._opened.callback(ended.add, each.name)
+    disturbed: Any = SimpleNamespace(
+        is_disturbed=lambda: not busy_until <= ended, wait_for_clearing=lambda: None
+    )
+    with pytest.raises(SideLost, match=f"the {blamed} submission: tampered: the GPU was busy"):
+        both._find_who_disturbs(disturbed, sides[suspect])
+
+
+def test_nobody_who_has_not_run_is_blamed_for_a_busy_gpu(tmp_path: Path) -> None:
     earlier, later = side("earlier", tmp_path), side("later", tmp_path)
-    before = later.left_s()
-    with match(earlier, later)._turn_of(earlier):
-        now[0] += 40.0
-    assert later.left_s() == pytest.approx(before + 40.0, abs=1.0)
-    assert earlier.left_s() == pytest.approx(before, abs=1.0)
+    both = match(earlier, later)
+    both._started = [earlier]
+    disturbed: Any = SimpleNamespace(is_disturbed=lambda: True, wait_for_clearing=lambda: None)
+    with pytest.raises(Ended) as caught:
+        both._find_who_disturbs(disturbed, earlier)
+    assert caught.value.status is Status.INFRASTRUCTURE
 
 
 def test_failures_are_ones_own_unless_the_referee_says_otherwise(tmp_path: Path) -> None:
     one = side("later", tmp_path)
+    one.worker = SimpleNamespace(explained=lambda failure: failure)  # type: ignore[assignment]
     with pytest.raises(SideLost, match="the later submission: crashed: gone"), one.answering():
         raise CandidateFailed("crash", "gone")
     with pytest.raises(SideLost, match="the later submission: wrong_output"), one.answering():
         raise Ended(Status.WRONG_OUTPUT, "wrong")
     with pytest.raises(Ended), one.answering():
         raise Ended(Status.INFRASTRUCTURE, "no memory left for the referee")
+    sacrificed = Ended(Status.INFRASTRUCTURE, "the host ran out of memory")
+    one.worker = SimpleNamespace(explained=lambda _failure: sacrificed)  # type: ignore[assignment]
+    with pytest.raises(Ended, match="the host ran out"), one.answering():
+        raise CandidateFailed("crash", "gone")

@@ -226,6 +226,20 @@ def test_time_of_others_is_given_back() -> None:
     assert left_s() == 9.0
 
 
+def test_no_time_passes_while_a_countdown_is_stopped() -> None:
+    now = [100.0]
+    left_s = Countdown(10.0, lambda: now[0])
+    for call in (left_s.stop, left_s.stop, left_s.go, left_s.go):
+        now[0] += 1.0
+        call()
+    # Before the first `stop` and after the first `go`.
+    assert left_s() == 8.0
+    left_s.stop()
+    left_s.extend(1.0)
+    now[0] += 5.0
+    assert left_s() == 9.0
+
+
 class Exact:
     """A contestant that is always right and quick, and notes how many sets it was given at each length."""
 

@@ -16,7 +16,7 @@ from protocol.verdicts import Status
 from roles.referee.drawing import Drawing, timed_shape
 from roles.referee.measuring import Measuring
 from roles.referee.stages import Ended
-from roles.referee.yardstick import ROUNDS, WARM_UPS, Yardstick
+from roles.referee.yardstick import DISTURBED, ROUNDS, WARM_UPS, Yardstick
 
 HAND_OVER_S = 0.001
 S_PER_TOKEN = 1e-5
@@ -188,6 +188,20 @@ def test_a_gpu_that_is_busy_only_right_after_the_submission(job: EvaluationJob) 
     with pytest.raises(Ended, match="100% slower beside") as caught:
         yardstick.check_after()
     assert caught.value.status is Status.TAMPERED
+
+
+@pytest.mark.parametrize(
+    ("trials", "is_disturbed"), [([1.4] * DISTURBED, True), ([1.4, 1.4, 1.0], False), ([1.2], False)]
+)
+def test_a_gpu_is_disturbed_when_several_trials_in_a_row_are_slow(
+    trials: list[float], is_disturbed: bool, job: EvaluationJob
+) -> None:
+    speeds = iter([*BEFORE, *[1.0] * (ROUNDS + 6), *trials])
+    _, yardstick = beside(job, lambda: next(speeds))
+    assert yardstick.is_disturbed() is is_disturbed
+    # They count neither as before the submission nor as beside it.
+    assert len(yardstick.beside) == 6
+    yardstick.check_after()
 
 
 def test_a_little_slower_is_nothing(job: EvaluationJob) -> None:
