@@ -131,8 +131,8 @@ class Measuring:
         if yardstick is None:
             self.compare(self.timed(drawn), drawn)
             return
-        # They change places from round to round, so that a drift hits both alike. What the GPU has to do for
-        # comparing comes after both: between them it would wait for whatever one has left running.
+        # They change places from round to round, so that a drift hits both alike. Comparing comes after both,
+        # so that as little as can be lies between them.
         if number % 2 == 0:
             beside, trial = yardstick.run(drawn), self.timed(drawn)
         else:

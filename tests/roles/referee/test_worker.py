@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from kernels.harness.session import CandidateFailed
 from node.sandbox_spec import Mount
 from protocol.messages import DirectorySource, EvaluationJob
+from protocol.verdicts import Status
 from roles.referee import worker_spec
-from roles.referee.worker import FOLDER_PREFIX, _own_folder, empty_caches
+from roles.referee.stages import Ended
+from roles.referee.worker import FOLDER_PREFIX, Worker, _own_folder, empty_caches
 from roles.referee.worker_spec import visible_gpu
 
 HOLD = """
@@ -87,3 +90,30 @@ def test_the_whole_fla_is_hidden_wherever_it_shows(tmp_path: Path, monkeypatch: 
     )
     spec = worker_spec.isolated_spec(tmp_path / "tree", job, 3, None)
     assert spec.hidden == [Path("/quasar/site0/fla"), inside / "fla", Path("/quasar/site1/fla")]
+
+
+@pytest.mark.parametrize(
+    ("has_exceeded", "was_sacrificed", "expected"),
+    [
+        (False, False, CandidateFailed("crash", "the worker broke off")),
+        (True, False, CandidateFailed("memory", "it held more than 8,192 MiB of the host's memory")),
+        (
+            False,
+            True,
+            Ended(Status.INFRASTRUCTURE, "the host ran out of memory and ended the submission's worker"),
+        ),
+    ],
+)
+def test_a_worker_that_broke_off_is_explained_by_what_the_kernel_did(
+    has_exceeded: bool, was_sacrificed: bool, expected: CandidateFailed | Ended
+) -> None:
+    process = SimpleNamespace(has_exceeded_memory=has_exceeded, was_sacrificed=was_sacrificed)
+    worker = Worker(contestant=None, log=None, process=process, memory_limit_bytes=2**33)  # type: ignore[arg-type]
+    explained = worker.explained(CandidateFailed("crash", "the worker broke off"))
+    assert (type(explained), explained.args, vars(explained)) == (
+        type(expected),
+        expected.args,
+        vars(expected),
+    )
+    late = CandidateFailed("timeout", "the worker did not answer before the deadline")
+    assert worker.explained(late) is late
