@@ -95,3 +95,47 @@ def test_two_submissions_are_measured_beside_the_yardstick(tmp_path: Path, alive
         assert len(figures.evidence[name]["trial_s"]) == TRIALS
     # Those of the first are compared once the second has run.
     assert alive == TRIALS * [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("disturbed", "outcome", "noted"),
+    [
+        ([True, False], LeadOutcome.EARLIER_FAILED, {"earlier"}),
+        ([False, True, False], LeadOutcome.LATER_FAILED, {"earlier", "later"}),
+        ([False, True, True, True], LeadOutcome.INFRASTRUCTURE, {"earlier", "later"}),
+    ],
+    ids=["by the earlier", "by the later", "by somebody else"],
+)
+def test_a_gpu_left_busy_by_the_probes_ends_the_comparison(
+    disturbed: list[bool],
+    outcome: LeadOutcome,
+    noted: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = iter(disturbed)
+    monkeypatch.setattr(yardstick.Yardstick, "is_disturbed", lambda _self: next(answers))
+    both = ComparisonJob(earlier=job_of(tmp_path), later=job_of(tmp_path))
+    figures = compare(both, lambda _stage: None).figures
+    assert figures.outcome is outcome, figures.evidence
+    assert "the GPU" in figures.evidence["reason"]
+    assert noted == {"earlier", "later"} & figures.evidence.keys()
+    assert next(answers, None) is None
+    assert list((tmp_path / "work").glob("run-*")) == []
+
+
+def test_a_gpu_left_busy_in_a_round_ends_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the one that ran before the yardstick: in the second round the later one."""
+    answers = iter([False, False, True, False])
+    monkeypatch.setattr(yardstick.Yardstick, "is_disturbed", lambda _self: next(answers))
+    monkeypatch.setattr(comparison, "ACCUSING", 0.25)
+    monkeypatch.setattr(
+        yardstick.Yardstick, "slowing_in", lambda self, _per_token: 0.5 if len(self.beside) == 2 else 0.0
+    )
+    both = ComparisonJob(earlier=job_of(tmp_path), later=job_of(tmp_path))
+    figures = compare(both, lambda _stage: None).figures
+    assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
+    assert "busy after its turn" in figures.evidence["reason"]
+    assert len(figures.evidence["earlier"]["trial_s"]) == 1
