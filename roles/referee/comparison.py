@@ -1,7 +1,7 @@
 """Two submissions timed in turn on the same inputs: whether the later one's lead over the earlier is real."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -98,7 +98,6 @@ class _Match:
         self._turn = turn
         self._record = record
         self._announce = announce
-        self._started: list[Side] = []
         # The yardstick is there before them, beside both, and after them.
         self._yardstick_left_s = Countdown(4 * earlier.job.deadline_s)
 
@@ -113,17 +112,18 @@ class _Match:
             if job.profile == "gpu":
                 left_s = self._yardstick_left_s
                 yardstick = settled_yardstick(job, drawing, outlasting, left_s, self._record, self._announce)
+            started: list[Side] = []
             with ExitStack() as opened:
                 for side, drawn_by in ((self._earlier, drawing), (self._later, again)):
                     side.start(tier, drawn_by, yardstick, self._give_way, opened)
                     side.at_end(self._note)
-                    self._started.append(side)
+                    started.insert(0, side)
                     with self._record.stage(f"probe {side.name}", self._announce):
                         with self._turn_of(side):
                             side.worker.contestant.wait_ready()
                             side.measuring.probe()
-                        if yardstick is not None and yardstick.is_disturbed():
-                            self._find_who_disturbs(yardstick, side)
+                        if yardstick is not None:
+                            _expect_free(yardstick, started)
                 with self._record.stage("time", self._announce):
                     self._time(yardstick)
             if yardstick is not None:
@@ -158,8 +158,8 @@ class _Match:
         trials = {first: self._timed(first, theirs[first])}
         if yardstick is not None:
             beside = yardstick.run(ours)
-            if yardstick.slowing_in(yardstick.beside[-1:]) > ACCUSING and yardstick.is_disturbed():
-                self._find_who_disturbs(yardstick, first)
+            if yardstick.slowing_in(yardstick.beside[-1:]) > ACCUSING:
+                _expect_free(yardstick, (first, second))
         trials[second] = self._timed(second, theirs[second])
         if yardstick is not None and beside is not None:
             yardstick.compare(beside, ours)
@@ -196,26 +196,6 @@ class _Match:
         self._turn.give_way()
         self._yardstick_left_s.extend(time.monotonic() - started)
 
-    def _find_who_disturbs(self, yardstick: Yardstick, suspect: Side) -> None:
-        """End one after the other, the one whose turn it was first, until the GPU is free.
-
-        On a busy GPU the other one's time would run out.
-
-        Raises:
-            SideLost: it is free once this one is gone. Ended: infrastructure, it is somebody else's.
-        """
-        for side in sorted(self._started, key=lambda side: side is not suspect):
-            side.end()
-            yardstick.wait_for_clearing()
-            if not yardstick.is_disturbed():
-                raise SideLost(
-                    side,
-                    Status.TAMPERED,
-                    f"the GPU was busy after its turn: the yardstick was more than {ACCUSING:.0%} slower "
-                    "than before, and no more once it was gone",
-                )
-        raise Ended(Status.INFRASTRUCTURE, "the GPU is not free: the yardstick is slower than before")
-
     def _check_quiet(self, yardstick: Yardstick) -> None:
         """Make sure that the GPU was nobody else's, and was left free by both.
 
@@ -241,6 +221,27 @@ class _Match:
 
     def _note(self, side: Side) -> None:
         self._record.evidence[side.name] = side.evidence()
+
+
+def _expect_free(yardstick: Yardstick, suspects: Sequence[Side]) -> None:
+    """Make sure that nobody's time runs out on a busy GPU: end one suspect after the other until it is free.
+
+    Raises:
+        SideLost: it is free once this one is gone. Ended: infrastructure, it is somebody else's.
+    """
+    if not yardstick.is_disturbed():
+        return
+    for side in suspects:
+        side.end()
+        yardstick.wait_for_clearing()
+        if not yardstick.is_disturbed():
+            raise SideLost(
+                side,
+                Status.TAMPERED,
+                f"the GPU was busy after its turn: the yardstick was more than {ACCUSING:.0%} slower than "
+                "before, and no more once it was gone",
+            )
+    raise Ended(Status.INFRASTRUCTURE, "the GPU is not free: the yardstick is slower than before")
 
 
 def _first(drawn: Drawn, count: int) -> Drawn:

@@ -89,24 +89,23 @@ class Measuring:
         self._checked(self._drawing.draw(one), "fused_recurrent_quasar", operator="fused_recurrent_quasar")
         if self._yardstick is not None and again.seconds < QUICK_S:
             overhead_s = self._yardstick.overhead_s
-            counted_by = self._drawing.sets_for(shapes[0], again.seconds - overhead_s)
             # The trials that count them are run with several, and may be what finds it wrong.
-            self.calls = counted_by
-            self.calls = self._calls_for_a_trial(shapes[0], counted_by, overhead_s)
+            self.calls = counted_by = self._drawing.sets_for(shapes[0], again.seconds - overhead_s)
+            self.calls = self._calls_for_a_trial(shapes[0], overhead_s)
             if self.calls <= counted_by:
                 shapes = shapes[1:]
         # Each length as it will be timed: autotuners are keyed by it, and memory is taken once.
         for shape in shapes:
             self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")
 
-    def _calls_for_a_trial(self, shape: Shape, counted_by: int, overhead_s: float) -> int:
-        """Return how many calls make a trial long enough, by trials of `counted_by`."""
+    def _calls_for_a_trial(self, shape: Shape, overhead_s: float) -> int:
+        """Return how many calls make a trial long enough, by trials of as many as are known so far."""
         # The first takes memory, and either may be disturbed: that only makes it longer.
         seconds = min(
-            self._checked(self._drawing.draw(shape, count=counted_by), "a timed shape").seconds
+            self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape").seconds
             for _ in range(2)
         )
-        return self._drawing.sets_for(shape, (seconds - overhead_s) / counted_by)
+        return self._drawing.sets_for(shape, (seconds - overhead_s) / self.calls)
 
     def time(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Run the timed trials within their budget; every output is checked.

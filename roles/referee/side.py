@@ -83,7 +83,7 @@ class Side:
             give_way()
 
         left_s = Countdown(self.job.deadline_s)
-        self._opened = opened.enter_context(ExitStack())
+        opened.enter_context(self._opened)
         self.worker = self._opened.enter_context(
             running_worker(self.sources, self.job, tier, left_s, on_pause=left_s.stop, on_resume=left_s.go)
         )

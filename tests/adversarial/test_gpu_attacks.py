@@ -225,7 +225,7 @@ torch.cuda.synchronize = _fill
 
 
 def busy(size: int) -> str:
-    """One that leaves the GPU 400 products of that size to do: about a second of 8192, eight of 16384."""
+    """One that leaves the GPU 400 products of that size to do at each call."""
     keep = f"""
 torch.cuda.synchronize = lambda *arguments, **options: torch.cuda.current_stream().synchronize()
 _left = torch.randn({size}, {size}, device="cuda", dtype=torch.bfloat16)
@@ -239,7 +239,7 @@ def _keep_busy():
     return STREAM + keep + wrapped("_keep_busy() if q.shape[1] > 1000 else None")
 
 
-def test_a_gpu_kept_busy_for_a_second_is_no_gain(judge_submission: Judge, honest: float) -> None:
+def test_a_gpu_kept_busy_for_a_while_is_no_gain(judge_submission: Judge, honest: float) -> None:
     """It is over once the yardstick's inputs are drawn, or it slows down the yardstick."""
     figures = judge_submission(busy(8192), profile="gpu", length=LENGTH, deadline_s=200.0).figures
     assert figures.status in (Status.PASSED, Status.TAMPERED), figures.evidence

@@ -9,7 +9,7 @@ import pytest
 from kernels.harness.session import CandidateFailed
 from protocol.messages import DirectorySource, EvaluationJob
 from protocol.verdicts import Status
-from roles.referee.comparison import _Match
+from roles.referee.comparison import _expect_free, _Match
 from roles.referee.side import Side, SideLost
 from roles.referee.stages import Ended, Record
 
@@ -80,35 +80,30 @@ def test_as_many_sets_as_any_needs_at_a_length_and_no_more_at_another(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("busy_until", "suspect", "blamed"),
+    ("busy_until", "suspects", "blamed"),
     [
-        ({"earlier"}, "earlier", "earlier"),
-        ({"later"}, "earlier", "later"),
-        ({"earlier", "later"}, "later", "earlier"),
+        ({"earlier"}, ("earlier", "later"), "earlier"),
+        ({"later"}, ("earlier", "later"), "later"),
+        ({"earlier", "later"}, ("later", "earlier"), "earlier"),
     ],
 )
 def test_a_busy_gpu_is_free_once_the_one_to_blame_is_gone(
-    busy_until: set[str], suspect: str, blamed: str, tmp_path: Path
+    busy_until: set[str], suspects: tuple[str, ...], blamed: str, tmp_path: Path
 ) -> None:
-    sides = {name: side(name, tmp_path) for name in ("earlier", "later")}
-    both, ended = match(*sides.values()), set[str]()
-    both._started = list(sides.values())
-    for each in sides.values():
-        each._opened.callback(ended.add, each.name)
+    sides, ended = [side(name, tmp_path) for name in suspects], set[str]()
+    for each in sides:
+        each.at_end(lambda one: ended.add(one.name))
     disturbed: Any = SimpleNamespace(
         is_disturbed=lambda: not busy_until <= ended, wait_for_clearing=lambda: None
     )
     with pytest.raises(SideLost, match=f"the {blamed} submission: tampered: the GPU was busy"):
-        both._find_who_disturbs(disturbed, sides[suspect])
+        _expect_free(disturbed, sides)
 
 
-def test_nobody_who_has_not_run_is_blamed_for_a_busy_gpu(tmp_path: Path) -> None:
-    earlier, later = side("earlier", tmp_path), side("later", tmp_path)
-    both = match(earlier, later)
-    both._started = [earlier]
+def test_a_gpu_that_stays_busy_without_them_is_nobodys_fault(tmp_path: Path) -> None:
     disturbed: Any = SimpleNamespace(is_disturbed=lambda: True, wait_for_clearing=lambda: None)
     with pytest.raises(Ended) as caught:
-        both._find_who_disturbs(disturbed, earlier)
+        _expect_free(disturbed, [side("earlier", tmp_path), side("later", tmp_path)])
     assert caught.value.status is Status.INFRASTRUCTURE
 
 
