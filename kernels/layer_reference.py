@@ -21,12 +21,24 @@ def plain_layer(
         borders = [(start, end) for start, end in pairwise(cu_seqlens.tolist()) if start < end]
         parts = [plain_layer(layer, x[:, start:end], operator=operator) for start, end in borders]
         return torch.cat(parts, dim=1)
-    size = (*x.shape[:2], layer.num_heads, layer.head_dim)
+    o, _ = operator(*operator_inputs(layer, x))
+    return layer_output(layer, x, o)
+
+
+def operator_inputs(
+    layer: QuasarAttention, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return q, k, v [B, T, H, D] and beta [H], what the layer makes of x [B, T, hidden] for its operator."""
     projected = F.pad(layer.qkv_proj(x).transpose(1, 2), (3, 0))
     activated = F.silu(F.conv1d(projected, layer.conv_weight, groups=len(layer.conv_weight))).transpose(1, 2)
+    size = (*x.shape[:2], layer.num_heads, layer.head_dim)
     q, k, v = (part.reshape(size) for part in activated.chunk(3, dim=-1))
-    o, _ = operator(q, k, v, F.softplus(layer.beta_log))
+    return q, k, v, F.softplus(layer.beta_log)
+
+
+def layer_output(layer: QuasarAttention, x: torch.Tensor, o: torch.Tensor) -> torch.Tensor:
+    """Return [B, T, hidden], what the layer makes of its operator's o [B, T, H, D]."""
     normalised = F.rms_norm(o, (layer.head_dim,), layer.norm_weight, 1e-5)
-    gate = torch.sigmoid(layer.gate_proj(x).view(size))
+    gate = torch.sigmoid(layer.gate_proj(x).view(o.shape))
     y: torch.Tensor = layer.o_proj((normalised * gate).flatten(-2))
     return y

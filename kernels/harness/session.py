@@ -89,13 +89,15 @@ class Session:
         calls: int | None = None,
         operator: str = "chunk_quasar",
         cu_seqlens: list[int] | None = None,
+        parts: list[int] | None = None,
         timed: bool = False,
         processor: int | None = None,
         awaken: Callable[[], None] = lambda: None,
     ) -> Trial:
         """Run one trial on inputs that the worker could not have seen before the clock starts.
 
-        The operator is called once for each of the sets, or for the first `calls` of them. `timed` asks the
+        The operator is called once for each of the sets, or for the first `calls` of them; with `parts`,
+        borders from 0 to T, for one part after the other, from state to state. `timed` asks the
         worker how long a call took: only for one that runs nobody else's code. It is asked to run them on
         `processor`. `awaken` is called once the inputs lie ready, so that it does not show in the trial how
         long they took to draw.
@@ -114,6 +116,7 @@ class Session:
             "sets": sets.count,
             "calls": calls,
             **({} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}),
+            **({} if parts is None else {"parts": parts}),
             **({"timed": True} if timed else {}),
         }
         offer = self._ground.offer(sets, calls, chosen)

@@ -10,13 +10,13 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch import dtype as DType
 
-    from kernels.harness.inputs import Shape
     from kernels.harness.rooms import Output, Room
 
 Operator = Callable[..., Any]
@@ -139,7 +139,10 @@ def run(operator: Operator, message: dict[str, Any], descriptors: list[int], roo
                 options["cu_seqlens"] = torch.tensor(message["cu_seqlens"], device=q.device)
             if outputs:
                 beta = chained_beta(beta, outputs[-1])
-            outputs.append(_output(operator(q, k, v, beta, **options), shape))
+            if "parts" in message:
+                outputs.append(_in_parts(operator, (q, k, v), beta, message["parts"]))
+            else:
+                outputs.append(_tensor(operator(q, k, v, beta, **options), 0, shape.size, q.dtype))
     if timed:
         room.mark()
     output = room.leave(outputs)
@@ -148,16 +151,32 @@ def run(operator: Operator, message: dict[str, Any], descriptors: list[int], roo
     return output
 
 
-def _output(result: Any, shape: "Shape") -> "Tensor":
-    """Return o of what an operator returned. Raises TypeError when it is no such thing."""
+def _in_parts(
+    operator: Operator, qkv: "tuple[Tensor, Tensor, Tensor]", beta: "Tensor", borders: list[int]
+) -> "Tensor":
+    """Return o [B, T, H, D] of a sequence that comes in parts, each from the state after the one before."""
+    import torch
+
+    batch, _, heads, dim = qkv[0].shape
+    outputs, state = [], None
+    for start, end in pairwise(borders):
+        q, k, v = (tensor[:, start:end].contiguous() for tensor in qkv)
+        result = operator(q, k, v, beta, initial_state=state, output_final_state=True)
+        outputs.append(_tensor(result, 0, tuple(q.shape), q.dtype))
+        state = _tensor(result, 1, (batch, heads, dim, dim), torch.float32)
+    return torch.cat(outputs, dim=1)
+
+
+def _tensor(result: Any, place: int, size: tuple[int, ...], dtype: "DType") -> "Tensor":
+    """Return o or the final state of what an operator returned. Raises TypeError when it is no such thing."""
     import torch
 
     if not (isinstance(result, tuple) and len(result) == 2):
         raise TypeError(f"the operator must return (o, final_state), not {type(result).__name__}")
-    o = result[0]
-    if type(o) is not torch.Tensor or tuple(o.shape) != shape.size or o.dtype != shape.torch_dtype:
+    found = result[place]
+    if type(found) is not torch.Tensor or tuple(found.shape) != size or found.dtype != dtype:
         raise TypeError(
-            f"o must be a torch.Tensor {list(shape.size)} of {shape.torch_dtype}, "
-            f"not {type(o).__name__} {list(getattr(o, 'shape', []))} of {getattr(o, 'dtype', None)}"
+            f"{('o', 'final_state')[place]} must be a torch.Tensor {list(size)} of {dtype}, not "
+            f"{type(found).__name__} {list(getattr(found, 'shape', []))} of {getattr(found, 'dtype', None)}"
         )
-    return o
+    return found

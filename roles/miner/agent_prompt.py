@@ -22,9 +22,10 @@ The operator, QuasarAttention, for q, k, v [B, T, H, D] and beta [H], for every 
 Entry points: chunk_quasar(q, k, v, beta, initial_state=None, output_final_state=False, cu_seqlens=None,
 **kwargs) in chunk.py and fused_recurrent_quasar with the same parameters in fused_recurrent.py; they return
 (o [B, T, H, D] in q's dtype, final state [N, H, D, D] in float32 or None). Only the forward pass is needed.
-It is checked on fresh random inputs of many shapes, packed sequences too, per token and head, against a
-float32 recurrence: cosine similarity at least {MIN_COSINE_SIMILARITY}, largest difference at most
-{MAX_ABS_DIFFERENCE}, error at most {MAX_RELATIVE_TO_YARDSTICK:g} times that of a pinned bfloat16 kernel.
+It is checked on fresh random inputs of many shapes, packed sequences too, and in parts that go from state to
+state, per token and head, against a float32 recurrence: cosine similarity at least
+{MIN_COSINE_SIMILARITY}, largest difference at most {MAX_ABS_DIFFERENCE}, error at most
+{MAX_RELATIVE_TO_YARDSTICK:g} times that of a pinned bfloat16 kernel.
 What is timed: chunk_quasar with B = 1, H = 8, D = 64 in bfloat16, on inputs that it never saw before.
 
 Rules: all of {", ".join(TARGET_FILES)} must exist. {REQUIRED_IN} must keep, at its top level:

@@ -36,6 +36,7 @@ class Contestant:
         calls: int | None = None,
         operator: str = "chunk_quasar",
         cu_seqlens: list[int] | None = None,
+        parts: list[int] | None = None,
         timed: bool = False,
         processor: int | None = None,
     ) -> Trial:
@@ -47,6 +48,7 @@ class Contestant:
                 calls=calls,
                 operator=operator,
                 cu_seqlens=cu_seqlens,
+                parts=parts,
                 timed=timed,
                 processor=processor,
                 awaken=self._resume,

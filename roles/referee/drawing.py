@@ -3,6 +3,7 @@
 import math
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,6 +37,7 @@ class Drawn:
     seeds: tuple[int, ...]
     device: torch.device
     cu_seqlens: list[int] | None = None
+    draw: Callable[[Shape, torch.Generator], Inputs] = draw_inputs
 
     def sets(self, count: int) -> InputSets:
         """Return the first `count` sets."""
@@ -43,7 +45,11 @@ class Drawn:
 
     def inputs(self, number: int) -> Inputs:
         """Return one set; the same every time."""
-        return draw_inputs(self.shape, torch.Generator(self.device).manual_seed(self.seeds[number]))
+        return self.draw(self.shape, self.generator(number))
+
+    def generator(self, number: int) -> torch.Generator:
+        """Return what a set is drawn with; in the same state every time."""
+        return torch.Generator(self.device).manual_seed(self.seeds[number])
 
     def reference(self, number: int, previous: torch.Tensor | None = None) -> torch.Tensor:
         """Work out the float32 reference o [B, T, H, D] of a set, after the output of the call before it."""

@@ -7,12 +7,13 @@ the yardstick's took beside its calls is taken off, and what is left must stand 
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from kernels.harness.accuracy import Accuracy, compare, rounding_error
 from kernels.harness.inputs import Shape
 from kernels.harness.session import Trial
+from kernels.harness.trusted_layer import TrustedLayer, layer_inputs
 from protocol.judging import Measurements
 from protocol.messages import EvaluationJob
 from protocol.rules import MAX_ABS_DIFFERENCE, MIN_COSINE_SIMILARITY
@@ -24,6 +25,9 @@ from roles.referee.stages import Ended
 from roles.referee.yardstick import Yardstick
 
 PROBE_LENGTH: Final = 50
+PACKED: Final = [0, 17, PROBE_LENGTH]
+PARTS: Final = [0, 17, 18, PROBE_LENGTH]
+"""A single token among them, as in decoding."""
 QUICK_S: Final = 0.25
 """A call that takes longer is not tried several times in a row."""
 REPEAT_TOLERANCE: Final = 1e-3
@@ -68,7 +72,7 @@ class Measuring:
         self.findings = Findings()
 
     def probe(self) -> None:
-        """Untimed: a timed shape and it again, another length, a batch, packed sequences, both operators.
+        """Untimed: a timed shape and it again, then what else the contract says, in small shapes.
 
         Raises:
             Ended: wrong_output, nan_or_inf, inconsistent. CandidateFailed: the worker failed.
@@ -80,13 +84,7 @@ class Measuring:
         difference = float((again.outputs[0].float() - output).norm() / output.norm())
         if not difference <= REPEAT_TOLERANCE:
             raise Ended(Status.INCONSISTENT, f"two runs on the same inputs differ by {difference:.1e}")
-        small = {"heads": shapes[0].heads, "dim": shapes[0].dim, "dtype": shapes[0].dtype}
-        one = Shape(batch=1, length=PROBE_LENGTH, **small)
-        self._checked(self._drawing.draw(one), f"length {PROBE_LENGTH}")
-        two = Shape(batch=2, length=PROBE_LENGTH, **small)
-        self._checked(self._drawing.draw(two), "a batch of 2")
-        self._checked(self._drawing.draw(one, [0, 17, PROBE_LENGTH]), "packed sequences")
-        self._checked(self._drawing.draw(one), "fused_recurrent_quasar", operator="fused_recurrent_quasar")
+        self._probe_contract(shapes[0])
         if self._yardstick is not None and again.seconds < QUICK_S:
             overhead_s = self._yardstick.overhead_s
             # The trials that count them are run with several, and may be what finds it wrong.
@@ -97,6 +95,28 @@ class Measuring:
         # Each length as it will be timed: autotuners are keyed by it, and memory is taken once.
         for shape in shapes:
             self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")
+
+    def _probe_contract(self, timed: Shape) -> None:
+        """Try what nobody times: other lengths, batches, packed sequences, states, a whole layer."""
+        one = replace(timed, length=PROBE_LENGTH)
+        two = replace(one, batch=2)
+        draw = self._drawing.draw
+        self._checked(draw(one), f"length {PROBE_LENGTH}")
+        self._checked(draw(two), "a batch of 2")
+        self._checked(draw(one, PACKED), "packed sequences")
+        self._checked(draw(two), "a batch of 2 in parts, from state to state", parts=PARTS)
+        recurrent = "fused_recurrent_quasar"
+        self._checked(draw(one), recurrent, operator=recurrent)
+        self._checked(
+            draw(two), f"{recurrent} in parts, from state to state", operator=recurrent, parts=PARTS
+        )
+        self._probe_layer(replace(draw(one), draw=layer_inputs))
+
+    def _probe_layer(self, drawn: Drawn) -> None:
+        """Compare what a layer makes of the operator's o with what it makes of the reference."""
+        [o] = self._checked(drawn, "what a layer hands to its operator").outputs
+        layer = TrustedLayer.draw(drawn.shape, drawn.generator(0))
+        self._expect_right(compare(layer.output(o), layer.output(drawn.reference(0))), "a layer's output")
 
     def _calls_for_a_trial(self, shape: Shape, overhead_s: float) -> int:
         """Return how many calls make a trial long enough, by trials of as many as are known so far."""
@@ -198,13 +218,18 @@ class Measuring:
             spread=spread(seconds) / call_s,
         )
 
-    def _checked(self, drawn: Drawn, what: str, *, operator: str = "chunk_quasar") -> Trial:
+    def _checked(
+        self, drawn: Drawn, what: str, *, operator: str = "chunk_quasar", parts: list[int] | None = None
+    ) -> Trial:
         """One untimed trial of all sets, which must meet the subnet's thresholds."""
         trial = self._contestant.run(
-            drawn.sets(len(drawn.seeds)), operator=operator, cu_seqlens=drawn.cu_seqlens
+            drawn.sets(len(drawn.seeds)), operator=operator, cu_seqlens=drawn.cu_seqlens, parts=parts
         )
         self._after_trial()
-        accuracy = self.compare(trial, drawn)
+        self._expect_right(self.compare(trial, drawn), what)
+        return trial
+
+    def _expect_right(self, accuracy: Accuracy, what: str) -> None:
         if accuracy.relative_error != accuracy.relative_error:
             raise Ended(Status.NAN_OR_INF, f"o holds NaN or infinity on {what}")
         if not (
@@ -216,7 +241,6 @@ class Measuring:
                 f"on {what}: cosine similarity {accuracy.cosine_similarity:.4f}, largest difference "
                 f"{accuracy.max_abs_diff:.3g} (allowed: {MIN_COSINE_SIMILARITY}, {MAX_ABS_DIFFERENCE})",
             )
-        return trial
 
     def compare(self, trial: Trial, drawn: Drawn) -> Accuracy:
         """Return the worst accuracy of the trial's outputs, and keep the worst of all."""

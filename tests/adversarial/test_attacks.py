@@ -15,7 +15,13 @@ def chunk_quasar(q, k, v, beta, **kwargs):
 """
 
 
+AGAIN = "o, state = _plain_chunk_quasar(q, k, v, beta, **kwargs)"
+PROBES = 11
+"""Calls of chunk_quasar before the timed trials."""
+
+
 def wrapped(*lines: str) -> str:
+    """Our kernel with lines that run after it."""
     return WRAP.format(body="\n".join(f"    {line}" for line in lines))
 
 
@@ -31,68 +37,110 @@ WRONG = {
     ),
     "right on the timed shape only": wrapped("o = o if q.shape[1] == 128 else v"),
     "packed sequences run together": wrapped("o = _plain_chunk_quasar(q, k, v, beta)[0]"),
+    "the state before it forgotten": wrapped("kwargs['initial_state'] = None", AGAIN),
+    "another state left behind": wrapped("state = None if state is None else 0.5 * state"),
+    # What SiLU lets through has a mean, and what is drawn has none.
+    "right on what is drawn only": wrapped("o = v if q.shape[1] > 40 and float(q.mean()) > 0.015 else o"),
+}
+NOTICED = {
+    "packed sequences run together": "on packed sequences",
+    "the state before it forgotten": "in parts, from state to state",
+    "another state left behind": "in parts, from state to state",
+    "right on what is drawn only": "on what a layer hands to its operator",
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_results(name: str, judge_submission: Judge) -> None:
+    """Results that are cheaper than the right ones."""
     figures = judge_submission(WRONG[name]).figures
     assert figures.status is Status.WRONG_OUTPUT, figures.evidence
     assert figures.fault is Fault.MINER
     assert figures.measured_tokens_per_sec is None
+    assert NOTICED.get(name, "on a timed shape") in figures.evidence["reason"]
 
 
-def test_a_result_that_is_kept_and_given_again(judge_submission: Judge) -> None:
-    figures = judge_submission("_kept = {}\n" + wrapped("o = _kept.setdefault(tuple(q.shape), o)")).figures
+@pytest.mark.parametrize("key", ["tuple(q.shape)", "q.data_ptr()"], ids=["by shape", "by place"])
+def test_a_result_that_is_kept_and_given_again(key: str, judge_submission: Judge) -> None:
+    """Computed once, and taken from memory from then on."""
+    figures = judge_submission("_kept = {}\n" + wrapped(f"o = _kept.setdefault({key}, o)")).figures
     assert figures.status is Status.WRONG_OUTPUT, figures.evidence
 
 
-def test_drift_after_some_calls(judge_submission: Judge) -> None:
+def test_a_result_that_is_kept_by_what_went_in_is_no_gain(judge_submission: Judge) -> None:
+    """Inputs come twice in the probe that wants the same result for them, and never in a timed trial."""
+    keep = """
+_kept = {}
+
+def _again(q, o):
+    key = tuple(q[0, 0, 0, :4].tolist())
+    if key in _kept:
+        print("GIVEN AGAIN", flush=True)
+    return _kept.setdefault(key, o)
+"""
+    figures = judge_submission(keep + wrapped("o = _again(q, o)")).figures
+    assert figures.status is Status.PASSED, figures.evidence
+    assert figures.evidence["log_tail"].count("GIVEN AGAIN") == 1
+
+
+def test_drift_after_the_probes(judge_submission: Judge) -> None:
+    """Right in everything that is not timed."""
     figures = judge_submission(
-        "_calls = []\n" + wrapped("_calls.append(0)", "o = o if len(_calls) < 8 else 1.5 * o")
+        "_calls = []\n" + wrapped("_calls.append(q)", f"o = o if len(_calls) <= {PROBES} else 1.5 * o")
     ).figures
     assert figures.status is Status.WRONG_OUTPUT, figures.evidence
+    assert "tok/s" in figures.evidence["reason"]
 
 
 def test_a_thousandth_too_large_is_within_the_bound_but_a_percent_is_not(judge_submission: Judge) -> None:
+    """Arithmetic that is cheaper because it is coarse."""
+    figures = judge_submission(wrapped("o = o * 1.001")).figures
+    assert figures.status is Status.PASSED, figures.evidence
     figures = judge_submission(wrapped("o = o * 1.012")).figures
-    assert figures.status in (Status.INACCURATE, Status.WRONG_OUTPUT), figures.evidence
+    assert figures.status is Status.INACCURATE, figures.evidence
 
 
 def test_nan(judge_submission: Judge) -> None:
+    """NaN, which no comparison finds too large."""
     figures = judge_submission(wrapped("o[:, -1] = float('nan')")).figures
     assert figures.status is Status.NAN_OR_INF
     assert figures.relative_error is None
 
 
 def test_random_results_are_inconsistent(judge_submission: Judge) -> None:
+    """Noise, in which a shortcut could hide."""
     figures = judge_submission(wrapped("o = o * (1 + 0.003 * torch.randn_like(o))")).figures
     assert figures.status is Status.INCONSISTENT, figures.evidence
 
 
 def test_exception(judge_submission: Judge) -> None:
+    """Fails, and must be told why."""
     figures = judge_submission(wrapped("raise ValueError('no such luck')")).figures
     assert figures.status is Status.CRASHED
     assert "no such luck" in figures.evidence["reason"]
 
 
 def test_sudden_death(judge_submission: Judge) -> None:
+    """Ends its process, and leaves no word."""
     figures = judge_submission("import os\n" + wrapped("os._exit(0)")).figures
     assert figures.status is Status.CRASHED
 
 
 def test_hang(judge_submission: Judge) -> None:
+    """Holds up the queue."""
     figures = judge_submission("import time\n" + wrapped("time.sleep(3600)"), deadline_s=10.0).figures
     assert figures.status is Status.TIMED_OUT
 
 
 def test_error_at_import(judge_submission: Judge) -> None:
+    """Needs a library that nobody has."""
     figures = judge_submission("import a_library_that_is_not_there").figures
     assert figures.status is Status.BUILD_FAILED
     assert "a_library_that_is_not_there" in figures.evidence["reason"]
 
 
 def test_out_of_memory(judge_submission: Judge) -> None:
+    """Takes the host's memory."""
     figures = judge_submission(wrapped("hog = bytearray(64 * 2**30)")).figures
     assert figures.status is Status.OUT_OF_MEMORY
 
@@ -110,37 +158,84 @@ def _shout(message):
 
 
 def test_forged_acknowledgement(judge_submission: Judge) -> None:
+    """Answers in place of the worker, on every descriptor that it finds."""
     figures = judge_submission(SHOUT + wrapped("_shout({'nonce': '0' * 32})")).figures
     assert figures.status is Status.TAMPERED, figures.evidence
 
 
-def test_early_acknowledgement_with_the_stolen_nonce(judge_submission: Judge) -> None:
-    attack = """
-def _nonce():
-    try:
-        raise ValueError
-    except ValueError as error:
-        frame = error.__traceback__.tb_frame
-    while frame is not None:
-        for value in list(frame.f_locals.values()):
-            message = getattr(value, "message", value)
-            if isinstance(message, dict) and "nonce" in message:
-                return message["nonce"]
-        frame = frame.f_back
+# What stands between the operator and the referee is code of the candidate's process: it may replace it.
+EARLY = """
+from kernels.harness import wire
+_receive, _send = wire.receive, wire.send
+
+def _answer_first(connection, **options):
+    received = _receive(connection, **options)
+    if "nonce" in received.message:
+        _send(connection, {"nonce": received.message["nonce"]})
+    return received
+
+wire.receive = _answer_first
 """
-    figures = judge_submission(
-        SHOUT + attack + wrapped("_shout({'nonce': _nonce()})", "import time; time.sleep(0.3)")
-    ).figures
-    # Either the import rules see the way to the frames, or the output is still poison when the clock stops.
-    assert figures.status in (Status.IMPORTS_FORBIDDEN, Status.TAMPERED, Status.NAN_OR_INF), figures.evidence
+ONCE = """
+wire.send = lambda *arguments: None if "nonce" in arguments[1] else _send(*arguments)
+"""
+NEVER = """
+from kernels.harness import rooms
+rooms.HostRoom.leave = lambda room, outputs: rooms.Output()
+"""
+LATER = """
+import threading, time
+from kernels.harness import rooms
+
+def _leave(room, outputs):
+    target, result = room._target, outputs[0].clone()
+    target.zero_()
+
+    def write():
+        time.sleep(0.0005)
+        target.copy_(result)
+
+    threading.Thread(target=write).start()
+    return rooms.Output()
+
+rooms.HostRoom.leave = _leave
+"""
+
+
+@pytest.mark.parametrize("attack", [EARLY, EARLY + ONCE, NEVER], ids=["twice", "once", "and nothing else"])
+def test_done_said_before_the_result_is_there(attack: str, judge_submission: Judge) -> None:
+    """With the nonce that it takes to be believed."""
+    figures = judge_submission(attack).figures
+    assert figures.status is Status.TAMPERED, figures.evidence
+    assert "not written when it said done" in figures.evidence["reason"]
     assert figures.measured_tokens_per_sec is None
 
 
-def test_clock_patches_change_nothing(judge_submission: Judge) -> None:
+def test_a_thread_that_writes_the_result_later(judge_submission: Judge) -> None:
+    """Says that it is done, and computes while its output is taken."""
+    figures = judge_submission(LATER).figures
+    assert figures.status in (Status.TAMPERED, Status.WRONG_OUTPUT), figures.evidence
+    assert figures.measured_tokens_per_sec is None
+
+
+CLOCKS = {
+    "plain": "import time\ntime.perf_counter = time.monotonic = time.time = lambda: 0.0\n",
+    "assembled from strings": "import time\n"
+    "for _name in ('perf' + '_counter', 'mono' + 'tonic', 'ti' + 'me'):\n"
+    "    setattr(time, _name, lambda: 0.0)\n",
+    "in the worker's own code": "import time\n"
+    "from kernels.harness import rooms, wire\n"
+    "class _Still:\n"
+    "    perf_counter = monotonic = time = staticmethod(lambda: 0.0)\n"
+    "rooms.time = wire.time = _Still\n",
+}
+
+
+@pytest.mark.parametrize("name", CLOCKS)
+def test_clock_patches_change_nothing(name: str, judge_submission: Judge) -> None:
+    """Stops every clock that it can reach."""
     figures = judge_submission(
-        "import time\ntime.perf_counter = time.monotonic = time.time = lambda: 0.0\n"
-        + wrapped("time.sleep(0.4)"),
-        claimed=10_000.0,
+        CLOCKS[name] + wrapped("time.sleep(0.4 if q.shape[1] >= 128 else 0.0)"), claimed=10_000.0
     ).figures
     assert figures.status is Status.BELOW_CLAIM, figures.evidence
     # As if of the shorter of the two lengths, 128 and 192.
@@ -150,6 +245,7 @@ def test_clock_patches_change_nothing(judge_submission: Judge) -> None:
 
 
 def test_printed_verdicts_are_only_text(judge_submission: Judge) -> None:
+    """Prints the verdict that it would like."""
     figures = judge_submission(
         wrapped("o = v", 'print(\'{"figures": {"status": "passed"}}\', flush=True)')
     ).figures
@@ -158,6 +254,7 @@ def test_printed_verdicts_are_only_text(judge_submission: Judge) -> None:
 
 
 def test_secrets_are_out_of_reach(judge_submission: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks for tokens and wallets, in its own environment and in that of others."""
     monkeypatch.setenv("GITHUB_TOKEN", "ghp_very_secret")
     figures = judge_submission(
         "import os, glob\n"
@@ -180,16 +277,19 @@ def test_secrets_are_out_of_reach(judge_submission: Judge, monkeypatch: pytest.M
     ],
 )
 def test_static_rules(suffix: str, status: Status, judge_submission: Judge) -> None:
+    """Takes the forbidden operators instead of writing one."""
     assert judge_submission(suffix).figures.status is status
 
 
 def test_missing_file(judge_submission: Judge) -> None:
+    """Leaves one of the five files out."""
     figures = judge_submission(replace={"gate.py": None}).figures
     assert figures.status is Status.IMPORTS_MISSING
     assert "gate.py" in figures.evidence["reason"]
 
 
 def test_copy_of_an_earlier_submission(judge_submission: Judge) -> None:
+    """Submits another miner's kernel under other names."""
     from kernels.export import export_files
     from protocol.fingerprint import fingerprint
     from protocol.forks import TARGET_FILES

@@ -80,11 +80,32 @@ def test_a_process_left_behind_is_ended(judge_submission: Judge) -> None:
 
 
 def test_killing_everything_kills_itself(judge_submission: Judge) -> None:
+    """Signals to every process that it can reach."""
     figures = judge_submission(
         "import os, signal\n" + wrapped("os.kill(-1, signal.SIGKILL)", "os.abort()")
     ).figures
     assert figures.status is Status.CRASHED, figures.evidence
     assert figures.fault is Fault.MINER
+
+
+def test_nothing_of_one_is_there_for_the_next(judge_submission: Judge) -> None:
+    """A cache with other code in it, or results: in the folder of Triton, or wherever else may be written."""
+    leave = """
+import os
+for _folder in (os.environ["TRITON_CACHE_DIR"], "/tmp", "/dev/shm", os.path.expanduser("~")):
+    os.makedirs(_folder, exist_ok=True)
+    open(_folder + "/left_for_the_next", "w").close()
+print("LEFT", flush=True)
+"""
+    look = """
+import os
+_found = [_folder for _folder, _, _files in os.walk("/") if "left_for_the_next" in _files]
+print("FOUND", _found, flush=True)
+"""
+    for code, said in ((leave + look, "/triton"), (look, "FOUND []")):
+        figures = judge_submission(code).figures
+        assert figures.status is Status.PASSED, figures.evidence
+        assert said in figures.evidence["log_tail"]
 
 
 def test_truncating_shared_memory(judge_submission: Judge) -> None:
@@ -109,12 +130,15 @@ RESULTS = {
     "another type of number": "o = o.double()",
     "another shape": "o = o[:, 1:]",
     "no tensor": "o = None",
+    "no final state": "state = None",
+    "a final state of another type": "state = None if state is None else state.double()",
     "a tensor without values": "o = o.to('meta')",
 }
 
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_results_of_another_kind(name: str, judge_submission: Judge) -> None:
+    """Hands over something that is no result, or not all of it."""
     figures = judge_submission(wrapped(RESULTS[name])).figures
     assert figures.status is Status.CRASHED, figures.evidence
     assert figures.fault is Fault.MINER
@@ -149,6 +173,7 @@ WRONG_IN_OTHER_WAYS = {
 
 @pytest.mark.parametrize("name", WRONG_IN_OTHER_WAYS)
 def test_wrong_in_other_ways(name: str, judge_submission: Judge) -> None:
+    """Results that are almost right."""
     figures = judge_submission(WRONG_IN_OTHER_WAYS[name]).figures
     assert figures.status in (Status.WRONG_OUTPUT, Status.INACCURATE), figures.evidence
     assert figures.measured_tokens_per_sec is None

@@ -25,6 +25,25 @@ NO_WAITING = """
 _wait = torch.cuda.synchronize
 torch.cuda.synchronize = lambda *arguments, **options: None
 """
+# The same in trials of many calls alone, and not before the inputs are unmapped that its kernels read.
+NO_WAITING_IN_TIMED_TRIALS = """
+from kernels.harness import rooms
+_calls = []
+_wait = torch.cuda.synchronize
+_tidy = rooms.DeviceRoom.tidy
+
+def _wait_for_few(*arguments, **options):
+    if len(_calls) < 8:
+        _wait()
+
+def _wait_and_tidy(room):
+    _calls.clear()
+    _wait()
+    _tidy(room)
+
+torch.cuda.synchronize = _wait_for_few
+rooms.DeviceRoom.tidy = _wait_and_tidy
+"""
 STREAM = """
 _stream = torch.cuda.Stream()
 """
@@ -61,6 +80,7 @@ def assert_no_faster(report: EvaluationReport, honest: float) -> None:
 
 
 def test_an_honest_kernel_and_what_its_verdict_shows(judge_submission: Judge) -> None:
+    """The same kernel that the attacks are built on."""
     figures = judge_submission(profile="gpu", length=LENGTH).figures
     assert figures.status is Status.PASSED, figures.evidence
     assert figures.measured_tokens_per_sec is not None
@@ -71,6 +91,7 @@ def test_an_honest_kernel_and_what_its_verdict_shows(judge_submission: Judge) ->
 
 
 def test_a_side_stream_is_waited_for(judge_submission: Judge, honest: float) -> None:
+    """Computes where the usual stream does not see it, and joins it in the end."""
     side = (
         "_stream.wait_stream(torch.cuda.current_stream())",
         "with torch.cuda.stream(_stream): o = _plain_chunk_quasar(q, k, v, beta, **kwargs)[0]",
@@ -80,6 +101,7 @@ def test_a_side_stream_is_waited_for(judge_submission: Judge, honest: float) -> 
 
 
 def test_a_side_stream_that_is_not_joined_is_no_shortcut(judge_submission: Judge, honest: float) -> None:
+    """The same, and does not join it."""
     # The next call reads this one's last token on the usual stream: what is not there yet is wrong.
     side = "with torch.cuda.stream(_stream): o = _plain_chunk_quasar(q, k, v, beta, **kwargs)[0]"
     report = judge_submission(STREAM + wrapped(side), profile="gpu", length=LENGTH)
@@ -91,6 +113,7 @@ def test_a_side_stream_that_is_not_joined_is_no_shortcut(judge_submission: Judge
 
 
 def test_done_with_kernels_in_flight(judge_submission: Judge) -> None:
+    """Says that it is done long before its kernels are."""
     late = (
         "with torch.cuda.stream(_stream):",
         "    torch.cuda._sleep(400_000_000)",
@@ -102,40 +125,59 @@ def test_done_with_kernels_in_flight(judge_submission: Judge) -> None:
 
 
 def test_a_little_early_pays_for_what_is_in_flight(judge_submission: Judge, honest: float) -> None:
-    report = judge_submission(NO_WAITING, profile="gpu", length=LENGTH)
+    """Says that it is done once everything is launched, and lets the GPU finish."""
+    code = NO_WAITING_IN_TIMED_TRIALS + wrapped("_calls.append(None)")
+    report = judge_submission(code, profile="gpu", length=LENGTH)
     if report.figures.status is Status.PASSED:
         assert_no_faster(report, honest)
     else:
-        # Its own inputs may be unmapped under it.
-        allowed = (Status.TAMPERED, Status.WRONG_OUTPUT, Status.CRASHED)
+        allowed = (Status.TAMPERED, Status.WRONG_OUTPUT)
         assert report.figures.status in allowed, report.figures.evidence
 
 
-def test_a_graph_that_is_replayed_on_old_inputs(judge_submission: Judge) -> None:
-    replay = """
-_graphs = {}
-
-def _replayed(q, k, v, beta, kwargs):
-    key = tuple(q.shape), tuple(kwargs)
-    if key not in _graphs:
-        kept = [x.clone() for x in (q, k, v, beta)]
-        _plain_chunk_quasar(*kept, **kwargs)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            o = _plain_chunk_quasar(*kept, **kwargs)[0]
-        _graphs[key] = graph, o, kept
-    graph, o, _ = _graphs[key]
-    graph.replay()
-    return o
-"""
-    figures = judge_submission(
-        replay + wrapped("o = _replayed(q, k, v, beta, kwargs)"), profile="gpu", length=LENGTH
-    ).figures
-    assert figures.status in (Status.WRONG_OUTPUT, Status.CRASHED), figures.evidence
+def test_early_and_careless_ends_itself(judge_submission: Judge) -> None:
+    """Its inputs are unmapped under kernels that still read them."""
+    figures = judge_submission(NO_WAITING, profile="gpu", length=LENGTH).figures
+    assert figures.status in (Status.TAMPERED, Status.WRONG_OUTPUT, Status.CRASHED), figures.evidence
     assert figures.fault is Fault.MINER
 
 
+def replayed(*before: str) -> str:
+    """One that captures the calls of a timed shape in a graph, and replays it after these lines."""
+    graph = """
+_graphs = {}
+
+def _replayed(q, k, v, beta):
+    if q.shape not in _graphs:
+        kept = [x.clone() for x in (q, k, v, beta)]
+        _plain_chunk_quasar(*kept)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            o = _plain_chunk_quasar(*kept)[0]
+        _graphs[q.shape] = graph, o, kept
+    graph, o, kept = _graphs[q.shape]
+"""
+    lines = (*before, "graph.replay()", "return o.clone()")
+    body = "\n".join(f"    {line}" for line in lines)
+    return graph + body + wrapped("o = o if kwargs or q.shape[1] < 1000 else _replayed(q, k, v, beta)")
+
+
+def test_a_graph_that_is_replayed_on_old_inputs(judge_submission: Judge) -> None:
+    """Captures the work once, and replays it on the inputs of then."""
+    figures = judge_submission(replayed(), profile="gpu", length=LENGTH).figures
+    assert figures.status is Status.WRONG_OUTPUT, figures.evidence
+    assert figures.fault is Fault.MINER
+
+
+def test_a_graph_that_is_replayed_on_new_inputs_is_honest(judge_submission: Judge) -> None:
+    """What a graph holds in memory must not be given to others meanwhile."""
+    copies = "for old, new in zip(kept, (q, k, v, beta)): old.copy_(new)"
+    figures = judge_submission(replayed(copies), profile="gpu", length=LENGTH).figures
+    assert figures.status is Status.PASSED, figures.evidence
+
+
 def test_a_hog_of_the_gpus_memory(judge_submission: Judge) -> None:
+    """Holds more than half of it."""
     figures = judge_submission(holding(51), profile="gpu", length=LENGTH).figures
     assert figures.status is Status.OUT_OF_MEMORY, figures.evidence
 
@@ -147,6 +189,7 @@ def test_nearly_half_of_the_gpus_memory_is_left_to_the_submission(judge_submissi
 
 
 def test_a_swarm_that_fills_the_hosts_memory_beside_cuda(judge_submission: Judge) -> None:
+    """Takes the host's memory with many processes, each of which is small enough."""
     # Each stays below the limit of a process, which with CUDA in it cannot be one of addresses.
     if detect_tier() is not SandboxTier.CGROUP:
         missing("no cgroup v2 of its own here")
@@ -169,6 +212,7 @@ time.sleep(3600)
 
 
 def test_patched_clocks_and_events(judge_submission: Judge, honest: float) -> None:
+    """Stops the clocks, and CUDA's too."""
     patch = (
         "import time\n"
         "time.perf_counter = time.monotonic = time.time = lambda: 0.0\n"
@@ -178,6 +222,7 @@ def test_patched_clocks_and_events(judge_submission: Judge, honest: float) -> No
 
 
 def test_a_head_left_out_of_some_calls(judge_submission: Judge) -> None:
+    """One wrong call among many."""
     # Each output of a trial is compared as a whole.
     now_and_then = wrapped("_calls.append(None)", "if len(_calls) % 8 == 0: o[:, :, 3] = 0")
     figures = judge_submission("_calls = []\n" + now_and_then, profile="gpu", length=LENGTH).figures
@@ -186,6 +231,7 @@ def test_a_head_left_out_of_some_calls(judge_submission: Judge) -> None:
 
 
 def test_an_l2_cache_set_aside(judge_submission: Judge, honest: float) -> None:
+    """Keeps a part of the cache for itself from call to call."""
     aside = """
 from cuda.bindings import driver as _driver
 torch.empty(1, device="cuda")
@@ -197,6 +243,7 @@ print("set aside:", _driver.cuCtxSetLimit(_driver.CUlimit.CU_LIMIT_PERSISTING_L2
 
 
 def test_a_batch_in_place_of_one_call_after_the_other(judge_submission: Judge) -> None:
+    """Waits for the inputs of all calls and runs them side by side."""
     # Leaves the outputs open until the last call, and computes them all with the beta that was drawn.
     batch = """
 _open = []
@@ -249,11 +296,13 @@ def test_a_gpu_kept_busy_for_a_while_is_no_gain(judge_submission: Judge, honest:
 
 
 def test_a_gpu_kept_busy_while_others_are_measured(judge_submission: Judge) -> None:
+    """Leaves work behind that runs in the yardstick's turns."""
     figures = judge_submission(busy(16384), profile="gpu", length=LENGTH, deadline_s=200.0).figures
     assert figures.status is Status.TAMPERED, figures.evidence
     assert "busy outside" in figures.evidence["reason"]
 
 
 def test_a_slow_kernel_is_honest_too(judge_submission: Judge) -> None:
+    """Token by token, and no attack."""
     figures = judge_submission(profile="gpu", length=4096, replace=export_files("recurrent")).figures
     assert figures.status is Status.PASSED, figures.evidence

@@ -23,6 +23,20 @@ def test_our_own_kernels_cannot_be_called_instead(judge_submission: Judge) -> No
     assert "kernels.chunk" in figures.evidence["reason"]
 
 
+def test_the_reference_is_somewhere_else(judge_submission: Judge) -> None:
+    """Neither what judges nor what it judges by is in the candidate's process."""
+    modules = (
+        *("kernels.reference", "kernels.layer", "kernels.harness.accuracy", "kernels.harness.session"),
+        *("kernels.harness.trusted_layer", "roles.referee", "protocol.judging", "node.sandbox"),
+    )
+    search = [
+        f"try:\n    import {name}\nexcept ModuleNotFoundError:\n    print('ABSENT')" for name in modules
+    ]
+    figures = judge_submission("\n".join(search)).figures
+    assert figures.status is Status.PASSED, figures.evidence
+    assert figures.evidence["log_tail"].count("ABSENT") == len(modules)
+
+
 def test_the_forbidden_operators_are_not_in_the_sandbox(judge_submission: Judge) -> None:
     """Static rules can be talked round; there must be nothing to find behind the stubs."""
     figures = judge_submission(

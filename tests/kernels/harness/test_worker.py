@@ -54,7 +54,7 @@ class Memory:
         pass
 
 
-def message(**changes: int) -> dict[str, Any]:
+def message(**changes: object) -> dict[str, Any]:
     return {"shape": SHAPE.as_message(), "sets": 3, "calls": 3, **changes}
 
 
@@ -118,6 +118,41 @@ def test_a_timed_call_is_not_the_first_of_several(calls: int, marked: list[int])
 def test_what_is_no_output(result: Any, said: str) -> None:
     with pytest.raises(TypeError) as caught:
         run(lambda *tensors: result, message(), [], Memory())
+    assert said in str(caught.value)
+
+
+def test_a_sequence_in_parts_goes_from_state_to_state() -> None:
+    room, lengths = Memory(), []
+
+    def noted(q: torch.Tensor, *tensors: torch.Tensor, **options: Any) -> Any:
+        lengths.append((q.shape[1], options["initial_state"] is not None))
+        assert q.is_contiguous()
+        return chunked(q, *tensors, **options)
+
+    run(noted, message(calls=1, parts=[0, 17, 18, 40]), [], room)
+    assert lengths == [(17, False), (1, True), (22, True)]
+    whole = chunked(DRAWN[0].q, DRAWN[0].k, DRAWN[0].v, DRAWN[0].beta)[0]
+    assert torch.allclose(room.outputs[0], whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (None, "not NoneType"),
+        (torch.zeros(1, 2, 8, 7), "[1, 2, 8, 7]"),
+        (torch.zeros(1, 2, 8, 8, dtype=torch.bfloat16), "of torch.bfloat16"),
+    ],
+    ids=["nothing", "shape", "dtype"],
+)
+def test_what_is_no_state(state: Any, said: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        run(
+            lambda q, *tensors, **options: (torch.zeros_like(q), state),
+            message(calls=1, parts=[0, 17, 40]),
+            [],
+            Memory(),
+        )
+    assert str(caught.value).startswith("final_state must be a torch.Tensor [1, 2, 8, 8] of torch.float32")
     assert said in str(caught.value)
 
 

@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from kernels.harness import wire
-from kernels.harness.accuracy import Accuracy, reference_output
+from kernels.harness.accuracy import NEGLIGIBLE, Accuracy, reference_output
 from kernels.harness.inputs import Inputs, InputSets, Shape, chained_beta
 from kernels.harness.rooms import HostRoom
-from kernels.harness.session import Session, Trial
+from kernels.harness.session import CandidateFailed, Session, Trial
+from kernels.harness.trusted_layer import layer_inputs
 from kernels.harness.worker import serve
 from kernels.reference import chunked
 from protocol.messages import DirectorySource, EvaluationJob
@@ -199,6 +200,49 @@ def test_probes_end_what_is_wrong(operator: Operator, status: Status, tmp_path: 
     assert caught.value.status is status
 
 
+def test_a_state_that_is_not_taken_up_is_noticed(tmp_path: Path) -> None:
+    def forgetful(*tensors: torch.Tensor, initial_state: Any = None, **options: Any) -> Any:
+        return honest(*tensors, **options)
+
+    with measuring(forgetful, tmp_path) as trials, pytest.raises(Ended) as caught:
+        trials.probe()
+    assert caught.value.status is Status.WRONG_OUTPUT
+    assert "in parts, from state to state" in str(caught.value)
+
+
+def test_a_state_that_is_not_returned_is_noticed(tmp_path: Path) -> None:
+    def stateless(*tensors: torch.Tensor, **options: Any) -> Any:
+        return honest(*tensors, **options)[0], None
+
+    with measuring(stateless, tmp_path) as trials, pytest.raises(CandidateFailed) as caught:
+        trials.probe()
+    assert caught.value.kind == "crash"
+    assert "final_state must be a torch.Tensor [2, 2, 32, 32] of torch.float32, not NoneType" in str(
+        caught.value
+    )
+
+
+def small_rows(o: torch.Tensor) -> torch.Tensor:
+    """Those [B, T, H, 1] whose direction is left out of the comparison of o."""
+    norms = o.norm(dim=-1, keepdim=True)
+    return norms < 0.8 * NEGLIGIBLE * norms.median()
+
+
+def test_what_is_wrong_inside_a_layer_alone_is_noticed(tmp_path: Path) -> None:
+    """A layer makes rows that are too small to be compared by their direction as large as all others."""
+
+    def coarse(*tensors: torch.Tensor, **options: Any) -> Any:
+        o, state = honest(*tensors, **options)
+        return torch.where(small_rows(o), o.flip(-1), o), state
+
+    with measuring(coarse, tmp_path) as trials:
+        shape = Shape(batch=1, length=50, heads=2, dim=32, dtype="float32")
+        draws = (replace(trials._drawing.draw(shape), draw=layer_inputs) for _ in itertools.count())
+        drawn = next(one for one in draws if small_rows(one.reference(0)).any())
+        with pytest.raises(Ended, match="a layer's output"):
+            trials._probe_layer(drawn)
+
+
 @pytest.mark.parametrize("length", [1, 2, 63, 65])
 def test_any_length_can_be_measured(length: int, tmp_path: Path) -> None:
     with measuring(honest, tmp_path) as trials:
@@ -283,11 +327,11 @@ def test_a_slow_operator_is_not_called_more_often_than_a_trial_takes(
     assert max(max(counts) for counts in contestant.sets.values()) == 1
 
 
-@pytest.mark.parametrize("disturbed", [7, 8])
+@pytest.mark.parametrize("disturbed", [10, 11])
 def test_a_disturbed_trial_does_not_make_the_others_shorter(
     disturbed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six untimed runs come first, then two by which the calls of a trial are counted."""
+    """Nine untimed runs come first, then two by which the calls of a trial are counted."""
     call_s: list[float] = []
     runs = itertools.count(1)
 
