@@ -48,6 +48,20 @@ def write_fla_base(dest: Path) -> None:
         (stub / "__init__.py").write_text(_STUB.format(name=name))
 
 
+def forbidden_sources() -> dict[str, str]:
+    """Return the texts of the forbidden modules of the installed fla-core, by module.
+
+    Raises:
+        ConfigError: fla-core is not installed.
+    """
+    ops = _installed_fla() / "ops"
+    return {
+        f"fla.ops.{name}.{path.stem}": path.read_text(encoding="utf-8")
+        for name in _FORBIDDEN
+        for path in sorted((ops / name).glob("*.py"))
+    }
+
+
 def _installed_fla() -> Path:
     spec = find_spec("fla")
     if spec is None or spec.origin is None:

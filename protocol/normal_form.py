@@ -178,7 +178,7 @@ class NormalForm:
         if isinstance(value, list):
             self._tokens.append("[")
             for one in value:
-                if not _says_nothing(one):
+                if not says_nothing(one):
                     self._emit_field(node, field, one, scope, in_decorator)
             self._tokens.append("]")
         elif isinstance(value, ast.keyword) and isinstance(node, ast.Call):
@@ -211,7 +211,7 @@ class NormalForm:
             self._tokens += ["as", member, self._name(alias.asname or alias.name, scope)]
 
 
-def _says_nothing(node: object) -> bool:
+def says_nothing(node: object) -> bool:
     """A docstring or any other bare constant, and `pass`."""
     return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 

@@ -31,7 +31,8 @@ What is timed: chunk_quasar with B = 1, H = 8, D = 64 in bfloat16, on inputs tha
 Rules: all of {", ".join(TARGET_FILES)} must exist. {REQUIRED_IN} must keep, at its top level:
 {chr(10).join(line for _, _, line in REQUIRED_MODULES)}
 {chr(10).join(f"from {module} import {name}" for module, name in REQUIRED_NAMES)}
-Nothing may import from fla.ops.gla or fla.ops.kda, in any way; no exec, eval, importlib, star imports.
+Nothing may import from fla.ops.gla or fla.ops.kda, in any way, or be a copy of their kernels; no exec, eval,
+importlib, star imports.
 The code runs in a sandbox without network, files or environment.
 
 Answer in exactly this form and nothing else, with every file that you change, whole:

@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 from typing import Final
 
+from kernels.fork_base import forbidden_sources
 from node.git import MAX_BLOB_BYTES, MAX_BLOBS, GitStore
 from node.locks import FileLock
 from protocol.errors import InvalidForkUrl, SourceRejected
 from protocol.fingerprint import fingerprint
 from protocol.forks import TARGET_DIR, TARGET_FILES, check_commit_hash, check_fork_url
 from protocol.import_rules import check_imports
+from protocol.kernel_copies import copied_kernels
 from protocol.messages import DirectorySource, EvaluationJob, GitSource
 from protocol.verdicts import Status
 from roles.referee.stages import Ended, Record, printable
@@ -77,7 +79,7 @@ def _from_folder(source: DirectorySource) -> dict[str, bytes]:
 
 
 def check_sources(sources: dict[str, str], job: EvaluationJob, record: Record) -> None:
-    """Check the import rules, then whether another hotkey's submission came first.
+    """Check the rules on imports and copies, then whether another hotkey's submission came first.
 
     Raises:
         Ended: imports_missing, imports_forbidden, build_failed, duplicate.
@@ -87,6 +89,9 @@ def check_sources(sources: dict[str, str], job: EvaluationJob, record: Record) -
         record.evidence["import_notes"] = [printable(note) for note in report.notes]
     if report.status is not None:
         raise Ended(report.status, "; ".join(report.problems[:10]))
+    copies = copied_kernels(sources, forbidden_sources())
+    if copies:
+        raise Ended(Status.IMPORTS_FORBIDDEN, "; ".join(copies[:10]))
     record.fingerprint = fingerprint({name: sources[name] for name in TARGET_FILES})
     earlier = job.known_fingerprints.get(record.fingerprint)
     if earlier is not None:

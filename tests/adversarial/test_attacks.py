@@ -2,6 +2,10 @@
 
 import pytest
 
+from kernels.export import export_files
+from kernels.fork_base import forbidden_sources
+from protocol.fingerprint import fingerprint
+from protocol.forks import TARGET_FILES
 from protocol.verdicts import Fault, Status
 from tests.adversarial.conftest import Judge
 
@@ -288,12 +292,25 @@ def test_missing_file(judge_submission: Judge) -> None:
     assert "gate.py" in figures.evidence["reason"]
 
 
+@pytest.mark.parametrize("name", ["chunk.py", "helpers.py"])
+def test_a_forbidden_kernel_pasted_under_other_names(name: str, judge_submission: Judge) -> None:
+    """Brings the forbidden operator as text of its own."""
+    module, kernel = "fla.ops.kda.gate", "kda_gate_fwd_kernel"
+    text = forbidden_sources()[module]
+    start = text.rindex("@triton.jit", 0, text.index(f"def {kernel}"))
+    body = text[start : text.index("\n\n\n", start)]
+    pasted = body.replace(kernel, "my_gate").replace("b_", "mine_")
+    code = "import triton\nimport triton.language as tl\n\n" + pasted
+    if name == "chunk.py":
+        code = export_files("chunk")[name] + code
+    figures = judge_submission(replace={name: code}).figures
+    assert (figures.status, figures.fault) == (Status.IMPORTS_FORBIDDEN, Fault.MINER)
+    assert f"my_gate is a copy of {module}.{kernel}" in figures.evidence["reason"]
+    assert figures.evidence["reason"].startswith(f"{name}: line")
+
+
 def test_copy_of_an_earlier_submission(judge_submission: Judge) -> None:
     """Submits another miner's kernel under other names."""
-    from kernels.export import export_files
-    from protocol.fingerprint import fingerprint
-    from protocol.forks import TARGET_FILES
-
     files = export_files("chunk")
     original = fingerprint({name: files[name] for name in TARGET_FILES})
     copy = files["chunk.py"].replace("has_entering", "is_entered") + "\n# mine\n"

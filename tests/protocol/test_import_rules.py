@@ -403,6 +403,8 @@ def test_the_librarys_own_operators_are_judged_by_their_imports() -> None:
         ("async def kda(): ...", "defines kda"),
         ("import ctypes.util", "imports ctypes"),
         ("from inspect import signature", "imports inspect"),
+        (f"x = {200 * 'aB3='!r}", "holds a string of 800 characters without a space"),
+        (f"x = {200 * b'q'!r}", "holds 200 bytes as a constant"),
     ],
 )
 def test_a_likeness_is_noted_and_not_punished(source: str, note: str) -> None:
