@@ -116,6 +116,27 @@ def test_links_submodules_and_executables_are_not_read(
     assert store.read_blobs(commit, TARGET_DIR) == {"chunk.py": b"x = 1\n"}
 
 
+def test_what_a_repository_says_of_filters_is_not_followed(
+    tree: GitWorkTree, remote: Path, tmp_path: Path
+) -> None:
+    """Git LFS would fetch from an address of the miner's; what is read is the pointer as it stands."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12\n"
+    (tree.path / TARGET_DIR / "chunk.py").write_bytes(pointer)
+    (tree.path / ".gitattributes").write_text(
+        "*.py filter=lfs diff=lfs merge=lfs -text working-tree-encoding=UTF-16\n"
+    )
+    (tree.path / ".lfsconfig").write_text("[lfs]\n\turl = http://127.0.0.1:9/\n")
+    blob = git("hash-object", "-w", "--no-filters", f"{TARGET_DIR}/chunk.py", cwd=tree.path).strip()
+    git("add", ".gitattributes", ".lfsconfig", cwd=tree.path)
+    git("update-index", "--add", "--cacheinfo", f"100644,{blob},{TARGET_DIR}/chunk.py", cwd=tree.path)
+    git("commit", "-qm", "filters", cwd=tree.path)
+    commit = tree.head()
+    tree.push(remote.as_uri(), commit, "quasar")
+    store = GitStore(tmp_path / "store")
+    store.fetch_commit(remote.as_uri(), commit, allow_file=True)
+    assert store.read_blobs(commit, TARGET_DIR) == {"chunk.py": pointer}
+
+
 def test_large_files_are_refused(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
     (tree.path / TARGET_DIR / "big.py").write_text("#" * (1_100_000))
     commit = pushed(tree, remote)

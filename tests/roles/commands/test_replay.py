@@ -111,7 +111,7 @@ def test_recorded_seeds_are_used_first(
     seeds = document["replayed"]["figures"]["evidence"]["seeds"]
     assert seeds[:3] == [7, 8, 9]
     # One for the lengths, five probes, each of two lengths once before it is timed, two trials.
-    assert len(set(seeds)) == len(seeds) == 10
+    assert len(set(seeds)) == len(seeds) == 13
 
 
 @NEEDS_SANDBOX
