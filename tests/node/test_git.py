@@ -50,6 +50,15 @@ def pushed(tree: GitWorkTree, remote: Path) -> CommitHash:
     return commit
 
 
+def read_back(tree: GitWorkTree, remote: Path, tmp_path: Path) -> dict[str, bytes]:
+    """What a validator reads of the last commit."""
+    commit = tree.head()
+    tree.push(remote.as_uri(), commit, "quasar")
+    store = GitStore(tmp_path / "store")
+    store.fetch_commit(remote.as_uri(), commit, allow_file=True)
+    return store.read_blobs(commit, TARGET_DIR)
+
+
 def test_commit_push_fetch_read(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
     commit = tree.commit_all("a kernel", AUTHOR)
     assert not tree.remote_has(remote.as_uri(), commit, "quasar")
@@ -109,11 +118,7 @@ def test_links_submodules_and_executables_are_not_read(
     git("add", "--all", cwd=tree.path)
     git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},{TARGET_DIR}/module.py", cwd=tree.path)
     git("commit", "-qm", "hostile", cwd=tree.path)
-    commit = tree.head()
-    tree.push(remote.as_uri(), commit, "quasar")
-    store = GitStore(tmp_path / "store")
-    store.fetch_commit(remote.as_uri(), commit, allow_file=True)
-    assert store.read_blobs(commit, TARGET_DIR) == {"chunk.py": b"x = 1\n"}
+    assert read_back(tree, remote, tmp_path) == {"chunk.py": b"x = 1\n"}
 
 
 def test_what_a_repository_says_of_filters_is_not_followed(
@@ -130,11 +135,7 @@ def test_what_a_repository_says_of_filters_is_not_followed(
     git("add", ".gitattributes", ".lfsconfig", cwd=tree.path)
     git("update-index", "--add", "--cacheinfo", f"100644,{blob},{TARGET_DIR}/chunk.py", cwd=tree.path)
     git("commit", "-qm", "filters", cwd=tree.path)
-    commit = tree.head()
-    tree.push(remote.as_uri(), commit, "quasar")
-    store = GitStore(tmp_path / "store")
-    store.fetch_commit(remote.as_uri(), commit, allow_file=True)
-    assert store.read_blobs(commit, TARGET_DIR) == {"chunk.py": pointer}
+    assert read_back(tree, remote, tmp_path) == {"chunk.py": pointer}
 
 
 def test_large_files_are_refused(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
