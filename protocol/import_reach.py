@@ -55,7 +55,7 @@ _NAMESPACES: Final = frozenset({"globals", "locals", "vars"})
 _NOTED_MODULES: Final = frozenset({"ctypes", "gc", "inspect", "subprocess", "timeit", "doctest", "unittest"})
 _FORBIDDEN_TEXT = re.compile(r"\bops\W+(gla|kda)\b")
 _LIKENESS = re.compile(r"(^|_)(gla|kda)(_|$)", re.IGNORECASE)
-UNREADABLE_CHARS: Final = 200
+_UNREADABLE_CHARS: Final = 200
 """Code that came with a kernel in another form would be longer."""
 _UNSEEN: Final = "through which any module can be reached unseen"
 
@@ -235,9 +235,9 @@ def _notes_at(node: ast.AST, place: _Place) -> Iterator[str]:
         case ast.Constant(value=str(text)) if not isinstance(place.parent, ast.Expr):
             if _FORBIDDEN_TEXT.search(text):
                 yield "a string names a forbidden module"
-            if len(text) >= UNREADABLE_CHARS and not any(map(str.isspace, text)):
+            if len(text) >= _UNREADABLE_CHARS and not any(map(str.isspace, text)):
                 yield f"holds a string of {len(text):,} characters without a space, which nobody can read"
-        case ast.Constant(value=bytes(data)) if len(data) >= UNREADABLE_CHARS:
+        case ast.Constant(value=bytes(data)) if len(data) >= _UNREADABLE_CHARS:
             yield f"holds {len(data):,} bytes as a constant, which nobody can read"
         case _:
             pass

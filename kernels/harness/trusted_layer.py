@@ -45,8 +45,3 @@ class TrustedLayer:
     def output(self, o: torch.Tensor) -> torch.Tensor:
         """Return [B, T, 1, H * D], what the layer makes of o [B, T, H, D]: a row for each token."""
         return layer_output(self.layer, self.x, o.float()).unsqueeze(2)
-
-
-def layer_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
-    """Draw q, k, v [B, T, H, D] and beta [H] as a layer makes them."""
-    return TrustedLayer.draw(shape, generator).inputs()

@@ -38,6 +38,7 @@ class Drawn:
     device: torch.device
     cu_seqlens: list[int] | None = None
     draw: Callable[[Shape, torch.Generator], Inputs] = draw_inputs
+    """Makes a set of its shape and generator."""
 
     def sets(self, count: int) -> InputSets:
         """Return the first `count` sets."""

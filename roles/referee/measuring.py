@@ -13,7 +13,7 @@ from typing import Final
 from kernels.harness.accuracy import Accuracy, compare, rounding_error
 from kernels.harness.inputs import Shape
 from kernels.harness.session import Trial
-from kernels.harness.trusted_layer import TrustedLayer, layer_inputs
+from kernels.harness.trusted_layer import TrustedLayer
 from protocol.judging import Measurements
 from protocol.messages import EvaluationJob
 from protocol.rules import MAX_ABS_DIFFERENCE, MIN_COSINE_SIMILARITY
@@ -110,12 +110,14 @@ class Measuring:
         self._checked(
             draw(two), f"{recurrent} in parts, from state to state", operator=recurrent, parts=PARTS
         )
-        self._probe_layer(replace(draw(one), draw=layer_inputs))
+        self._probe_layer(draw(one))
 
     def _probe_layer(self, drawn: Drawn) -> None:
-        """Compare what a layer makes of the operator's o with what it makes of the reference."""
-        [o] = self._checked(drawn, "what a layer hands to its operator").outputs
+        """Compare what a layer, drawn from the seed, makes of the operator's o and of the reference."""
         layer = TrustedLayer.draw(drawn.shape, drawn.generator(0))
+        inputs = layer.inputs()
+        drawn = replace(drawn, draw=lambda _shape, _generator: inputs)
+        [o] = self._checked(drawn, "what a layer hands to its operator").outputs
         self._expect_right(compare(layer.output(o), layer.output(drawn.reference(0))), "a layer's output")
 
     def _calls_for_a_trial(self, shape: Shape, overhead_s: float) -> int:

@@ -21,7 +21,7 @@ from kernels.harness.accuracy import NEGLIGIBLE, Accuracy, reference_output
 from kernels.harness.inputs import Inputs, InputSets, Shape, chained_beta
 from kernels.harness.rooms import HostRoom
 from kernels.harness.session import CandidateFailed, Session, Trial
-from kernels.harness.trusted_layer import layer_inputs
+from kernels.harness.trusted_layer import TrustedLayer
 from kernels.harness.worker import serve
 from kernels.reference import chunked
 from protocol.messages import DirectorySource, EvaluationJob
@@ -228,6 +228,11 @@ def small_rows(o: torch.Tensor) -> torch.Tensor:
     return norms < 0.8 * NEGLIGIBLE * norms.median()
 
 
+def reference_in_a_layer(drawn: Drawn) -> torch.Tensor:
+    inputs = TrustedLayer.draw(drawn.shape, drawn.generator(0)).inputs()
+    return reference_output(inputs, torch.device("cpu"))
+
+
 def test_what_is_wrong_inside_a_layer_alone_is_noticed(tmp_path: Path) -> None:
     """A layer makes rows that are too small to be compared by their direction as large as all others."""
 
@@ -237,8 +242,8 @@ def test_what_is_wrong_inside_a_layer_alone_is_noticed(tmp_path: Path) -> None:
 
     with measuring(coarse, tmp_path) as trials:
         shape = Shape(batch=1, length=50, heads=2, dim=32, dtype="float32")
-        draws = (replace(trials._drawing.draw(shape), draw=layer_inputs) for _ in itertools.count())
-        drawn = next(one for one in draws if small_rows(one.reference(0)).any())
+        draws = (trials._drawing.draw(shape) for _ in itertools.count())
+        drawn = next(one for one in draws if small_rows(reference_in_a_layer(one)).any())
         with pytest.raises(Ended, match="a layer's output"):
             trials._probe_layer(drawn)
 
