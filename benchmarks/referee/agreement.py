@@ -4,21 +4,25 @@
 
 For every length the exported fork is judged by the referee, through the real sandbox. Before and after each
 verdict it is timed by CUDA events in a process that imports the very same files: one call after a pause, with
-nothing of its inputs in the L2 cache, and calls in a row on new inputs, as the referee makes them. The
-yardstick's worker says what CUDA events gave for its calls in the very same trials. `difference` is that of
-the referee's figure from calls in a row, `difference_from_one` from one call, `difference_in_the_trials` from
-the yardstick's. `repeats` holds, for each length, how far the verdicts lie apart. Prints one JSON document.
+nothing of its inputs in the L2 cache; some calls in a row; and calls like those of a trial, about as many,
+each on inputs of its own and with a beta that comes from the output before. The yardstick's worker says what
+CUDA events gave for its calls in the very same trials. `difference` is that of the referee's figure from some
+calls in a row, `difference_like_a_trial` from those like a trial's, `difference_from_one` from one call,
+`difference_in_the_trials` from the yardstick's. `repeats` holds, for each length, how far the verdicts lie
+apart. Prints one JSON document.
 """
 
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,6 +143,7 @@ def _differences(
     found["in_the_trials_ms"] = round(1e3 * in_the_trials_s, 4)
     for name, seconds in {
         "difference": statistics.mean((before["in_a_row"], after["in_a_row"])),
+        "difference_like_a_trial": statistics.mean((before["like_a_trial"], after["like_a_trial"])),
         "difference_from_one": statistics.mean((before["one"], after["one"])),
         "difference_in_the_trials": in_the_trials_s,
     }.items():
@@ -188,7 +193,9 @@ def _serve_honest(tree: Path, device: str) -> None:
     from kernels.benchmark import Benchmark, Drawn
     from kernels.chunk import chunk_quasar as ours
     from kernels.fork_base import write_fla_base
+    from kernels.harness.buffers import MAX_CALLS
     from kernels.harness.inputs import Shape
+    from roles.referee.drawing import TRIAL_S
 
     write_fla_base(tree)
     (tree / TARGET_DIR / "__init__.py").write_text("")
@@ -199,6 +206,15 @@ def _serve_honest(tree: Path, device: str) -> None:
 
     def run(x: Drawn) -> torch.Tensor:
         return exported(x.q, x.k, x.v, x.beta)[0]
+
+    def in_a_row(calls: int, sets: int, *, chained: bool) -> float:
+        # Drawing is what the GPU does between two trials of the referee: it is as warm as there.
+        return typical(
+            [
+                _in_a_row(run, [benchmark.draw(shape) for _ in range(sets)], calls, chained=chained)
+                for _ in range(REPETITIONS)
+            ]
+        )
 
     for line in sys.stdin:
         shape = Shape(batch=1, length=int(line), heads=8, dim=64, dtype="bfloat16")
@@ -215,31 +231,36 @@ def _serve_honest(tree: Path, device: str) -> None:
                 benchmark.times(lambda x: ours(x.q, x.k, x.v, x.beta)[0], draws),
             ),
         }
-        in_a_row = []
-        for _ in range(REPETITIONS):
-            # What the GPU does between two trials of the referee: it is as warm as there.
-            draws = []
-            draws = [benchmark.draw(shape) for _ in range(4)]
-            in_a_row.append(_in_a_row(run, draws))
-        times["in_a_row"] = typical(in_a_row)
-        # The referee looks at how much of the GPU's memory is taken, and shall find all that it needs.
         del x, draws
+        times["in_a_row"] = in_a_row(CALLS_IN_A_ROW, 4, chained=False)
+        as_many = min(MAX_CALLS, math.ceil(TRIAL_S / times["in_a_row"]))
+        times["like_a_trial"] = in_a_row(as_many, as_many, chained=True)
+        # The referee looks at how much of the GPU's memory is taken, and shall find all that it needs.
         torch.cuda.empty_cache()
         print(json.dumps(times), flush=True)
 
 
-def _in_a_row(run: Callable[[Any], Any], draws: list[Any]) -> float:
-    """Seconds of a call that follows others."""
+def _in_a_row(run: Callable[[Any], Any], draws: list[Any], calls: int, *, chained: bool) -> float:
+    """Seconds of a call that follows another; chained ones as in a trial, where each output stays."""
     import torch
 
+    from kernels.harness.inputs import chained_beta
+
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for number in range(1 + CALLS_IN_A_ROW):
-        run(draws[number % len(draws)])
+    outputs: list[torch.Tensor] = []
+    for number in range(1 + calls):
+        x = draws[number % len(draws)]
+        if outputs:
+            x = replace(x, beta=chained_beta(x.beta, outputs[-1]))
+        o = run(x)
+        if chained:
+            outputs.append(o)
         if number == 0:
+            # Not before the first: the GPU waits for the launch of that.
             first.record()
     last.record()
     torch.cuda.synchronize()
-    return float(first.elapsed_time(last)) / 1e3 / CALLS_IN_A_ROW
+    return float(first.elapsed_time(last)) / 1e3 / calls
 
 
 if __name__ == "__main__":
