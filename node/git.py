@@ -24,7 +24,9 @@ LOCAL_TIMEOUT_S: Final = 60.0
 MAX_FETCH_BYTES: Final = 256 * 2**20
 MAX_BLOB_BYTES: Final = 1 * 2**20
 MAX_BLOBS: Final = 256
-REGULAR_FILE: Final = "100644"
+REGULAR_FILE: Final = "100"
+"""How the mode of a regular file begins. Its permissions follow, and do not matter: nothing that is read here
+is executed, and on some file systems every file is committed as executable."""
 
 
 class GitFailed(SourceRejected):
@@ -187,7 +189,7 @@ class GitStore:
         files: dict[str, bytes] = {}
         for blob in blobs:
             name = blob.path.removeprefix(f"{folder}/")
-            if blob.mode != REGULAR_FILE or "/" in name:
+            if not blob.mode.startswith(REGULAR_FILE) or "/" in name:
                 continue
             size = int(self._git(["cat-file", "-s", blob.object_id]))
             if size > MAX_BLOB_BYTES:

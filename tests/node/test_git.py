@@ -107,18 +107,20 @@ def test_unknown_commit(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None
         GitStore(tmp_path / "store").fetch_commit(remote.as_uri(), CommitHash("ab" * 20), allow_file=True)
 
 
-def test_links_submodules_and_executables_are_not_read(
-    tree: GitWorkTree, remote: Path, tmp_path: Path
-) -> None:
-    folder = tree.path / TARGET_DIR
-    (folder / "link.py").symlink_to("/etc/passwd")
-    script = folder / "script.py"
-    script.write_text("x = 3\n")
-    script.chmod(0o755)
+def test_links_and_submodules_are_not_read(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
+    (tree.path / TARGET_DIR / "link.py").symlink_to("/etc/passwd")
     git("add", "--all", cwd=tree.path)
     git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},{TARGET_DIR}/module.py", cwd=tree.path)
     git("commit", "-qm", "hostile", cwd=tree.path)
     assert read_back(tree, remote, tmp_path) == {"chunk.py": b"x = 1\n"}
+
+
+def test_an_executable_file_is_a_file(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
+    """Some file systems know no other files; a miner who works there has done nothing wrong."""
+    (tree.path / TARGET_DIR / "chunk.py").chmod(0o755)
+    tree.commit_all("executable", AUTHOR)
+    assert read_back(tree, remote, tmp_path) == {"chunk.py": b"x = 1\n"}
+    assert "100755" in git("ls-tree", "HEAD", f"{TARGET_DIR}/", cwd=tree.path)
 
 
 def test_what_a_repository_says_of_filters_is_not_followed(
