@@ -113,6 +113,15 @@ def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     return Inputs(q=q, k=k, v=v, beta=beta)
 
 
+def spliced(head: Inputs, tail: Inputs, at: int) -> Inputs:
+    """Return the tokens of `head` before token `at` and of `tail` from there on, with beta [H] of `head`."""
+    q, k, v = (
+        torch.cat([first[:, :at], last[:, at:]], dim=1)
+        for first, last in ((head.q, tail.q), (head.k, tail.k), (head.v, tail.v))
+    )
+    return Inputs(q=q, k=k, v=v, beta=head.beta)
+
+
 def _orthonormal(x: torch.Tensor) -> torch.Tensor:
     """Return an orthonormal basis [..., D, N] of the columns of x, N well below D: by Cholesky's factor.
 

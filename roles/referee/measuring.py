@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import torch
+
 from kernels.harness.accuracy import Accuracy, compare, rounding_error
-from kernels.harness.inputs import Shape
+from kernels.harness.inputs import Shape, spliced
 from kernels.harness.session import Trial
 from kernels.harness.trusted_layer import TrustedLayer
 from protocol.judging import Measurements
@@ -32,6 +34,8 @@ QUICK_S: Final = 0.25
 """A call that takes longer is not tried several times in a row."""
 REPEAT_TOLERANCE: Final = 1e-3
 """Largest relative difference between two runs on the same inputs."""
+BEFORE_OTHERS: Final = 16
+"""Tokens in which it shows whether they depend on later ones: the nearest, as some see no further."""
 
 
 @dataclass(slots=True)
@@ -84,6 +88,7 @@ class Measuring:
         difference = float((again.outputs[0].float() - output).norm() / output.norm())
         if not difference <= REPEAT_TOLERANCE:
             raise Ended(Status.INCONSISTENT, f"two runs on the same inputs differ by {difference:.1e}")
+        self._probe_causality(first, output)
         self._probe_contract(shapes[0])
         if self._yardstick is not None and again.seconds < QUICK_S:
             overhead_s = self._yardstick.overhead_s
@@ -95,6 +100,25 @@ class Measuring:
         # Each length as it will be timed: autotuners are keyed by it, and memory is taken once.
         for shape in shapes:
             self._checked(self._drawing.draw(shape, count=self.calls), "a timed shape")
+
+    def _probe_causality(self, first: Drawn, output: torch.Tensor) -> None:
+        """Replace tokens at the end of `first`: what it gave before them, in `output`, must stay."""
+        # Odd: inside a chunk of whatever size.
+        start = 2 * first.shape.length // 3 | 1
+        other = self._drawing.draw(first.shape)
+        drawn = replace(
+            first,
+            draw=lambda shape, generator: spliced(first.draw(shape, generator), other.inputs(0), start),
+        )
+        [o] = self._checked(drawn, f"a timed shape with other tokens from {start} on").outputs
+        before = slice(max(0, start - BEFORE_OTHERS), start)
+        difference = float((o[:, before].float() - output[:, before]).norm() / output[:, before].norm())
+        if not difference <= REPEAT_TOLERANCE:
+            raise Ended(
+                Status.WRONG_OUTPUT,
+                f"o before token {start} differs by {difference:.1e} with other tokens from there on: "
+                "it must depend on earlier ones alone",
+            )
 
     def _probe_contract(self, timed: Shape) -> None:
         """Try what nobody times: other lengths, batches, packed sequences, states, a whole layer."""

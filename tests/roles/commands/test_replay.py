@@ -110,8 +110,8 @@ def test_recorded_seeds_are_used_first(
     assert document["recorded"]["status"] == document["replayed"]["figures"]["status"] == "passed"
     seeds = document["replayed"]["figures"]["evidence"]["seeds"]
     assert seeds[:3] == [7, 8, 9]
-    # One for the lengths, eight probes, each of two lengths once before it is timed, two trials.
-    assert len(set(seeds)) == len(seeds) == 13
+    # One for the lengths, nine probes, each of two lengths once before it is timed, two trials.
+    assert len(set(seeds)) == len(seeds) == 14
 
 
 @NEEDS_SANDBOX

@@ -200,6 +200,27 @@ def test_probes_end_what_is_wrong(operator: Operator, status: Status, tmp_path: 
     assert caught.value.status is status
 
 
+def sees_the_next(*tensors: torch.Tensor, **options: Any) -> Any:
+    o, state = honest(*tensors, **options)
+    o[:, :-1] += 0.004 * tensors[2][:, 1:]
+    return o, state
+
+
+def sees_the_end(*tensors: torch.Tensor, **options: Any) -> Any:
+    o, state = honest(*tensors, **options)
+    return o + 0.003 * tensors[2][:, -1:], state
+
+
+@pytest.mark.parametrize("operator", [sees_the_next, sees_the_end])
+def test_a_look_ahead_too_small_to_be_wrong_is_noticed(operator: Operator, tmp_path: Path) -> None:
+    with measuring(operator, tmp_path) as trials:
+        trials.time()
+        assert trials.measurements().relative_error < 0.008
+        with pytest.raises(Ended, match="depend on earlier ones alone") as caught:
+            trials.probe()
+    assert caught.value.status is Status.WRONG_OUTPUT
+
+
 def test_a_state_that_is_not_taken_up_is_noticed(tmp_path: Path) -> None:
     def forgetful(*tensors: torch.Tensor, initial_state: Any = None, **options: Any) -> Any:
         return honest(*tensors, **options)
@@ -332,11 +353,11 @@ def test_a_slow_operator_is_not_called_more_often_than_a_trial_takes(
     assert max(max(counts) for counts in contestant.sets.values()) == 1
 
 
-@pytest.mark.parametrize("disturbed", [10, 11])
+@pytest.mark.parametrize("disturbed", [11, 12])
 def test_a_disturbed_trial_does_not_make_the_others_shorter(
     disturbed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nine untimed runs come first, then two by which the calls of a trial are counted."""
+    """Ten untimed runs come first, then two by which the calls of a trial are counted."""
     call_s: list[float] = []
     runs = itertools.count(1)
 
