@@ -14,6 +14,7 @@ from protocol.import_rules import check_imports
 from protocol.kernel_copies import copied_kernels
 from protocol.messages import DirectorySource, EvaluationJob, GitSource
 from protocol.verdicts import Status
+from roles.referee.kept_files import KeptFiles
 from roles.referee.stages import Ended, Record, printable
 
 MAX_SOURCES_BYTES: Final = 8 * 2**20
@@ -30,22 +31,24 @@ def take_sources(job: EvaluationJob) -> dict[str, str]:
     Raises:
         Ended: fetch_failed, build_failed. DeviceBusy: another evaluation keeps the store of commits.
     """
+    kept = KeptFiles(Path(job.work_dir) / "sources")
     try:
         blobs = (
-            _from_git(job.source, job.work_dir)
+            _from_git(job.source, job.work_dir, kept)
             if isinstance(job.source, GitSource)
             else _from_folder(job.source)
         )
     except (SourceRejected, InvalidForkUrl) as error:
         raise Ended(Status.FETCH_FAILED, str(error)) from error
+    blobs = {name: blob for name, blob in blobs.items() if _MODULE_FILE.fullmatch(name)}
     if sum(map(len, blobs.values())) > MAX_SOURCES_BYTES:
         raise Ended(
             Status.BUILD_FAILED, f"the files of {TARGET_DIR}/ are larger than {MAX_SOURCES_BYTES:,} bytes"
         )
+    if isinstance(job.source, GitSource):
+        kept.keep(check_commit_hash(job.source.commit_hash), blobs)
     sources = {}
     for name, blob in blobs.items():
-        if not _MODULE_FILE.fullmatch(name):
-            continue
         try:
             sources[name] = blob.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -53,9 +56,12 @@ def take_sources(job: EvaluationJob) -> dict[str, str]:
     return sources
 
 
-def _from_git(source: GitSource, work_dir: str) -> dict[str, bytes]:
+def _from_git(source: GitSource, work_dir: str, kept: KeptFiles) -> dict[str, bytes]:
     url = check_fork_url(source.fork_url, allowed_hosts=source.allowed_hosts, allow_file=source.allow_file)
     commit_hash = check_commit_hash(source.commit_hash)
+    blobs = kept.read(commit_hash)
+    if blobs is not None:
+        return blobs
     store = GitStore(Path(work_dir) / "objects.git")
     # One at a time: a store over its quota starts afresh, under whoever reads it.
     with FileLock(Path(work_dir) / "objects.lock", "the store of commits", timeout_s=STORE_PATIENCE_S):

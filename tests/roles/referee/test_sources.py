@@ -1,5 +1,6 @@
 """A submission's files as data: taken from a commit or a folder, checked without being run."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,17 +45,54 @@ def ended(job: EvaluationJob) -> Ended:
     return caught.value
 
 
-def test_folder_and_commit_give_the_same_files(fork: Path, tmp_path: Path) -> None:
-    from_folder = take_sources(job_of(DirectorySource(path=str(fork)), tmp_path))
-    assert set(TARGET_FILES) <= set(from_folder)
+@pytest.fixture
+def pushed(fork: Path, tmp_path: Path) -> GitSource:
+    """Return a commit that holds the shipped kernel, in remote.git."""
     remote = tmp_path / "remote.git"
     create_bare_repository(remote)
     tree = GitWorkTree(fork)
     tree.ensure()
     commit = tree.commit_all("a kernel", Author(name="a", email="a@example.org"))
     tree.push(remote.as_uri(), commit, "quasar")
-    source = GitSource(fork_url=remote.as_uri(), commit_hash=commit, allow_file=True)
-    assert take_sources(job_of(source, tmp_path)) == from_folder
+    return GitSource(fork_url=remote.as_uri(), commit_hash=commit, allow_file=True)
+
+
+def test_folder_and_commit_give_the_same_files(fork: Path, pushed: GitSource, tmp_path: Path) -> None:
+    from_folder = take_sources(job_of(DirectorySource(path=str(fork)), tmp_path))
+    assert set(TARGET_FILES) <= set(from_folder)
+    assert take_sources(job_of(pushed, tmp_path)) == from_folder
+
+
+def test_a_deleted_repository_changes_nothing(pushed: GitSource, tmp_path: Path) -> None:
+    job = job_of(pushed, tmp_path)
+    files = take_sources(job)
+    shutil.rmtree(tmp_path / "remote.git")
+    # As when the store of commits has outgrown its quota.
+    shutil.rmtree(Path(job.work_dir) / "objects.git")
+    assert take_sources(job) == files
+
+
+def test_what_was_kept_and_is_no_longer_whole_is_fetched_again(pushed: GitSource, tmp_path: Path) -> None:
+    job = job_of(pushed, tmp_path)
+    files = take_sources(job)
+    [archive] = (Path(job.work_dir) / "sources").iterdir()
+    whole = archive.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], bytes([*whole[:100], whole[100] ^ 1, *whole[101:]])):
+        archive.write_bytes(damaged)
+        assert take_sources(job) == files
+        assert archive.read_bytes() == whole
+
+
+def test_what_is_larger_than_allowed_is_not_kept(fork: Path, tmp_path: Path) -> None:
+    for number in range(9):
+        (fork / TARGET_DIR / f"large{number}.py").write_text("#" * 1_000_000)
+    tree = GitWorkTree(fork)
+    tree.ensure()
+    commit = tree.commit_all("large", Author(name="a", email="a@example.org"))
+    source = GitSource(fork_url=fork.as_uri(), commit_hash=commit, allow_file=True)
+    job = job_of(source, tmp_path)
+    assert "larger than 8,388,608 bytes" in str(ended(job))
+    assert not (Path(job.work_dir) / "sources").exists()
 
 
 def test_names_that_no_import_can_name_are_left_out(fork: Path, tmp_path: Path) -> None:

@@ -1,0 +1,31 @@
+"""Files of judged commits on disk, within a quota."""
+
+import os
+from pathlib import Path
+
+from protocol.types import CommitHash
+from roles.referee.kept_files import KeptFiles
+
+COMMITS = [CommitHash(digit * 40) for digit in "0123"]
+
+
+def test_files_come_back_as_they_were(tmp_path: Path) -> None:
+    files = {"chunk.py": b"x = 1\r\n", "empty.py": b"", "other.py": bytes(range(256))}
+    kept = KeptFiles(tmp_path / "sources")
+    assert kept.read(COMMITS[0]) is None
+    kept.keep(COMMITS[0], files)
+    assert KeptFiles(tmp_path / "sources").read(COMMITS[0]) == files
+    assert kept.read(COMMITS[1]) is None
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    kept = KeptFiles(tmp_path, quota_bytes=2500)
+    for age, commit in enumerate(COMMITS[:2]):
+        kept.keep(commit, {"chunk.py": os.urandom(1000)})
+        os.utime(tmp_path / f"{commit}.zip", (age, age))
+    draft = tmp_path / f"{COMMITS[3]}.1"
+    draft.write_bytes(b"of a referee that was killed")
+    os.utime(draft, (0, 0))
+    assert kept.read(COMMITS[0]) is not None
+    kept.keep(COMMITS[2], {"chunk.py": os.urandom(1000)})
+    assert {path.name for path in tmp_path.iterdir()} == {f"{COMMITS[0]}.zip", f"{COMMITS[2]}.zip"}
