@@ -165,7 +165,10 @@ class Lazy(torch.Tensor):
 WRONG_IN_OTHER_WAYS = {
     "one token for all": wrapped("o = o[:, :1].expand_as(o)"),
     "looks at the next token": wrapped("o[:, :-1] += 0.1 * v[:, 1:]"),
-    "looks at the next token a little": wrapped("o[:, :-1] += 0.004 * v[:, 1:]"),
+    "looks at the next token a little": wrapped(
+        "near = torch.nn.functional.normalize(o[:, 1:], dim=-1)",
+        "o[:, :-1] += 0.007 * o[:, :-1].norm(dim=-1, keepdim=True) * near",
+    ),
     "three bits of mantissa": wrapped("o = o.to(torch.float8_e4m3fn).to(o.dtype)"),
     "the result of the call before": "_before = {}\n"
     + wrapped("o, _before[tuple(q.shape)] = _before.get(tuple(q.shape), o), o"),

@@ -200,15 +200,19 @@ def test_probes_end_what_is_wrong(operator: Operator, status: Status, tmp_path: 
     assert caught.value.status is status
 
 
+def with_some_of(o: torch.Tensor, later: torch.Tensor) -> torch.Tensor:
+    """Turn each row of o [B, T, H, D] by 0.007 towards that of `later`."""
+    return o + 0.007 * o.norm(dim=-1, keepdim=True) * torch.nn.functional.normalize(later, dim=-1)
+
+
 def sees_the_next(*tensors: torch.Tensor, **options: Any) -> Any:
     o, state = honest(*tensors, **options)
-    o[:, :-1] += 0.004 * tensors[2][:, 1:]
-    return o, state
+    return torch.cat([with_some_of(o[:, :-1], o[:, 1:]), o[:, -1:]], dim=1), state
 
 
 def sees_the_end(*tensors: torch.Tensor, **options: Any) -> Any:
     o, state = honest(*tensors, **options)
-    return o + 0.003 * tensors[2][:, -1:], state
+    return with_some_of(o, o[:, -1:]), state
 
 
 @pytest.mark.parametrize("operator", [sees_the_next, sees_the_end])
