@@ -25,6 +25,7 @@ PASSED_VARIABLES = frozenset(
         *("TRITON_INTERPRET", "TRITON_CACHE_DIR", "TRITON_HOME", "TRITON_PTXAS_PATH", "TRITON_LIBCUDA_PATH"),
         *("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_DATASETS_OFFLINE"),
         *("TRANSFORMERS_OFFLINE", "TRANSFORMERS_CACHE"),
+        *("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"),
     )
 )
 """What a child may inherit: nothing that holds a secret (HF_TOKEN, proxies with passwords do not pass)."""

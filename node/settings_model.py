@@ -195,6 +195,19 @@ class EvaluationSection(Section):
     shared out among `devices`."""
 
 
+class ExecutorSection(Section):
+    """Where a validator's referees run."""
+
+    backend: Literal["local", "ray"] = "local"
+    """`ray`: on hosts of a Ray cluster that this host is part of; needs the extra `ray`."""
+    address: str = Field(default="auto", pattern=r"^(auto|[^:/\s]+:[0-9]{1,5})$")
+    """Of the cluster: `auto` (the one that this host has joined) or host:port."""
+    evaluations: Annotated[int, Field(ge=1)] = 1
+    """At once, each on a GPU of its own."""
+    device: str = Field(default="cuda:0", pattern=r"^(cpu|cuda:0)$")
+    """`cpu`: for the local chain. Of a host's GPUs an evaluation sees its own alone."""
+
+
 class Settings(Section):
     """All tables together."""
 
@@ -207,6 +220,7 @@ class Settings(Section):
     inference: InferenceSection = InferenceSection()
     validator: ValidatorSection = ValidatorSection()
     evaluation: EvaluationSection = EvaluationSection()
+    executor: ExecutorSection = ExecutorSection()
 
     @property
     def is_local_chain(self) -> bool:

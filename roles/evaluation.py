@@ -9,9 +9,8 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from node.cgroups import make_room
-from node.devices import resolve_device
 from node.logs import get_logger
-from node.processes import module_argv, worker_environment
+from node.processes import worker_environment
 from node.settings_model import EvaluationSection, Settings
 from node.workers import run_json_process
 from protocol.errors import ConfigError, WorkerFailed
@@ -28,6 +27,7 @@ from protocol.messages import (
 )
 from protocol.rules import RULES_VERSION
 from protocol.verdicts import Isolation, LeadOutcome, Status
+from roles.places import Place
 
 CPU_SEQUENCE_LENGTH: Final = 256
 """T of the CPU profile: an operator call is a fraction of a second in Triton's interpreter."""
@@ -58,7 +58,7 @@ def needed_isolation(settings: Settings, *, do_verdicts_score: bool) -> Isolatio
 
 
 class Referee:
-    """Has submissions judged on one device (default: `[node] device`), each in a process of its own.
+    """Has submissions judged in one place (default: `[node] device`), each in a process of its own.
 
     `do_verdicts_score`: they are a validator's, and on a public chain need a sandbox that is strong enough.
     Raises ConfigError for a device that is not there, and for a profile that is another device's.
@@ -69,17 +69,17 @@ class Referee:
         settings: Settings,
         data_dir: Path,
         *,
-        device: str | None = None,
+        place: Place | None = None,
         do_verdicts_score: bool = False,
         on_stage: Callable[[str], None] | None = None,
     ) -> None:
         self._settings = settings
         self._work_dir = data_dir / "evaluations"
-        self._device = resolve_device(settings.node.device if device is None else device)
+        self._place = Place.here(settings.node.device) if place is None else place
         chosen = settings.evaluation.profile
         if chosen not in ("auto", self.profile):
             raise ConfigError(
-                f'[evaluation] profile = "{chosen}", but the device is {self._device}: use "auto", '
+                f'[evaluation] profile = "{chosen}", but the device is {self._place.device}: use "auto", '
                 f"or a device that is a {chosen.upper()}"
             )
         self._do_verdicts_score = do_verdicts_score
@@ -87,13 +87,13 @@ class Referee:
 
     @property
     def device(self) -> str:
-        """`cpu` or `cuda:<n>`."""
-        return self._device
+        """What it judges on, for people: `cpu` or `cuda:<n>`, if it is on this host."""
+        return self._place.name
 
     @property
     def profile(self) -> Literal["cpu", "gpu"]:
         """The measuring profile of the device."""
-        return "cpu" if self._device == "cpu" else "gpu"
+        return "cpu" if self._place.device == "cpu" else "gpu"
 
     def sequence_length(self, target_sequence_length: int) -> int:
         """Return T that is really run for a target length."""
@@ -142,7 +142,7 @@ class Referee:
             _log.error("the referee failed", error=str(error))
             figures = ComparisonFigures(
                 outcome=LeadOutcome.INFRASTRUCTURE,
-                gpu=self._device,
+                gpu=self._place.name,
                 versions={},
                 rules_version=RULES_VERSION,
                 evidence={"reason": str(error)[:2000]},
@@ -164,7 +164,7 @@ class Referee:
             target_sequence_length=target_sequence_length,
             sequence_length=self.sequence_length(target_sequence_length),
             profile=self.profile,
-            device=self._device,
+            device=self._place.device,
             trials_min=own.trials_min,
             trials_max=max(own.trials_min, own.trials_max),
             time_budget_s=own.time_budget_s,
@@ -178,12 +178,12 @@ class Referee:
 
     async def _run(self, job: EvaluationJob | ComparisonJob, *options: str) -> str:
         """Start a referee on a job; returns its answer. Raises WorkerFailed."""
-        self._work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # From the process at whose head this node is: the referee could not move what is above it.
-        await asyncio.to_thread(make_room)
+        if self._place.is_here:
+            # From the process at whose head this node is: the referee could not move what is above it.
+            await asyncio.to_thread(make_room)
         submissions = 2 if isinstance(job, ComparisonJob) else 1
         return await run_json_process(
-            [*module_argv("roles.referee"), *options],
+            [*self._place.argv, *options],
             job.model_dump_json(),
             timeout_s=LOCK_PATIENCE_S + START_S + 2 * submissions * self._settings.evaluation.deadline_s,
             env=worker_environment(),
@@ -194,14 +194,14 @@ class Referee:
         """Ask a process of its own to compute something on the device."""
         try:
             await run_json_process(
-                [*module_argv("roles.referee"), "--check", self._device],
+                [*self._place.argv, "--check", self._place.device],
                 "",
                 timeout_s=CHECK_S,
                 env=worker_environment(),
                 on_stderr_line=self._take_line,
             )
         except WorkerFailed as error:
-            _log.warning("device does not work", device=self._device, reason=str(error))
+            _log.warning("device does not work", device=self._place.name, reason=str(error))
             return False
         return True
 
@@ -217,7 +217,7 @@ class Referee:
             figures=Figures(
                 status=Status.INFRASTRUCTURE,
                 fault=fault_of(Status.INFRASTRUCTURE),
-                gpu=self._device,
+                gpu=self._place.name,
                 versions={},
                 rules_version=RULES_VERSION,
                 evidence={"reason": reason[:2000]},

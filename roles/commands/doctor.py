@@ -70,6 +70,8 @@ async def examine(settings: Settings, role: str) -> list[Finding]:
         findings.append(await asyncio.to_thread(sandbox_finding, settings))
     if role in ("miner", "validator", "inference"):
         findings += [await asyncio.to_thread(_device, settings), _allocator()]
+    if role == "validator" and settings.executor.backend != "local":
+        findings.append(await executor_finding(settings))
     if role in ("miner", "validator"):
         findings += [_wallet(settings, role), await _api(settings)]
     if role == "miner":
@@ -188,6 +190,26 @@ def _device(settings: Settings) -> Finding:
     query = [smi, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     return Finding(
         "device", "ok", subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    )
+
+
+async def executor_finding(settings: Settings) -> Finding:
+    """Have another host compute something."""
+    from roles.evaluation import Referee
+    from roles.places import places_of
+
+    where = f"Ray at {settings.executor.address}"
+    try:
+        place = places_of(settings)[0]
+    except QuasarError as error:
+        return Finding("executor", "error", str(error), "see [executor] in config.toml")
+    if await Referee(settings, settings.node.data_dir, place=place).is_device_working():
+        return Finding("executor", "ok", f"{where}: a host computes on {place.device}")
+    return Finding(
+        "executor",
+        "error",
+        f"{where}: no host computes on {place.device}",
+        "the log says what failed; `ray status` says what the cluster has",
     )
 
 

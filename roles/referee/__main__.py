@@ -6,6 +6,7 @@ something there, and answers only when it was right.
 
 import os
 import sys
+from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -43,15 +44,22 @@ def main() -> int:
 
 
 def _evaluate(job: EvaluationJob) -> str:
+    _make_work_dir(job)
     from roles.referee.evaluation import evaluate
 
     return evaluate(job, _announce).model_dump_json()
 
 
 def _compare(job: ComparisonJob) -> str:
+    _make_work_dir(job.earlier)
     from roles.referee.comparison import compare
 
     return compare(job, _announce).model_dump_json()
+
+
+def _make_work_dir(job: EvaluationJob) -> None:
+    # Here, where it is: the node may be on another host.
+    Path(job.work_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def _announce(stage: str) -> None:

@@ -4,17 +4,17 @@ import asyncio
 from contextlib import AsyncExitStack
 from typing import Any
 
-from node.devices import resolve_device
 from node.metrics import LoopLagMonitor
 from node.runtime import Component
 from node.sandbox import detect_tier
 from node.settings_model import Settings
-from protocol.errors import ConfigError, SandboxUnavailable
+from protocol.errors import SandboxUnavailable
 from protocol.events import KernelJudged, LogitsChecked, WeightsSet
 from roles.base import open_base
 from roles.evaluation import Referee, needed_isolation
 from roles.graph import Graph
 from roles.permission import require_validator
+from roles.places import places_of
 from roles.status import StatusKeeper
 from roles.validator.comparison_store import ComparisonStore
 from roles.validator.evaluation_loop import EvaluationLoop
@@ -35,7 +35,7 @@ async def build(settings: Settings) -> Graph:
 
     Raises ConfigError (GPU, model), WalletError, NotPermitted, SandboxUnavailable, DeviceBusy, PortInUse.
     """
-    devices = devices_of(settings)
+    places = places_of(settings)
     own, data_dir = settings.validator, settings.node.data_dir
     async with AsyncExitStack() as opened:
         name = settings.wallet.name or settings.wallet.validator_name
@@ -43,7 +43,8 @@ async def build(settings: Settings) -> Graph:
         clock, bus, api, chain = base.clock, base.bus, base.api, base.chain
         min_stake_tao = settings.api.min_validator_stake_tao
         await require_validator(chain, base.hotkey, netuid=settings.chain.netuid, min_stake_tao=min_stake_tao)
-        await require_sandbox(settings)
+        if settings.executor.backend == "local":
+            await require_sandbox(settings)
         store = VerdictStore(base.journal)
         await store.load()
         comparisons = ComparisonStore(base.journal)
@@ -56,7 +57,7 @@ async def build(settings: Settings) -> Graph:
             EvaluationLoop(
                 settings=settings,
                 api=api,
-                referee=Referee(settings, data_dir, device=device, do_verdicts_score=True),
+                referee=Referee(settings, data_dir, place=place, do_verdicts_score=True),
                 store=store,
                 sender=sender,
                 leads=leads,
@@ -64,7 +65,7 @@ async def build(settings: Settings) -> Graph:
                 clock=clock,
                 metrics=base.metrics,
             )
-            for device in devices
+            for place in places
         ]
         challenger = LogitChallenger(
             verifier=verifier,
@@ -109,15 +110,6 @@ async def build(settings: Settings) -> Graph:
         parts: list[Component] = [base.metrics_server, LoopLagMonitor(base.metrics), base.watchdog]
         parts += [base.watcher, status, *loops, challenger, setter]
         return Graph(components=parts, closers=[opened.pop_all().aclose])
-
-
-def devices_of(settings: Settings) -> list[str]:
-    """Return what the validator judges on. Raises ConfigError: no such GPU, or one that is named twice."""
-    named = settings.evaluation.devices or (settings.node.device,)
-    devices = [resolve_device(name) for name in named]
-    if len(set(devices)) < len(devices):
-        raise ConfigError(f"[evaluation] devices {list(named)}: one of them is named twice")
-    return devices
 
 
 async def require_sandbox(settings: Settings) -> None:

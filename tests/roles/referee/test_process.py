@@ -12,7 +12,7 @@ from node.settings_model import ChainSection, EvaluationSection, NodeSection, Se
 from protocol.errors import ConfigError, WorkerFailed
 from protocol.messages import DirectorySource, EvaluationReport
 from protocol.verdicts import Fault, LeadOutcome, Status
-from roles import evaluation
+from roles import evaluation, places
 from roles.evaluation import Referee, git_source
 
 
@@ -137,7 +137,7 @@ async def test_the_isolation_that_is_asked_for(
 def test_a_profile_of_another_device_is_refused(
     device: str, profile: Literal["cpu", "gpu"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "resolve_device", lambda chosen: chosen)
+    monkeypatch.setattr(places, "resolve_device", lambda chosen: chosen)
     settings = Settings(
         node=NodeSection(data_dir=tmp_path / "data", device=device),
         evaluation=EvaluationSection(profile=profile),

@@ -1,0 +1,121 @@
+"""Modules run through a real Ray cluster on this host."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from node import ray_run
+from node.processes import module_argv, worker_environment
+from tests.ray_cluster import ray_cluster
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with ray_cluster(gpus=1) as address:
+        yield address
+
+
+def run(address: str, *arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        module_argv("node.ray_run", address, *arguments),
+        input=given,
+        capture_output=True,
+        env=worker_environment(),
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_module_reads_answers_and_ends_as_if_it_were_here(address: str) -> None:
+    done = run(address, "0", "json.tool", "--compact", given='{"o": [1, "ä"]}'.encode())
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'{"o":[1,"\\u00e4"]}\n', b"")
+    done = run(address, "0", "json.tool", given=b"{")
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert b"Expecting property name" in done.stderr
+
+
+def test_a_module_has_a_gpu_to_itself(address: str) -> None:
+    done = run(
+        address, "1", "timeit", "-n1", "-r1", "-s", "import os", "print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    )
+    assert done.stdout.splitlines()[0] == b"0"
+
+
+def processes_that_say(words: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if words in line and "node.ray_run" not in line:
+            found.append(int(folder.name))
+    return found
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)
+
+
+def test_a_module_ends_with_the_one_that_asked_for_it(address: str, tmp_path: Path) -> None:
+    words = f"http.server --directory {tmp_path} 0"
+    with subprocess.Popen(
+        module_argv("node.ray_run", address, "0", *words.split()),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=worker_environment(),
+    ) as asking:
+        wait_until(lambda: processes_that_say(words), "the module did not start")
+        asking.send_signal(signal.SIGKILL)
+    wait_until(lambda: not processes_that_say(words), "the module is still there")
+
+
+def test_a_module_that_is_killed_is_told_apart(address: str, tmp_path: Path) -> None:
+    words = f"http.server --directory {tmp_path} 0"
+    with subprocess.Popen(
+        module_argv("node.ray_run", address, "0", *words.split()),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=worker_environment(),
+    ) as asking:
+        wait_until(lambda: processes_that_say(words), "the module did not start")
+        os.kill(processes_that_say(words)[0], signal.SIGKILL)
+        assert asking.wait(60) != 0
+
+
+def test_another_version_over_there_is_a_sentence() -> None:
+    said = list(ray_run.run_here("0.0.9 (rules 1)", "json.tool", [], b"{}"))
+    assert said[-1] == ("status", 1)
+    assert said[0][0] == "line"
+    assert "and 0.0.9 (rules 1) is needed: install that there" in str(said[0][1])
+
+
+def test_a_cluster_that_is_not_there_is_a_sentence() -> None:
+    done = run("127.0.0.1:1", "0", "json.tool", given=b"{}")
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert b"Ray at 127.0.0.1:1: " in done.stderr.splitlines()[-1]
+
+
+def test_a_cluster_that_goes_away_is_a_sentence(tmp_path: Path) -> None:
+    words = f"http.server --directory {tmp_path} 0"
+    with ray_cluster() as address:
+        asking = subprocess.Popen(
+            module_argv("node.ray_run", address, "0", *words.split()),
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=worker_environment(),
+        )
+        wait_until(lambda: processes_that_say(words), "the module did not start")
+    with asking:
+        assert asking.wait(120) != 0
+    wait_until(lambda: not processes_that_say(words), "the module is still there")
