@@ -47,7 +47,9 @@ def test_documented_command_parses(page: str, command: str) -> None:
         assert known.returncode == 0, known.stderr.decode()
     elif program == "ray":
         # tests/ray_cluster.py starts a real one.
-        known = subprocess.run([Path(sys.executable).with_name("ray"), *words[1:], "--help"], capture_output=True)
+        known = subprocess.run(
+            [Path(sys.executable).with_name("ray"), *words[1:], "--help"], capture_output=True
+        )
         assert known.returncode == 0, known.stderr.decode()
     elif program == "systemctl":
         assert "@" not in command or "quasar-node@" in command
