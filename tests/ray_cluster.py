@@ -7,15 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-START_S = 120.0
-
 
 @contextmanager
-def ray_cluster(*, gpus: int = 0) -> Iterator[str]:
+def ray_cluster(*, gpus: int = 0, env: Mapping[str, str] = os.environ) -> Iterator[str]:
     """Start a cluster that says it has so many GPUs; gives its address."""
     # Paths of sockets are short, and those of tests are not.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
@@ -46,7 +44,7 @@ def ray_cluster(*, gpus: int = 0) -> Iterator[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+        env={**env, "RAY_USAGE_STATS_ENABLED": "0"},
     )
     assert process.stdout is not None
     said = []

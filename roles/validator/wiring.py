@@ -43,8 +43,7 @@ async def build(settings: Settings) -> Graph:
         clock, bus, api, chain = base.clock, base.bus, base.api, base.chain
         min_stake_tao = settings.api.min_validator_stake_tao
         await require_validator(chain, base.hotkey, netuid=settings.chain.netuid, min_stake_tao=min_stake_tao)
-        if settings.executor.backend == "local":
-            await require_sandbox(settings)
+        await require_sandbox(settings)
         store = VerdictStore(base.journal)
         await store.load()
         comparisons = ComparisonStore(base.journal)
@@ -114,6 +113,9 @@ async def build(settings: Settings) -> Graph:
 
 async def require_sandbox(settings: Settings) -> None:
     """Raise SandboxUnavailable when this host would run hostile code too freely beside a wallet."""
+    if settings.executor.backend != "local":
+        # Hosts that run it instead refuse by themselves.
+        return
     tier = await asyncio.to_thread(detect_tier)
     if not tier.suffices(needed_isolation(settings, do_verdicts_score=True)):
         raise SandboxUnavailable(

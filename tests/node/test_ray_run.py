@@ -92,6 +92,21 @@ def test_a_module_that_is_killed_is_told_apart(address: str, tmp_path: Path) -> 
         assert asking.wait(60) != 0
 
 
+def test_a_cluster_that_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    for name in ("right", "wrong"):
+        (tmp_path / name).write_text(f"{name}-{'0' * 40}")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "right"))
+    with ray_cluster() as address:
+        assert run(address, "0", "json.tool", given=b"{}").stdout == b"{}\n"
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "wrong"))
+        done = run(address, "0", "json.tool", given=b"{}")
+    assert done.returncode == 1
+    assert done.stdout == b""
+    assert b"Ray at " in done.stderr.splitlines()[-1]
+
+
 def test_another_version_over_there_is_a_sentence() -> None:
     said = list(ray_run.run_here("0.0.9 (rules 1)", "json.tool", [], b"{}"))
     assert said[-1] == ("status", 1)

@@ -195,6 +195,8 @@ async def test_host_without_isolation_is_no_place_for_a_validator(
     public = change(settings, "chain", network="test")
     with pytest.raises(SandboxUnavailable):
         await validator.require_sandbox(public)
+    # Of what other hosts offer this one knows nothing.
+    await validator.require_sandbox(change(public, "executor", backend="ray"))
     # Landlock alone serves where no wallet is worth protecting.
     monkeypatch.setattr(validator, "detect_tier", lambda: SandboxTier.LANDLOCK)
     await validator.require_sandbox(change(settings, "validator", unsafe_no_sandbox=False))
