@@ -91,6 +91,7 @@ def run_here(version: str, module: str, arguments: Sequence[str], document: byte
             try:
                 while line := process.stderr.readline(MAX_LINE_CHARS):
                     yield "line", line.decode(errors="replace").rstrip("\n")
+                process.wait()
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)

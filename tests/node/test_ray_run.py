@@ -5,6 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,8 +67,10 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
-def test_a_module_ends_with_the_one_that_asked_for_it(address: str, tmp_path: Path) -> None:
-    words = f"http.server --directory {tmp_path} 0"
+@contextmanager
+def a_server(address: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], list[int]]]]:
+    """Have a module run that does not end by itself; gives who asked for it, and how to look for it."""
+    words = f"http.server --directory {folder} 0"
     with subprocess.Popen(
         module_argv("node.ray_run", address, "0", *words.split()),
         stdin=subprocess.DEVNULL,
@@ -75,21 +78,19 @@ def test_a_module_ends_with_the_one_that_asked_for_it(address: str, tmp_path: Pa
         env=worker_environment(),
     ) as asking:
         wait_until(lambda: processes_that_say(words), "the module did not start")
-        asking.send_signal(signal.SIGKILL)
-    wait_until(lambda: not processes_that_say(words), "the module is still there")
+        yield asking, lambda: processes_that_say(words)
+
+
+def test_a_module_ends_with_the_one_that_asked_for_it(address: str, tmp_path: Path) -> None:
+    with a_server(address, tmp_path) as (asking, found):
+        asking.kill()
+        wait_until(lambda: not found(), "the module is still there")
 
 
 def test_a_module_that_is_killed_is_told_apart(address: str, tmp_path: Path) -> None:
-    words = f"http.server --directory {tmp_path} 0"
-    with subprocess.Popen(
-        module_argv("node.ray_run", address, "0", *words.split()),
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=worker_environment(),
-    ) as asking:
-        wait_until(lambda: processes_that_say(words), "the module did not start")
-        os.kill(processes_that_say(words)[0], signal.SIGKILL)
-        assert asking.wait(60) != 0
+    with a_server(address, tmp_path) as (asking, found):
+        os.kill(found()[0], signal.SIGKILL)
+        assert asking.wait(60) not in (0, 1)
 
 
 def test_a_cluster_that_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,16 +122,10 @@ def test_a_cluster_that_is_not_there_is_a_sentence() -> None:
     assert b"Ray at 127.0.0.1:1: " in done.stderr.splitlines()[-1]
 
 
-def test_a_cluster_that_goes_away_is_a_sentence(tmp_path: Path) -> None:
-    words = f"http.server --directory {tmp_path} 0"
-    with ray_cluster() as address:
-        asking = subprocess.Popen(
-            module_argv("node.ray_run", address, "0", *words.split()),
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=worker_environment(),
-        )
-        wait_until(lambda: processes_that_say(words), "the module did not start")
-    with asking:
-        assert asking.wait(120) != 0
-    wait_until(lambda: not processes_that_say(words), "the module is still there")
+def test_a_cluster_that_goes_away_takes_what_it_ran_with_it(tmp_path: Path) -> None:
+    with ExitStack() as cluster:
+        address = cluster.enter_context(ray_cluster())
+        with a_server(address, tmp_path) as (asking, found):
+            cluster.close()
+            assert asking.wait(120) != 0
+            wait_until(lambda: not found(), "the module is still there")
