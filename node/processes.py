@@ -7,6 +7,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
+from subprocess import Popen
 
 from node.logs import get_logger
 from node.worker_main import PARENT_VARIABLE
@@ -64,7 +65,7 @@ async def start_process(argv: Sequence[str], env: Mapping[str, str], *, line_lim
         raise WorkerFailed(f"process {argv[0]} cannot be started: {error.strerror}") from error
 
 
-def kill_group(process: Process) -> None:
+def kill_group(process: "Process | Popen[bytes]") -> None:
     """SIGKILL the child and everything that it started in its group; harmless when all are gone."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -5,10 +5,8 @@ every line on standard error comes back at once, standard output in the end, and
 module's exit status. When this process ends early, so does the module.
 """
 
-import contextlib
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Final, Literal
 
-from node.processes import MAX_LINE_CHARS, module_argv, worker_environment
+from node.processes import MAX_LINE_CHARS, kill_group, module_argv, worker_environment
 from node.worker_main import PARENT_VARIABLE, die_with_parent, take_stdout
 from protocol.rules import RULES_VERSION
 
@@ -51,7 +49,8 @@ def main() -> int:
                         stream.write(answer)
                 case ("status", code):
                     status = code
-    except (OSError, ray.exceptions.RayError) as error:
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        # RuntimeError: the cluster has another version of Ray or of Python.
         print(f"Ray at {address}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
     return status
 
@@ -93,8 +92,7 @@ def run_here(version: str, module: str, arguments: Sequence[str], document: byte
                     yield "line", line.decode(errors="replace").rstrip("\n")
                 process.wait()
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                kill_group(process)
         answer.seek(0)
         yield "answer", answer.read(MAX_ANSWER_BYTES)
         yield "status", process.returncode

@@ -1,13 +1,15 @@
 """Every setting of the node with its default; names follow config.toml, one class per table."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from protocol import rules
 
-Port = Annotated[int, Field(ge=0, le=65535)]
+MAX_PORT: Final = 65535
+Port = Annotated[int, Field(ge=0, le=MAX_PORT)]
 """0 lets the system choose."""
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -195,12 +197,19 @@ class EvaluationSection(Section):
     shared out among `devices`."""
 
 
+def _checked_address(address: str) -> str:
+    pair = re.fullmatch(r"[^:/\s]+:([0-9]{1,5})", address)
+    if address != "auto" and (pair is None or not 1 <= int(pair[1]) <= MAX_PORT):
+        raise ValueError(f"auto or host:port is expected, with a port from 1 to {MAX_PORT}")
+    return address
+
+
 class ExecutorSection(Section):
     """Where a validator's referees run."""
 
     backend: Literal["local", "ray"] = "local"
     """`ray`: on hosts of a Ray cluster that this host is part of; needs the extra `ray`."""
-    address: str = Field(default="auto", pattern=r"^(auto|[^:/\s]+:[0-9]{1,5})$")
+    address: Annotated[str, AfterValidator(_checked_address)] = "auto"
     """Of the cluster: `auto` (the one that this host has joined) or host:port."""
     evaluations: Annotated[int, Field(ge=1)] = 1
     """At once, each on a GPU of its own."""

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -11,15 +10,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ports import free_port
+
 
 @contextmanager
 def ray_cluster(*, gpus: int = 0, env: Mapping[str, str] = os.environ) -> Iterator[str]:
     """Start a cluster that says it has so many GPUs; gives its address."""
     # Paths of sockets are short, and those of tests are not.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = {
         "port": port,
         "node-ip-address": "127.0.0.1",

@@ -1,8 +1,9 @@
 """The files of commits that were judged: a repository that is deleted afterwards changes nothing."""
 
+import hashlib
+import io
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,8 @@ from typing import Final
 from protocol.types import CommitHash
 
 QUOTA_BYTES: Final = 2**30
+DIGEST_BYTES: Final = 32
+"""Of SHA-256, before each archive: not every damage shows in an archive itself."""
 
 
 class KeptFiles:
@@ -23,15 +26,17 @@ class KeptFiles:
         """Return name -> content as it was kept; None when it was not, or is no longer whole."""
         path = self._path(commit_hash)
         try:
-            with zipfile.ZipFile(path) as archive:
-                files = {name: archive.read(name) for name in archive.namelist()}
+            kept = path.read_bytes()
         except FileNotFoundError:
             return None
-        except (zipfile.BadZipFile, zlib.error):
+        digest, packed = kept[:DIGEST_BYTES], kept[DIGEST_BYTES:]
+        if hashlib.sha256(packed).digest() != digest:
+            # A disk that lost some of it: a miner must not answer for that.
             path.unlink(missing_ok=True)
             return None
         os.utime(path)
-        return files
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
 
     def keep(self, commit_hash: CommitHash, files: Mapping[str, bytes]) -> None:
         """Write the files down, unless they are there."""
@@ -39,20 +44,22 @@ class KeptFiles:
         if path.exists():
             return
         self._folder.mkdir(mode=0o700, exist_ok=True)
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, content in files.items():
+                # Without a date: the same files make the same archive.
+                archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
         # Of this process alone: another referee may keep the same commit.
         draft = path.with_suffix(f".{os.getpid()}")
         with draft.open("wb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, content in files.items():
-                    # Without a date: the same files make the same archive.
-                    archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+            file.write(hashlib.sha256(packed.getvalue()).digest() + packed.getvalue())
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
         self._make_room()
 
     def _path(self, commit_hash: CommitHash) -> Path:
-        return self._folder / f"{commit_hash}.zip"
+        return self._folder / f"{commit_hash}.kept"
 
     def _make_room(self) -> None:
         """Remove what was used longest ago, drafts of referees that were killed among it."""

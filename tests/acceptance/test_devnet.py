@@ -10,21 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import command_lines
+
 pytestmark = [pytest.mark.devnet, pytest.mark.timeout(600)]
 
 
 def _group_members(root: Path) -> list[str]:
     """Return the command lines of running processes that name `root`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
-            if str(root) in line:
-                found.append(line)
-    return found
+    return [
+        line.replace(b"\0", b" ").decode(errors="replace")
+        for pid, line in command_lines().items()
+        if pid != os.getpid() and str(root).encode() in line
+    ]
 
 
 def test_short_devnet_pays_the_correct_miners_and_excludes_the_wrong_one(tmp_path: Path) -> None:

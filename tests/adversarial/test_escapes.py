@@ -1,12 +1,11 @@
 """Attacks on what surrounds the measurement: other processes, files, the network, the result's type."""
 
-from pathlib import Path
-
 import pytest
 
 from protocol.verdicts import Fault, Status
 from tests.adversarial.conftest import Judge
 from tests.adversarial.test_attacks import wrapped
+from tests.processes import command_lines
 
 LEFT_BEHIND = "86397"
 """Seconds that a process left behind would sleep: found again by them."""
@@ -28,18 +27,7 @@ def assert_left_behind_is_ended(judge: Judge) -> None:
     figures = judge(DAEMON).figures
     assert figures.status is Status.PASSED, figures.evidence
     assert "LEFT BEHIND /" in figures.evidence["log_tail"]
-    assert not any(LEFT_BEHIND.encode() in line for line in command_lines())
-
-
-def command_lines() -> list[bytes]:
-    """What every process of this machine was started as."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append(path.read_bytes())
-        except OSError:
-            continue
-    return found
+    assert not any(LEFT_BEHIND.encode() in line for line in command_lines().values())
 
 
 def attempt(action: str) -> str:

@@ -12,7 +12,7 @@ from node.chain import LocalChain
 from node.git import create_bare_repository
 from node.wallets import create_wallet
 from tests.fakes.subnet import NETUID, registration
-from tests.fakes.subtensor.process import free_port
+from tests.ports import free_port
 from tests.roles.conftest import models, tiny_model
 
 __all__ = ["models", "service", "tiny_model"]

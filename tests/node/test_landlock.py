@@ -18,6 +18,7 @@ from node.sandbox_spec import SandboxSpec, python_argv
 from node.seccomp import denied_calls
 from protocol.errors import SandboxUnavailable
 from tests.ordinary_user import as_ordinary_user
+from tests.processes import command_lines
 from tests.requirements import missing
 from tests.waiting import until
 
@@ -261,13 +262,7 @@ DAEMONS = "(setsid sh -c 'setsid sleep {0} & sleep {0}' &) ; sleep 0.3"
 
 def is_running(seconds: int) -> bool:
     """True when a process sleeps for exactly that long."""
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes() == f"sleep\0{seconds}\0".encode():
-                return True
-        except OSError:
-            continue
-    return False
+    return f"sleep\0{seconds}\0".encode() in command_lines().values()
 
 
 def test_daemons_end_with_the_program(scratch: Path) -> None:

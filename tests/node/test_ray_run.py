@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +11,9 @@ import pytest
 
 from node import ray_run
 from node.processes import module_argv, worker_environment
+from tests.processes import command_lines
 from tests.ray_cluster import ray_cluster
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -48,43 +49,33 @@ def test_a_module_has_a_gpu_to_itself(address: str) -> None:
     assert done.stdout.splitlines()[0] == b"0"
 
 
-def processes_that_say(words: str) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if words in line and "node.ray_run" not in line:
-            found.append(int(folder.name))
-    return found
-
-
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
 @contextmanager
 def a_server(address: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[], list[int]]]]:
     """Have a module run that does not end by itself; gives who asked for it, and how to look for it."""
-    words = f"http.server --directory {folder} 0"
+    words = ["http.server", "--directory", str(folder), "0"]
+    # Ray's interpreter may have another name.
+    started_as = "\0".join(["", *module_argv(*words)[1:], ""]).encode()
+
+    def found() -> list[int]:
+        return [pid for pid, line in command_lines().items() if line.endswith(started_as)]
+
     with subprocess.Popen(
-        module_argv("node.ray_run", address, "0", *words.split()),
+        module_argv("node.ray_run", address, "0", *words),
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=worker_environment(),
     ) as asking:
-        wait_until(lambda: processes_that_say(words), "the module did not start")
-        yield asking, lambda: processes_that_say(words)
+        try:
+            until(found, lambda: "the module did not start")
+            yield asking, found
+        finally:
+            asking.kill()
 
 
 def test_a_module_ends_with_the_one_that_asked_for_it(address: str, tmp_path: Path) -> None:
     with a_server(address, tmp_path) as (asking, found):
         asking.kill()
-        wait_until(lambda: not found(), "the module is still there")
+        until(lambda: not found(), lambda: "the module is still there")
 
 
 def test_a_module_that_is_killed_is_told_apart(address: str, tmp_path: Path) -> None:
@@ -128,4 +119,4 @@ def test_a_cluster_that_goes_away_takes_what_it_ran_with_it(tmp_path: Path) -> N
         with a_server(address, tmp_path) as (asking, found):
             cluster.close()
             assert asking.wait(120) != 0
-            wait_until(lambda: not found(), "the module is still there")
+            until(lambda: not found(), lambda: "the module is still there")

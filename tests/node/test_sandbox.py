@@ -15,6 +15,7 @@ from node.sandbox_spec import Limits, Mount, SandboxSpec, python_argv, python_mo
 from node.seccomp import denied_calls
 from protocol.errors import SandboxUnavailable
 from protocol.verdicts import Isolation
+from tests.processes import command_lines
 
 pytestmark = pytest.mark.skipif(not detect_tier().suffices(Isolation.TO_SCORE), reason="needs bubblewrap")
 
@@ -161,16 +162,9 @@ def test_a_hang_ends_at_the_deadline_with_all_its_children() -> None:
 def assert_ends(command: bytes) -> None:
     """The kernel ends a pid namespace in its own time; seconds at most."""
     deadline = time.monotonic() + 5
-    while any(command in _command_line(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+    while any(command in line for line in command_lines().values()):
         assert time.monotonic() < deadline, f"{command!r} is still there"
         time.sleep(0.05)
-
-
-def _command_line(process: Path) -> bytes:
-    try:
-        return (process / "cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def test_a_daemon_does_not_survive() -> None:

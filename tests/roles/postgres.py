@@ -4,13 +4,13 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.ports import free_port
 from tests.requirements import missing
 
 USER = "quasar"
@@ -116,10 +116,3 @@ def _programs() -> Path | None:
         return found[-1].parent
     on_path = shutil.which("pg_ctl")
     return None if on_path is None else Path(on_path).parent
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -9,15 +9,15 @@ import pytest
 from kernels.export import export_files
 from node.sandbox import detect_tier
 from node.sandbox_spec import SandboxTier
+from node.settings import load_settings
 from node.settings_model import Settings
 from protocol.errors import ConfigError
-from protocol.forks import TARGET_DIR
-from protocol.messages import DirectorySource
 from protocol.verdicts import Status
 from roles import places
 from roles.commands.doctor import executor_finding
 from roles.evaluation import Referee
 from roles.places import places_of
+from tests.adversarial.conftest import laid_out
 from tests.ray_cluster import ray_cluster
 
 RAY = {"backend": "ray", "address": "127.0.0.1:6379", "evaluations": 2}
@@ -60,6 +60,15 @@ def test_what_only_this_host_knows_is_refused(evaluation: dict[str, Any], words:
         places_of(settings_of(executor=RAY, evaluation=evaluation))
 
 
+@pytest.mark.parametrize(
+    "address", ["here", "ray://host:10001", "host:", "host:0", "host:65536", ":6379", "two hosts:6379"]
+)
+def test_an_address_that_is_none_is_named(address: str) -> None:
+    said = "auto or host:port is expected, with a port from 1 to 65535"
+    with pytest.raises(ConfigError, match=rf"\[executor\] address = .*{address}.*: .*{said}"):
+        load_settings({}, config_file=None, env={"QUASAR_EXECUTOR__ADDRESS": address})
+
+
 def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match=r'pip install "quasar-node\[ray\]"'):
@@ -68,10 +77,7 @@ def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox")
 async def test_a_submission_is_judged_on_another_host(tmp_path: Path) -> None:
-    folder = tmp_path / "fork" / TARGET_DIR
-    folder.mkdir(parents=True)
-    for name, text in export_files("chunk").items():
-        (folder / name).write_text(text)
+    source = laid_out(tmp_path, export_files("chunk"), "")
     with ray_cluster() as address:
         settings = settings_of(
             node={"device": "cpu", "data_dir": str(tmp_path / "data")},
@@ -81,11 +87,7 @@ async def test_a_submission_is_judged_on_another_host(tmp_path: Path) -> None:
         [place] = places_of(settings)
         stages: list[str] = []
         referee = Referee(settings, tmp_path / "data", place=place, on_stage=stages.append)
-        report = await referee.evaluate(
-            DirectorySource(path=str(tmp_path / "fork")),
-            target_sequence_length=100_000,
-            claimed_tokens_per_sec=None,
-        )
+        report = await referee.evaluate(source, target_sequence_length=100_000, claimed_tokens_per_sec=None)
         assert report.figures.status is Status.PASSED, report.figures.evidence
         assert stages[0] == "fetch"
         assert len(stages) > 3

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import websockets
 
 from tests.fakes.subtensor.fixture import required_fixture
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 
@@ -57,10 +57,3 @@ class NodeProcess:
             request = {"jsonrpc": "2.0", "id": 1, "method": "fake_faults", "params": [faults]}
             await connection.send(json.dumps(request))
             await connection.recv()
-
-
-def free_port() -> int:
-    """A port that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

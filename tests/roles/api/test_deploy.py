@@ -14,9 +14,10 @@ import aiohttp
 from pydantic import SecretStr
 
 from node.settings_model import Settings
+from tests.ports import free_port
 from tests.requirements import missing
 from tests.roles.api.harness import Client, Code, Subnet, running, submit_message, until, with_api
-from tests.roles.postgres import PostgresServer, free_port
+from tests.roles.postgres import PostgresServer
 
 DEPLOY = Path(__file__).parents[3] / "deploy" / "api"
 

@@ -24,6 +24,7 @@ from protocol.errors import UsageError
 from protocol.signing import inference_text, verify_text
 from protocol.types import Coldkey, Hotkey
 from roles.commands.verify_inference import CHALLENGES, verify_inference
+from tests.ports import free_port
 from tests.roles.inference.harness import until
 
 NETUID = 24
@@ -71,12 +72,6 @@ def process(config: Path) -> Iterator[subprocess.Popen[str]]:
         finally:
             child.kill()
             child.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make_subnet(folder: Path) -> tuple[Any, Any]:
