@@ -211,7 +211,7 @@ def _serve_honest(tree: Path, device: str) -> None:
         # Drawing is what the GPU does between two trials of the referee: it is as warm as there.
         return typical(
             [
-                _in_a_row(run, [benchmark.draw(shape) for _ in range(sets)], calls, chained=chained)
+                time_calls(run, [benchmark.draw(shape) for _ in range(sets)], calls, chained=chained)
                 for _ in range(REPETITIONS)
             ]
         )
@@ -240,7 +240,7 @@ def _serve_honest(tree: Path, device: str) -> None:
         print(json.dumps(times), flush=True)
 
 
-def _in_a_row(run: Callable[[Any], Any], draws: list[Any], calls: int, *, chained: bool) -> float:
+def time_calls(run: Callable[[Any], Any], draws: list[Any], calls: int, *, chained: bool) -> float:
     """Seconds of a call that follows another; chained ones as in a trial, where each output stays."""
     import torch
 
