@@ -51,7 +51,8 @@ def main() -> int:
                     status = code
     except (OSError, RuntimeError, ray.exceptions.RayError) as error:
         # RuntimeError: the cluster has another version of Ray or of Python.
-        print(f"Ray at {address}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        said_of_it = " ".join(str(error).split())
+        print(f"Ray at {address}: {type(error).__name__}: {said_of_it}", file=sys.stderr, flush=True)
     return status
 
 

@@ -8,14 +8,19 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 from tests.ports import free_port
 
+RAY_VERSION = metadata.version("ray")
+
 
 @contextmanager
-def ray_cluster(*, gpus: int = 0, env: Mapping[str, str] = os.environ) -> Iterator[str]:
-    """Start a cluster that says it has so many GPUs; gives its address."""
+def ray_cluster(
+    *, gpus: int = 0, version: str = RAY_VERSION, env: Mapping[str, str] = os.environ
+) -> Iterator[str]:
+    """Start a cluster that says it has so many GPUs, and is of that version; gives its address."""
     # Paths of sockets are short, and those of tests are not.
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     port = free_port()
@@ -31,7 +36,9 @@ def ray_cluster(*, gpus: int = 0, env: Mapping[str, str] = os.environ) -> Iterat
     process = subprocess.Popen(
         [
             *(
-                str(Path(sys.executable).parent / "ray"),
+                sys.executable,
+                "-c",
+                f"import ray; ray.__version__ = {version!r}; from ray.scripts.scripts import main; main()",
                 "start",
                 "--head",
                 "--block",

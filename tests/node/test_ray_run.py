@@ -1,6 +1,7 @@
 """Modules run through a real Ray cluster on this host."""
 
 import os
+import platform
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import pytest
 from node import ray_run
 from node.processes import module_argv, worker_environment
 from tests.processes import command_lines
-from tests.ray_cluster import ray_cluster
+from tests.ray_cluster import RAY_VERSION, ray_cluster
 from tests.waiting import until
 
 
@@ -104,6 +105,17 @@ def test_another_version_over_there_is_a_sentence() -> None:
     assert said[-1] == ("status", 1)
     assert said[0][0] == "line"
     assert "and 0.0.9 (rules 1) is needed: install that there" in str(said[0][1])
+
+
+def test_a_cluster_of_another_version_of_ray_is_a_sentence() -> None:
+    with ray_cluster(version="2.9.9") as address:
+        done = run(address, "0", "json.tool", given=b"{}")
+    assert done.returncode == 1
+    assert done.stdout == b""
+    (said,) = done.stderr.decode().splitlines()
+    assert said.startswith(f"Ray at {address}: RuntimeError: Version mismatch")
+    assert f"Ray: 2.9.9 Python: {platform.python_version()}" in said
+    assert f"Ray: {RAY_VERSION} Python" in said
 
 
 def test_a_cluster_that_is_not_there_is_a_sentence() -> None:
