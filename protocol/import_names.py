@@ -5,7 +5,7 @@ flow or scope: what a name may be anywhere in a file, it may be everywhere in it
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Final
 
 PACKAGE: Final = "fla.ops.quasar"
@@ -19,6 +19,7 @@ _REEXPORTED: Final = frozenset(
 )
 """What the original `fla.ops` re-exports from the forbidden modules."""
 
+_NOTHING: Final[frozenset[str]] = frozenset()
 _NAMESPACES: Final = frozenset({"globals", "locals", "vars"})
 _MAX_PASSES: Final = 20
 _MAX_MEANINGS: Final = 32
@@ -34,6 +35,12 @@ def module_of(name: str) -> str:
     """Name the module of a file given by its path inside `fla/ops/quasar`."""
     stem = name.rpartition("/")[2].removesuffix(".py")
     return package_of(name) if stem == "__init__" else f"{package_of(name)}.{stem}"
+
+
+def _packages(module: str) -> list[str]:
+    """A module and the packages that it lies in."""
+    parts = module.split(".")
+    return [".".join(parts[: count + 1]) for count in range(len(parts))]
 
 
 def import_source(statement: ast.ImportFrom, package: str) -> str:
@@ -105,45 +112,55 @@ class ImportNames:
 
     def __init__(self, trees: Mapping[str, ast.Module]) -> None:
         self._file_of = {module_of(name): name for name in trees}
+        self._packages = {package for module in self._file_of for package in _packages(module)}
         self._names: dict[str, dict[str, set[str]]] = {name: {} for name in trees}
         self._imports: list[tuple[str, ast.ImportFrom]] = []
         self._assignments: list[tuple[str, str, ast.expr]] = []
         self._crowded = False
-        self._known: dict[int, set[str]] = {}
+        self._known: dict[int, frozenset[str]] = {}
         for name, tree in trees.items():
             for node in ast.walk(tree):
                 self._collect(name, node)
         self.complete = any(not self._follow() for _ in range(_MAX_PASSES)) and not self._crowded
         """False when names are passed on so often that following them was given up."""
 
-    def paths(self, name: str, node: ast.AST) -> set[str]:
-        """The dotted paths that an expression in a file may stand for."""
+    def paths(self, name: str, node: ast.AST) -> frozenset[str]:
+        """The dotted paths that an expression in a file may stand for, as far as they lead anywhere."""
         known = self._known.get(id(node))
         if known is None:
             known = self._known[id(node)] = self._paths(name, node)
         return known
 
-    def _paths(self, name: str, node: ast.AST) -> set[str]:
+    def _paths(self, name: str, node: ast.AST) -> frozenset[str]:
         if isinstance(node, ast.Name):
-            return self._names[name].get(node.id, set())
+            return self._meanings(name, node.id)
         if isinstance(node, ast.NamedExpr):
             return self.paths(name, node.value)
         access = attribute_access(node)
         if access is None:
-            return self._names[name].get(namespace_key(node) or "", set())
+            return self._meanings(name, namespace_key(node) or "")
         base, attribute = access
         if attribute is None:
-            return set()
-        return set().union(*(self.member(path, attribute) for path in self.paths(name, base) or {"?"}))
+            return _NOTHING
+        return _NOTHING.union(*(self.member(path, attribute) for path in self.paths(name, base) or {"?"}))
 
-    def member(self, module: str, attribute: str) -> set[str]:
+    def _meanings(self, name: str, target: str) -> frozenset[str]:
+        return frozenset(self._names[name].get(target, _NOTHING))
+
+    def member(self, module: str, attribute: str) -> frozenset[str]:
         """What a member of a module may be; any module may carry `fla` and `sys` under their names."""
+        if is_forbidden(module):
+            return frozenset({module})
         paths = {f"{module}.{attribute}"}
         if attribute in GATEWAYS:
             paths.add(attribute)
         if module in self._file_of:
-            paths |= self._names[self._file_of[module]].get(attribute, set()) & GATEWAYS
-        return paths
+            paths |= self._names[self._file_of[module]].get(attribute, _NOTHING) & GATEWAYS
+        return frozenset(filter(self._leads_on, paths))
+
+    def _leads_on(self, path: str) -> bool:
+        """Whether a forbidden module or a gateway can be a member: hostile files make paths without end."""
+        return path in GATEWAYS or path in self._packages or is_forbidden(path)
 
     def _collect(self, name: str, node: ast.AST) -> None:
         match node:
@@ -178,9 +195,9 @@ class ImportNames:
             new |= self._add(name, target, self.paths(name, value) & GATEWAYS)
         return new
 
-    def _add(self, name: str, target: str, paths: set[str]) -> bool:
+    def _add(self, name: str, target: str, paths: Set[str]) -> bool:
         known = self._names[name].setdefault(target, set())
-        new = {path for path in paths if path.partition(".")[0] in GATEWAYS} - known
+        new = set(filter(self._leads_on, paths)) - known
         if len(known) + len(new) > _MAX_MEANINGS:
             self._crowded = True
             return False

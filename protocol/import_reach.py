@@ -8,7 +8,7 @@ that.
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -182,7 +182,7 @@ def _import_problems(module: str) -> Iterator[str]:
         yield f"imports {module}, {_UNSEEN}"
 
 
-def _unseen_members(attribute: str, bases: set[str]) -> Iterator[str]:
+def _unseen_members(attribute: str, bases: Set[str]) -> Iterator[str]:
     if attribute in _LOADER_MEMBERS or attribute in _MEMBERS:
         yield f"uses {attribute}, {_UNSEEN}"
     elif "sys" in bases and attribute in _SYS_MEMBERS:
@@ -247,5 +247,5 @@ def _line_of(node: ast.AST) -> int:
     return int(getattr(node, "lineno", 0))
 
 
-def _listed(modules: set[str] | frozenset[str]) -> str:
+def _listed(modules: Set[str]) -> str:
     return ", ".join(sorted(modules))

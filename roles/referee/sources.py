@@ -17,7 +17,8 @@ from protocol.verdicts import Status
 from roles.referee.kept_files import KeptFiles
 from roles.referee.stages import Ended, Record, printable
 
-MAX_SOURCES_BYTES: Final = 8 * 2**20
+MAX_SOURCES_BYTES: Final = 2 * 2**20
+"""Of all files; a syntax tree takes up to a thousand times as much memory as its text."""
 STORE_PATIENCE_S: Final = 600.0
 """Other evaluations in the same data directory fetch first."""
 
