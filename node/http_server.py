@@ -6,7 +6,7 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -28,6 +28,9 @@ BODY_S = 20.0
 KEEPALIVE_S = 75.0
 ALWAYS_ANSWERED = ("/livez", "/metrics")
 """Paths that answer normally while the server drains."""
+
+MAX_BODY_BYTES: Final = 65_536
+"""Of a request, unless the application says otherwise; a verdict with all its evidence has to fit."""
 
 _log = get_logger(__name__)
 
@@ -52,7 +55,9 @@ class ServerState:
 STATE = web.AppKey("state", ServerState)
 
 
-def base_app(*, readiness: Readiness, metrics: Metrics, max_body_bytes: int = 65_536) -> web.Application:
+def base_app(
+    *, readiness: Readiness, metrics: Metrics, max_body_bytes: int = MAX_BODY_BYTES
+) -> web.Application:
     """An application with /livez, /readyz and /metrics whose every error is JSON `{"detail": ...}`.
 
     Bodies above `max_body_bytes` answer 413. Routes are added by the caller.

@@ -13,14 +13,15 @@ from protocol.errors import SourceRejected
 from protocol.forks import TARGET_FILES
 from protocol.import_names import PACKAGE, import_source, package_of
 from protocol.import_reach import Reach
+from protocol.shown_text import shortened
 from protocol.source_text import parse_source
 from protocol.verdicts import Status
 
 REQUIRED_IN: Final = "chunk.py"
 
-MAX_SENTENCES: Final = 40
-MAX_CHARS: Final = 400
-"""Limits of a report."""
+MAX_SENTENCES: Final = 20
+MAX_SENTENCE_BYTES: Final = 300
+"""Limits of a report, in UTF-8: it goes into a verdict, and a verdict has to fit into a request."""
 
 REQUIRED_MODULES: Final = (
     ("torch", "torch", "import torch"),
@@ -88,9 +89,7 @@ def check_imports(sources: Mapping[str, str | bytes]) -> ImportReport:
 
 def _shown(sentences: list[str]) -> tuple[str, ...]:
     """Keep what a person can read: hostile files can make sentences without end."""
-    shown = [
-        text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS]}..." for text in sentences[:MAX_SENTENCES]
-    ]
+    shown = [shortened(text, MAX_SENTENCE_BYTES) for text in sentences[:MAX_SENTENCES]]
     if len(sentences) > MAX_SENTENCES:
         shown.append(f"and {len(sentences) - MAX_SENTENCES} more")
     return tuple(shown)

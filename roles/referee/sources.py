@@ -13,9 +13,10 @@ from protocol.forks import TARGET_DIR, TARGET_FILES, check_commit_hash, check_fo
 from protocol.import_rules import check_imports
 from protocol.kernel_copies import copied_kernels
 from protocol.messages import DirectorySource, EvaluationJob, GitSource
+from protocol.shown_text import printable
 from protocol.verdicts import Status
 from roles.referee.kept_files import KeptFiles
-from roles.referee.stages import Ended, Record, printable
+from roles.referee.stages import Ended, Record
 
 MAX_SOURCES_BYTES: Final = 2 * 2**20
 """Of all files; a syntax tree takes up to a thousand times as much memory as its text."""

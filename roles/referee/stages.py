@@ -8,11 +8,6 @@ from typing import Any
 from protocol.verdicts import Status
 
 
-def printable(text: str, *, keep: str = "") -> str:
-    """Replace what no terminal and no JSON encoder should get from a stranger: controls, lone surrogates."""
-    return "".join(char if char.isprintable() or char in keep else "?" for char in text)
-
-
 class Ended(Exception):
     """The evaluation is over: the status is known before the last stage."""
 

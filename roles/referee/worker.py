@@ -24,9 +24,10 @@ from node.sandboxed_process import SandboxedProcess
 from protocol.errors import SandboxUnavailable
 from protocol.forks import TARGET_DIR
 from protocol.messages import EvaluationJob
+from protocol.shown_text import printable
 from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
-from roles.referee.stages import Ended, printable
+from roles.referee.stages import Ended
 from roles.referee.worker_spec import confined_spec_in_place, isolated_spec, spec_in_place
 
 LOG_TAIL_BYTES: Final = 4000
@@ -46,7 +47,9 @@ class Worker:
         """Return the end of what the worker printed, in printable characters."""
         size = self.log.seek(0, os.SEEK_END)
         self.log.seek(max(0, size - LOG_TAIL_BYTES))
-        return printable(self.log.read().decode("utf-8", errors="replace"), keep="\n")
+        text = self.log.read().decode("utf-8", errors="replace")
+        # As long as what was printed: the sign for what is no UTF-8 takes three bytes.
+        return printable(text.replace("\N{REPLACEMENT CHARACTER}", "?"), keep="\n")
 
     def explained(self, failure: CandidateFailed) -> CandidateFailed | Ended:
         """One that broke off may have been ended by the kernel, for its own memory or that of others."""

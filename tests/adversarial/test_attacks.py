@@ -4,6 +4,8 @@ import pytest
 
 from kernels.export import export_files
 from kernels.fork_base import forbidden_sources
+from kernels.harness.buffers import MAX_CALLS
+from node.http_server import MAX_BODY_BYTES
 from protocol.fingerprint import fingerprint
 from protocol.forks import TARGET_FILES
 from protocol.verdicts import Fault, Status
@@ -260,6 +262,26 @@ def test_printed_verdicts_are_only_text(judge_submission: Judge) -> None:
     ).figures
     assert figures.status is Status.WRONG_OUTPUT
     assert "passed" in figures.evidence["log_tail"]
+
+
+def test_a_verdict_that_is_too_large_to_be_handed_in(judge_submission: Judge) -> None:
+    """What a submission writes goes into the verdict, which the API would refuse, and nobody be told."""
+    wide = "\N{MATHEMATICAL BOLD SMALL A}"
+    names = "\n".join(f"def gla_{number}_{300 * wide}(): pass" for number in range(41))
+    prints = """
+import os
+for _ in range(4000):
+    os.write(1, b"\\xff\\"")
+"""
+    report = judge_submission(names + prints)
+    figures = report.figures
+    assert figures.status is Status.PASSED, figures.evidence
+    assert len(figures.evidence["import_notes"]) == 21
+    assert figures.evidence["log_tail"].endswith('?"?"')
+    # A whole evaluation on a GPU, at the shortest length.
+    most_seeds = {**figures.evidence, "seeds": (24 + 2) * MAX_CALLS * [2**32 - 1], "reason": 4000 * '"'}
+    largest = figures.model_copy(update={"evidence": most_seeds})
+    assert len(largest.model_dump_json()) < MAX_BODY_BYTES - 4096
 
 
 def test_secrets_are_out_of_reach(judge_submission: Judge, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from protocol.forks import TARGET_DIR, TARGET_FILES
 from protocol.messages import DirectorySource, EvaluationJob, GitSource
 from protocol.verdicts import Status
 from roles.referee.sources import check_sources, take_sources
-from roles.referee.stages import Ended, Record, printable
+from roles.referee.stages import Ended, Record
 
 
 @pytest.fixture
@@ -145,9 +145,3 @@ def test_fingerprint_is_recorded_and_a_copy_is_a_duplicate(fork: Path, tmp_path:
     with pytest.raises(Ended, match="submission 12 of another hotkey") as caught:
         check_sources(take_sources(later), later, Record())
     assert caught.value.status is Status.DUPLICATE
-
-
-def test_strangers_text_becomes_printable() -> None:
-    assert printable("a\ud800b\x1b[31m\u202e\nc") == "a?b?[31m??c"
-    assert printable("a\nb", keep="\n") == "a\nb"
-    printable("\ud800").encode()
