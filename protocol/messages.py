@@ -319,6 +319,8 @@ class Figures(Message):
     """Device name, or `cpu`."""
     versions: dict[str, str]
     rules_version: int
+    fingerprint: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """Of the five target files; a copy has the same. None when they could not be read."""
     evidence: dict[str, Any]
     """Reason, seeds, shapes, per-stage seconds, trial times, log tail without secrets."""
 
@@ -526,8 +528,6 @@ class EvaluationReport(Message):
     """What the referee answers (one JSON document on its standard output)."""
 
     figures: Figures
-    fingerprint: str | None
-    """Of the five target files; None when they could not be read."""
     sandbox_tier: str
 
 

@@ -222,7 +222,6 @@ class Referee:
                 rules_version=RULES_VERSION,
                 evidence={"reason": reason[:2000]},
             ),
-            fingerprint=None,
             sandbox_tier="unknown",
         )
 

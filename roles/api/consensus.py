@@ -27,6 +27,8 @@ class Pooled:
     status: Status
     fault: Fault
     tokens_per_sec: float | None
+    fingerprint: str | None = None
+    """Of the code, when more than half of the stake that could read it found the same."""
 
 
 def pool_verdicts(final_verdicts: Sequence[Row], stakes: Stakes) -> Pooled | None:
@@ -39,18 +41,19 @@ def pool_verdicts(final_verdicts: Sequence[Row], stakes: Stakes) -> Pooled | Non
         return None
     weights = weigh([row.validator_hotkey for row in final_verdicts], stakes)
     half = sum(weights) / 2
+    fingerprint = _agreed_fingerprint(list(zip(final_verdicts, weights, strict=True)))
     passed = [
         (row.measured_tokens_per_sec, weight)
         for row, weight in zip(final_verdicts, weights, strict=True)
         if row.status == Status.PASSED
     ]
     if sum(weight for _, weight in passed) > half:
-        return Pooled(Status.PASSED, Fault.NOBODY, weighted_median(passed))
+        return Pooled(Status.PASSED, Fault.NOBODY, weighted_median(passed), fingerprint)
     failed = [pair for pair in zip(final_verdicts, weights, strict=True) if pair[0].status != Status.PASSED]
     status, _ = _heaviest(failed, lambda row: row.status)
     fault, weight = _heaviest(zip(final_verdicts, weights, strict=True), lambda row: row.fault)
     agreed = fault if weight > half else Fault.NOBODY
-    return Pooled(Status(status), Fault(agreed), None)
+    return Pooled(Status(status), Fault(agreed), None, fingerprint)
 
 
 def weigh(hotkeys: Sequence[str], stakes: Stakes) -> list[float]:
@@ -71,6 +74,14 @@ def weighted_median(pairs: Sequence[tuple[float, float]]) -> float:
         if reached == half:
             return (value + ordered[index + 1][0]) / 2
     raise ValueError("a median needs a value with a weight")
+
+
+def _agreed_fingerprint(pairs: Sequence[tuple[Row, float]]) -> str | None:
+    read = [(row, weight) for row, weight in pairs if row.fingerprint is not None]
+    if not read:
+        return None
+    fingerprint, weight = _heaviest(read, lambda row: row.fingerprint)
+    return fingerprint if 2 * weight > sum(weight for _, weight in read) else None
 
 
 def _heaviest(pairs: Iterable[tuple[Row, float]], key: Callable[[Row], str]) -> tuple[str, float]:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, inspect, text
 from protocol.errors import ConfigError
 from roles.api.database import Database
 
-HEAD: Final = "0003"
+HEAD: Final = "0004"
 """Revision that the code was written for; a test compares it with the newest migration."""
 LOCK_KEY: Final = 7_231_942_117
 MIGRATIONS: Final = Path(__file__).parent / "migrations"

@@ -29,8 +29,21 @@ def _is_ranked() -> ColumnElement[bool]:
     return (submissions.c.pooled_status == Status.PASSED.value) & submissions.c.settled_at.is_not(None)
 
 
+def _is_original() -> ColumnElement[bool]:
+    """No copy: the first to have fixed the same code, judged by now, is of the same hotkey."""
+    other = submissions.alias()
+    first = (
+        select(other.c.miner_hotkey)
+        .where(other.c.fingerprint == submissions.c.fingerprint, other.c.settled_at.is_not(None))
+        .order_by(other.c.code_fixed_at, other.c.id)
+        .limit(1)
+        .scalar_subquery()
+    )
+    return submissions.c.fingerprint.is_(None) | (submissions.c.miner_hotkey == first)
+
+
 def list_ranked(connection: Connection, *, after: int = 0, limit: int | None = None) -> Sequence[Row]:
-    """Settled submissions that passed, with what ranking needs, by number; from the one after `after`."""
+    """Settled submissions that passed, no copies, with what ranking needs, by number; after `after`."""
     query = (
         select(
             submissions.c.id,
@@ -40,7 +53,7 @@ def list_ranked(connection: Connection, *, after: int = 0, limit: int | None = N
             submissions.c.code_fixed_at,
             submissions.c.round_number,
         )
-        .where(_is_ranked(), submissions.c.id > after)
+        .where(_is_ranked(), _is_original(), submissions.c.id > after)
         .order_by(submissions.c.id)
         .limit(limit)
     )
@@ -63,6 +76,7 @@ def put_pooled(connection: Connection, submission_id: int, pooled: Pooled) -> No
             pooled_status=pooled.status.value,
             pooled_fault=pooled.fault.value,
             pooled_tokens_per_sec=pooled.tokens_per_sec,
+            fingerprint=pooled.fingerprint,
         )
     )
 

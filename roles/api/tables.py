@@ -131,11 +131,14 @@ submissions = Table(
     Column("pooled_status", String(32)),
     Column("pooled_fault", String(32)),
     Column("pooled_tokens_per_sec", Float),
+    # Of the code, as most of the stake found it: a copy has that of its original.
+    Column("fingerprint", String(64)),
     # When enough stake had judged it for the outcome to count.
     Column("settled_at", UtcDateTime),
     UniqueConstraint("miner_hotkey", "commitment_hash"),
     UniqueConstraint("miner_hotkey", "commit_hash", "target_sequence_length"),
     Index("ix_submissions_round_number", "round_number"),
+    Index("ix_submissions_fingerprint", "fingerprint", "code_fixed_at", "id"),
     _partial_index("ix_submissions_revealed", "id", where="revealed_at IS NOT NULL"),
     _partial_index("ix_submissions_pending", "expires_block", where="revealed_at IS NULL"),
     _partial_index(
@@ -184,6 +187,7 @@ verdicts = Table(
     Column("gpu", Text, nullable=False),
     Column("versions", JSON, nullable=False),
     Column("rules_version", Integer, nullable=False),
+    Column("fingerprint", String(64)),
     Column("evidence", JSON, nullable=False),
     Column("signature", String(256), nullable=False),
     Column("created_at", UtcDateTime, nullable=False, index=True),

@@ -69,7 +69,6 @@ def evaluate(job: EvaluationJob, announce: Announce) -> EvaluationReport:
         status, reason = Status.INFRASTRUCTURE, str(error)
     return EvaluationReport(
         figures=_figures(job, status, reason, measurements, record),
-        fingerprint=record.fingerprint,
         sandbox_tier=tier.value,
     )
 
@@ -231,6 +230,7 @@ def _figures(
         gpu=device_name(job.device),
         versions=versions(),
         rules_version=RULES_VERSION,
+        fingerprint=record.fingerprint,
         evidence=evidence,
     )
 

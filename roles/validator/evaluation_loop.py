@@ -114,7 +114,7 @@ class EvaluationLoop:
             lease_id=lease.lease_id,
             submission_id=lease.submission_id,
         )
-        judgement = await self._store.put_verdict(verdict, lease, fingerprint=report.fingerprint)
+        judgement = await self._store.put_verdict(verdict, lease, fingerprint=figures.fingerprint)
         self._count(figures, lease)
         log.info(
             "submission judged",

@@ -91,7 +91,7 @@ def test_honest_kernels_pass(variant: str, judge_submission: Judge) -> None:
     assert figures.cosine_similarity is not None
     assert figures.cosine_similarity > 0.9999
     assert len(figures.evidence["trial_s"]) == 3
-    assert report.fingerprint is not None
+    assert report.figures.fingerprint is not None
 
 
 @pytest.mark.parametrize("name", HONEST_FILES)

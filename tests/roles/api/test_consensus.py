@@ -21,7 +21,11 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def verdict(
-    validator: str, status: Status, tokens_per_sec: float | None = None, fault: Fault = Fault.NOBODY
+    validator: str,
+    status: Status,
+    tokens_per_sec: float | None = None,
+    fault: Fault = Fault.NOBODY,
+    fingerprint: str | None = None,
 ) -> SimpleNamespace:
     """A row of the verdicts table."""
     return SimpleNamespace(
@@ -29,6 +33,7 @@ def verdict(
         status=status.value,
         fault=fault.value,
         measured_tokens_per_sec=tokens_per_sec,
+        fingerprint=fingerprint,
     )
 
 
@@ -59,6 +64,20 @@ A_FETCH = verdict("a", Status.FETCH_FAILED)
 )
 def test_verdicts(verdicts: list[SimpleNamespace], outcome: Pooled | None) -> None:
     assert pool_verdicts(verdicts, STAKES) == outcome
+
+
+def test_a_fingerprint_is_what_most_of_the_stake_that_read_the_code_found() -> None:
+    def found(**fingerprints: str | None) -> str | None:
+        rows = [verdict(name, Status.WRONG_OUTPUT, fingerprint=text) for name, text in fingerprints.items()]
+        pooled = pool_verdicts(rows, STAKES)
+        assert pooled is not None
+        return pooled.fingerprint
+
+    assert found(a="f", b="f", c="other") == "f"
+    assert found(a="f", whale=None) == "f"
+    assert found(a="f", b="other") is None
+    assert found(a="f", b="f", whale="other") == "other"
+    assert found(a=None) is None
 
 
 def test_verdicts_where_nobody_has_stake_count_alike() -> None:

@@ -392,3 +392,25 @@ async def test_a_large_standing_is_computed_behind_the_readers_back(
         return len((await api.get("/leaderboard")).body["rows"]) == 2
 
     assert await until(both)
+
+
+async def test_a_copy_that_was_judged_before_its_original_is_not_ranked(api: Client, subnet: Subnet) -> None:
+    original = await api.submit(subnet.miner, Code("original"))
+    copy = await api.submit(subnet.rival, Code("copy", owner="rival"))
+    leases = [await leased(api, subnet.validator), await leased(api, subnet.validator)]
+    held = {lease.submission_id: lease for lease in leases}
+    for miner in (subnet.miner, subnet.rival):
+        await api.check_logits(subnet.validator, miner, LogitOutcome.PASSED)
+
+    async def ranked_after(submission_id: int, **figures: Any) -> list[int]:
+        reply = await api.judge(subnet.validator, held[submission_id], **figures)
+        assert reply.status == 200, reply
+        return [row["submission_id"] for row in (await api.get("/leaderboard")).body["rows"]]
+
+    assert await ranked_after(copy.submission_id, fingerprint="f") == [copy.submission_id]
+    # Whoever had the code first need not have passed.
+    slow = {"status": Status.BELOW_CLAIM, "fault": Fault.NOBODY, "measured_tokens_per_sec": 1.0}
+    assert await ranked_after(original.submission_id, fingerprint="f", **slow) == []
+    again = await api.submit(subnet.miner, Code("again"))
+    held[again.submission_id] = await leased(api, subnet.validator)
+    assert await ranked_after(again.submission_id, fingerprint="f") == [again.submission_id]

@@ -47,7 +47,6 @@ class Judge:
                 rules_version=1,
                 evidence={"reason": "because [bold]"},
             ),
-            fingerprint=None,
             sandbox_tier="bwrap",
         )
 
@@ -129,4 +128,4 @@ def test_the_shipped_kernel_passes_for_real(
     document = json.loads(capsys.readouterr().out)
     assert document["figures"]["status"] == "passed"
     assert document["target_sequence_length"] == 64
-    assert document["fingerprint"]
+    assert document["figures"]["fingerprint"]

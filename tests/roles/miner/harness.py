@@ -69,9 +69,9 @@ def report(
             gpu="cpu",
             versions={"torch": "2.13.0"},
             rules_version=RULES_VERSION,
+            fingerprint=fingerprint,
             evidence={"reason": f"scripted {status.value}"},
         ),
-        fingerprint=fingerprint,
         sandbox_tier="none",
     )
 
