@@ -51,7 +51,7 @@ def start_time(pid: int) -> int | None:
 def _fields(pid: int) -> list[str] | None:
     """What follows the name in /proc/PID/stat, beginning with the state."""
     try:
-        # The name, in parentheses, may hold anything.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # The name, in parentheses, may hold anything, and need not be UTF-8.
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
     except (FileNotFoundError, ProcessLookupError):
         return None

@@ -193,6 +193,7 @@ class Session:
     @staticmethod
     def _failure(message: dict[str, Any]) -> CandidateFailed:
         kind, reason = message.get("failed"), message.get("reason")
-        if kind in {"build", "crash", "memory"} and isinstance(reason, str):
+        # A worker may say anything: what cannot be hashed, too.
+        if isinstance(kind, str) and kind in {"build", "crash", "memory"} and isinstance(reason, str):
             return CandidateFailed(kind, reason[:500])
         return CandidateFailed("tampered", "the worker sent a message that is not part of the protocol")

@@ -50,7 +50,8 @@ def send(connection: socket.socket, message: dict[str, Any], descriptors: tuple[
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     try:
         connection.sendmsg([json.dumps(message).encode()], ancillary)
-    except (BrokenPipeError, ConnectionError, TimeoutError) as error:
+    except OSError as error:
+        # Gone, or it does not take what is sent to it.
         raise WireBroken(f"the peer is gone: {error}") from error
 
 

@@ -9,7 +9,7 @@ from node.git import MAX_BLOB_BYTES, MAX_BLOBS, GitStore
 from node.locks import FileLock
 from protocol.errors import InvalidForkUrl, SourceRejected
 from protocol.fingerprint import fingerprint
-from protocol.forks import TARGET_DIR, TARGET_FILES, check_commit_hash, check_fork_url
+from protocol.forks import TARGET_DIR, check_commit_hash, check_fork_url
 from protocol.import_rules import check_imports
 from protocol.kernel_copies import copied_kernels
 from protocol.messages import DirectorySource, EvaluationJob, GitSource
@@ -18,7 +18,7 @@ from protocol.verdicts import Status
 from roles.referee.kept_files import KeptFiles
 from roles.referee.stages import Ended, Record
 
-MAX_SOURCES_BYTES: Final = 2 * 2**20
+MAX_SOURCES_BYTES: Final = 2**20
 """Of all files; a syntax tree takes up to a thousand times as much memory as its text."""
 STORE_PATIENCE_S: Final = 600.0
 """Other evaluations in the same data directory fetch first."""
@@ -100,7 +100,7 @@ def check_sources(sources: dict[str, str], job: EvaluationJob, record: Record) -
     copies = copied_kernels(sources, forbidden_sources())
     if copies:
         raise Ended(Status.IMPORTS_FORBIDDEN, "; ".join(copies[:10]))
-    record.fingerprint = fingerprint({name: sources[name] for name in TARGET_FILES})
+    record.fingerprint = fingerprint(sources)
     earlier = job.known_fingerprints.get(record.fingerprint)
     if earlier is not None:
-        raise Ended(Status.DUPLICATE, f"the five files are those of submission {earlier} of another hotkey")
+        raise Ended(Status.DUPLICATE, f"the code is that of submission {earlier} of another hotkey")

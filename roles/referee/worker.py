@@ -45,9 +45,10 @@ class Worker:
 
     def log_tail(self) -> str:
         """Return the end of what the worker printed, in printable characters."""
-        size = self.log.seek(0, os.SEEK_END)
-        self.log.seek(max(0, size - LOG_TAIL_BYTES))
-        text = self.log.read().decode("utf-8", errors="replace")
+        # At a place of its own: the worker shares the file's, may still run, and may turn it back for ever.
+        size = os.fstat(self.log.fileno()).st_size
+        tail = os.pread(self.log.fileno(), LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES))
+        text = tail.decode("utf-8", errors="replace")
         # As long as what was printed: the sign for what is no UTF-8 takes three bytes.
         return printable(text.replace("\N{REPLACEMENT CHARACTER}", "?"), keep="\n")
 

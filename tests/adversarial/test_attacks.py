@@ -7,7 +7,6 @@ from kernels.fork_base import forbidden_sources
 from kernels.harness.buffers import MAX_CALLS
 from node.http_server import MAX_BODY_BYTES
 from protocol.fingerprint import fingerprint
-from protocol.forks import TARGET_FILES
 from protocol.verdicts import Fault, Status
 from tests.adversarial.conftest import Judge
 
@@ -172,6 +171,40 @@ def test_forged_acknowledgement(judge_submission: Judge) -> None:
     """Answers in place of the worker, on every descriptor that it finds."""
     figures = judge_submission(SHOUT + wrapped("_shout({'nonce': '0' * 32})")).figures
     assert figures.status is Status.TAMPERED, figures.evidence
+
+
+def test_an_answer_that_the_referee_trips_over(judge_submission: Judge) -> None:
+    """A failure of another kind than any; a referee that ends would be nobody's fault."""
+    figures = judge_submission("""
+from kernels.harness import wire
+_send = wire.send
+wire.send = lambda c, m, d=(): _send(c, {"failed": [], "reason": "x"} if "nonce" in m else m, d)
+""").figures
+    assert figures.status is Status.TAMPERED, figures.evidence
+
+
+def test_a_name_of_a_process_that_is_no_text(judge_submission: Judge) -> None:
+    """The referee looks for a submission's processes, and finds names that it cannot read."""
+    figures = judge_submission("""
+import ctypes
+ctypes.CDLL(None).prctl(15, b"\\xff\\xfe", 0, 0, 0)
+""").figures
+    assert figures.status is Status.PASSED, figures.evidence
+
+
+def test_a_log_that_is_turned_back_for_ever(judge_submission: Judge) -> None:
+    """Processes that are left behind turn back the file that the referee reads."""
+    figures = judge_submission("""
+import os
+os.write(1, b"x" * 2**25)
+for _ in range(3):
+    if os.fork() == 0:
+        while True:
+            os.lseek(1, 0, 0)
+raise ValueError("done")
+""").figures
+    assert figures.status is Status.BUILD_FAILED, figures.evidence
+    assert len(figures.evidence["log_tail"]) <= 4000
 
 
 # What stands between the operator and the referee is code of the candidate's process: it may replace it.
@@ -339,7 +372,7 @@ def test_a_forbidden_kernel_pasted_under_other_names(name: str, judge_submission
 def test_copy_of_an_earlier_submission(judge_submission: Judge) -> None:
     """Submits another miner's kernel under other names."""
     files = export_files("chunk")
-    original = fingerprint({name: files[name] for name in TARGET_FILES})
+    original = fingerprint(files)
     copy = files["chunk.py"].replace("has_entering", "is_entered") + "\n# mine\n"
     report = judge_submission(replace={"chunk.py": copy}, known_fingerprints={original: 7})
     assert report.figures.status is Status.DUPLICATE

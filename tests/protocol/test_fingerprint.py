@@ -126,10 +126,25 @@ def test_it_is_a_sha256_and_stays_the_same() -> None:
 
 
 def test_other_files_do_not_count() -> None:
+    # Also not the package's own, which a validator lays out empty.
+    package = {**FILES, "chunk.py": f"{FILES['chunk.py']}\nfrom fla.ops.quasar import gate"}
+    assert fingerprint({**package, "__init__.py": "x = 1"}) == fingerprint(package)
     assert fingerprint({**FILES, "__init__.py": "x = 1", "helper.py": "("}) == ORIGINAL
 
 
 # --- the same ---
+
+
+def test_files_that_are_imported_count() -> None:
+    thin = {**FILES, "chunk.py": "from fla.ops.quasar.part import chunk_quasar\n"}
+    part = "from fla.ops.quasar import deeper\n\ndef chunk_quasar(q):\n    return deeper.run(q)\n"
+    deeper = "def run(q):\n    return q + 1\n"
+    one = fingerprint({**thin, "part.py": part, "deeper.py": deeper})
+    assert fingerprint({**thin, "part.py": part, "deeper.py": f"# Mine.\n{deeper}"}) == one
+    assert fingerprint({**thin, "part.py": part, "deeper.py": deeper.replace("1", "2")}) != one
+    assert fingerprint({**thin, "part.py": part, "deeper.py": deeper, "unused.py": "x = 1"}) == one
+    with pytest.raises(SourceRejected, match=r"part\.py"):
+        fingerprint({**thin, "part.py": "def"})
 
 
 def test_layout_comments_and_docstrings_do_not_count() -> None:

@@ -121,6 +121,17 @@ def test_what_is_no_output(result: Any, said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_one_buffer_for_all_outputs_is_said_to_be_one() -> None:
+    static = torch.empty(SHAPE.size)
+
+    def replayed(*tensors: torch.Tensor, **options: Any) -> Any:
+        return static.copy_(chunked(*tensors, **options)[0]), None
+
+    run(replayed, message(calls=1), [], Memory())
+    with pytest.raises(RuntimeError, match="two calls returned the same memory"):
+        run(replayed, message(calls=2), [], Memory())
+
+
 def test_a_sequence_in_parts_goes_from_state_to_state() -> None:
     room, lengths = Memory(), []
 

@@ -91,7 +91,7 @@ def test_what_is_larger_than_allowed_is_not_kept(fork: Path, tmp_path: Path) -> 
     commit = tree.commit_all("large", Author(name="a", email="a@example.org"))
     source = GitSource(fork_url=fork.as_uri(), commit_hash=commit, allow_file=True)
     job = job_of(source, tmp_path)
-    assert "larger than 2,097,152 bytes" in str(ended(job))
+    assert "larger than 1,048,576 bytes" in str(ended(job))
     assert not (Path(job.work_dir) / "sources").exists()
 
 
