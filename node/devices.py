@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, DeviceMissing
 
 LIST_TIMEOUT_S: Final = 20.0
 
@@ -20,8 +20,8 @@ _NODE = re.compile(r"nvidia[0-9]+")
 def resolve_device(device: str, *, dev: Path = Path("/dev"), environ: Mapping[str, str] = os.environ) -> str:
     """Turn `auto`, `cpu`, `cuda` or `cuda:<n>` into `cpu` or `cuda:<n>`.
 
-    `auto` is the first GPU, or the CPU without one. Raises ConfigError for another word, for `cuda` without
-    a GPU and for a GPU that is not there.
+    `auto` is the first GPU, or the CPU without one. Raises ConfigError for another word, DeviceMissing for
+    `cuda` without a GPU and for a GPU that is not there.
     """
     match = _DEVICE.fullmatch(device)
     if match is None:
@@ -31,19 +31,22 @@ def resolve_device(device: str, *, dev: Path = Path("/dev"), environ: Mapping[st
     count = count_gpus(dev=dev, environ=environ)
     if device == "auto":
         return "cuda:0" if count else "cpu"
+    index = int(match[2] or 0)
+    name = f"cuda:{index}"
     if count == 0:
         hidden = environ.get("CUDA_VISIBLE_DEVICES")
         why = "" if hidden is None else f" (CUDA_VISIBLE_DEVICES is {hidden!r})"
-        raise ConfigError(
-            f'device "{device}" but no CUDA GPU found{why}: set DEVICE=cpu, or install the NVIDIA driver'
+        raise DeviceMissing(
+            name,
+            f'device "{device}" but no CUDA GPU found{why}: set DEVICE=cpu, or install the NVIDIA driver',
         )
-    index = int(match[2] or 0)
     if index >= count:
-        raise ConfigError(
+        raise DeviceMissing(
+            name,
             f'device "{device}" but only {count} CUDA GPU{"s" if count > 1 else ""} found: '
-            f"the last one is cuda:{count - 1}"
+            f"the last one is cuda:{count - 1}",
         )
-    return f"cuda:{index}"
+    return name
 
 
 def count_gpus(*, dev: Path = Path("/dev"), environ: Mapping[str, str] = os.environ) -> int:

@@ -2,11 +2,12 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from node.clock import Clock, SystemClock
 from node.group_commit import GroupCommit
@@ -17,6 +18,7 @@ __all__ = ["Journal", "Record", "load_key"]
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 10.0
+PAGE_RECORDS: Final = 200
 KEY_CHECK_TEXT = "quasar-journal"
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
@@ -54,7 +56,8 @@ class Record:
 
 
 Records = list[Record]
-"""A name outside the class below, whose method `list` hides the builtin."""
+Keys = list[str]
+"""Names outside the class below, whose method `list` hides the builtin."""
 
 
 class Journal:
@@ -113,6 +116,15 @@ class Journal:
         """Records of a kind, oldest first; all, or those in one of `states`, whose data holds what `where`
         says, and of these the `newest` ones."""
         return await self._read(lambda: self._list(kind, states, where or {}, newest))
+
+    async def pages(self, kind: str) -> AsyncIterator[Records]:
+        """Every record of a kind, oldest first, some hundred at a time: all at once may not fit into memory.
+
+        Each list is as the disk has it when it is asked for.
+        """
+        keys = await self._read(lambda: self._keys(kind))
+        for start in range(0, len(keys), PAGE_RECORDS):
+            yield await self._read(partial(self._some, kind, keys[start : start + PAGE_RECORDS]))
 
     async def delete(self, kind: str, key: str) -> None:
         """Forget a record; nothing happens when there is none."""
@@ -242,6 +254,15 @@ class Journal:
             ),
         ).fetchall()
         return [self._record(row) for row in reversed(rows)]
+
+    def _keys(self, kind: str) -> Keys:
+        rows = self._database.execute(
+            "SELECT key FROM records WHERE kind = ? ORDER BY created_at, rowid", (kind,)
+        )
+        return [key for (key,) in rows]
+
+    def _some(self, kind: str, keys: Keys) -> Records:
+        return [record for key in keys if (record := self._get(kind, key)) is not None]
 
     def _delete(self, kind: str, key: str) -> None:
         self._database.execute("DELETE FROM records WHERE kind = ? AND key = ?", (kind, key))

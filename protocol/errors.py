@@ -25,6 +25,14 @@ class ConfigError(QuasarError):
     exit_code = 78
 
 
+class DeviceMissing(ConfigError):
+    """A GPU that this machine does not have, or no longer; `device` is what it would be called."""
+
+    def __init__(self, device: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.device = device
+
+
 class WalletError(ConfigError):
     """The wallet cannot be used: missing, unreadable or watch-only."""
 

@@ -1,12 +1,9 @@
 """Answers as JSON: models and lists of models."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, TypeAdapter
-
-_LIST: TypeAdapter[Any] = TypeAdapter(list[Any])
+from pydantic import BaseModel
 
 
 def model_answer(model: BaseModel) -> web.Response:
@@ -14,9 +11,18 @@ def model_answer(model: BaseModel) -> web.Response:
     return web.Response(body=model.model_dump_json().encode(), content_type="application/json")
 
 
-def list_answer(models: Sequence[BaseModel]) -> web.Response:
-    """200 with a list of models."""
-    return web.Response(body=_LIST.dump_json(list(models)), content_type="application/json")
+def list_answer(models: Sequence[BaseModel], *, max_bytes: int | None = None) -> web.Response:
+    """200 with a list of models; with `max_bytes`, of the first ones as many as fit, and one at least."""
+    parts: list[bytes] = []
+    left = max_bytes
+    for model in models:
+        part = model.model_dump_json().encode()
+        if left is not None:
+            left -= len(part) + 1
+            if left < 0 and parts:
+                break
+        parts.append(part)
+    return web.Response(body=b"[" + b",".join(parts) + b"]", content_type="application/json")
 
 
 class LastAnswer:

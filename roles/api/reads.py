@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 500
+MAX_LIST_BYTES: Final = 4 * 2**20
+"""Half of what this product's own client reads of an answer."""
 TOP_PERFORMERS: Final = 10
 REMEMBERED_LIMITS: Final = 4
 """So many different values of `limit` have their answers remembered."""
@@ -190,7 +192,10 @@ class ReadHandlers:
         return model_answer(found[0])
 
     async def submissions(self, request: web.Request) -> web.Response:
-        """The newest submissions, of one hotkey or of all, also unrevealed ones."""
+        """The newest submissions, of one hotkey or of all, also unrevealed ones: as many as fit.
+
+        What many validators say of one is too much to be repeated for all of them: the evidence is left out.
+        """
         hotkey = request.query.get("hotkey")
         limit = whole_number(request, "limit", default=DEFAULT_LIMIT, highest=MAX_LIMIT)
         if hotkey is not None and not (hotkey.isascii() and hotkey.isalnum()):
@@ -198,11 +203,17 @@ class ReadHandlers:
             return list_answer([])
         return list_answer(
             await self._details(
-                lambda connection: store_submissions.list_recent(connection, limit=limit, miner_hotkey=hotkey)
-            )
+                lambda connection: store_submissions.list_recent(
+                    connection, limit=limit, miner_hotkey=hotkey
+                ),
+                is_short=True,
+            ),
+            max_bytes=MAX_LIST_BYTES,
         )
 
-    async def _details(self, find: Callable[[Connection], Sequence[Row]]) -> list[SubmissionDetail]:
+    async def _details(
+        self, find: Callable[[Connection], Sequence[Row]], *, is_short: bool = False
+    ) -> list[SubmissionDetail]:
         standing = await self._api.standing.get()
         height = await self._api.chain.height_or_last()
 
@@ -212,8 +223,8 @@ class ReadHandlers:
             numbers = [row.id for row in rows]
             return (
                 rows,
-                store_evaluations.list_verdicts(connection, numbers),
-                store_comparisons.list_comparisons(connection, numbers),
+                store_evaluations.list_verdicts(connection, numbers, is_short=is_short),
+                store_comparisons.list_comparisons(connection, numbers, is_short=is_short),
                 store_evaluations.list_leased(connection, numbers, self._api.clock.now()),
             )
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, or_, select
 
-from roles.api.tables import Row, comparisons
+from roles.api.tables import Row, comparisons, short_columns
 
 
 def find_comparison(connection: Connection, later: int, earlier: int, validator_hotkey: str) -> Row | None:
@@ -34,10 +34,13 @@ def list_outcomes(connection: Connection) -> Sequence[Row]:
     return connection.execute(query).all()
 
 
-def list_comparisons(connection: Connection, submission_ids: Sequence[int]) -> Sequence[Row]:
-    """All re-runs with one of the submissions, oldest first."""
+def list_comparisons(
+    connection: Connection, submission_ids: Sequence[int], *, is_short: bool = False
+) -> Sequence[Row]:
+    """All re-runs with one of the submissions, oldest first; `is_short`: of the evidence the reason alone."""
+    columns = short_columns(comparisons) if is_short else comparisons.c
     query = (
-        select(comparisons)
+        select(*columns)
         .where(
             or_(
                 comparisons.c.later_submission_id.in_(submission_ids),

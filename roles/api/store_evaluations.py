@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from roles.api.tables import Row, leases, submissions, verdicts
+from roles.api.tables import Row, leases, short_columns, submissions, verdicts
 
 HELD = "held"
 DONE = "done"
@@ -118,7 +118,10 @@ def put_verdict(connection: Connection, values: Mapping[str, Any], *, replaces: 
         connection.execute(update(verdicts).where(verdicts.c.id == replaces.id).values(**values))
 
 
-def list_verdicts(connection: Connection, submission_ids: Sequence[int]) -> Sequence[Row]:
-    """All verdicts on the submissions, oldest first."""
-    query = select(verdicts).where(verdicts.c.submission_id.in_(submission_ids)).order_by(verdicts.c.id)
+def list_verdicts(
+    connection: Connection, submission_ids: Sequence[int], *, is_short: bool = False
+) -> Sequence[Row]:
+    """All verdicts on the submissions, oldest first; `is_short`: of the evidence the reason alone."""
+    columns = short_columns(verdicts) if is_short else verdicts.c
+    query = select(*columns).where(verdicts.c.submission_id.in_(submission_ids)).order_by(verdicts.c.id)
     return connection.execute(query).all()

@@ -5,13 +5,14 @@ submission, one open round, one use of a nonce) is a constraint here and not a c
 """
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     DateTime,
     Dialect,
     Float,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    func,
     text,
 )
 
@@ -262,5 +264,13 @@ rate_windows = Table(
     Column("seen_at", UtcDateTime, nullable=False, index=True),
 )
 
+SHORT_REASON_CHARS: Final = 500
+
 Row = Any
 """A row of a Core query; its attributes are the selected columns."""
+
+
+def short_columns(table: Table) -> list[ColumnElement[Any]]:
+    """The columns of verdicts or of comparisons, with the reason's beginning in place of the evidence."""
+    reason = func.substr(table.c.evidence["reason"].as_string(), 1, SHORT_REASON_CHARS).label("reason")
+    return [*(column for column in table.c if column.name != "evidence"), reason]

@@ -1,6 +1,7 @@
 """Rows as the answers that the public sees: code stays hidden until a verdict."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from protocol.commitments import RevealWindow
 from protocol.leagues import league_of, weighted_score
@@ -67,7 +68,7 @@ def submission_detail(
 ) -> SubmissionDetail:
     """Everything that the public may know of a submission, with its path so far.
 
-    `verdicts`, `comparisons`: of these, the ones that are about it are shown.
+    `verdicts`, `comparisons`: of these, the ones that are about it are shown, with what evidence they have.
     """
     is_public = row.judged_at is not None
     return SubmissionDetail(
@@ -92,7 +93,7 @@ def submission_detail(
             if verdict.submission_id == row.id
         ],
         comparisons=[
-            StoredComparison.model_validate(comparison, from_attributes=True)
+            StoredComparison.model_validate(_with_evidence(comparison))
             for comparison in comparisons
             if row.id in (comparison.later_submission_id, comparison.earlier_submission_id)
         ],
@@ -100,9 +101,18 @@ def submission_detail(
 
 
 def _stored_verdict(verdict: Row, *, is_public: bool) -> StoredVerdict:
-    stored = StoredVerdict.model_validate(verdict, from_attributes=True)
+    stored = StoredVerdict.model_validate(_with_evidence(verdict))
     # An infrastructure fault that will be tried again may quote the repository, which is still hidden.
     return stored if is_public else stored.model_copy(update={"evidence": {}})
+
+
+def _with_evidence(row: Row) -> dict[str, Any]:
+    """The fields of a verdict or a re-run; of one from a short list, the evidence is its reason."""
+    fields = dict(row._mapping)
+    if "evidence" not in fields:
+        reason = fields.pop("reason")
+        fields["evidence"] = {} if reason is None else {"reason": reason}
+    return fields
 
 
 def _state(row: Row, *, is_leased: bool, height: BlockHeight) -> str:

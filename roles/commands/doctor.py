@@ -72,6 +72,8 @@ async def examine(settings: Settings, role: str) -> list[Finding]:
         findings += [await asyncio.to_thread(_device, settings), _allocator()]
     if role == "validator" and settings.executor.backend != "local":
         findings.append(await executor_finding(settings))
+    elif role == "validator" and settings.evaluation.devices:
+        findings.append(await asyncio.to_thread(devices_finding, settings))
     if role in ("miner", "validator"):
         findings += [_wallet(settings, role), await _api(settings)]
     if role == "miner":
@@ -191,6 +193,21 @@ def _device(settings: Settings) -> Finding:
     return Finding(
         "device", "ok", subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
     )
+
+
+def devices_finding(settings: Settings) -> Finding:
+    """Which GPUs of `[evaluation] devices` are there: without one of several the validator goes on."""
+    from roles.places import places_of
+
+    try:
+        places = places_of(settings)
+    except QuasarError as error:
+        return Finding("devices", "error", str(error), "see [evaluation] devices in config.toml")
+    missing = ", ".join(place.name for place in places if place.is_missing)
+    if missing:
+        fix = "look at nvidia-smi and dmesg; the validator asks again, and starts with the others"
+        return Finding("devices", "warning", f"{missing}: not there", fix)
+    return Finding("devices", "ok", ", ".join(place.name for place in places))
 
 
 async def executor_finding(settings: Settings) -> Finding:

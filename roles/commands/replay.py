@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 from rich.box import SIMPLE_HEAD
@@ -15,22 +16,31 @@ from node.settings_model import Settings
 from protocol.errors import InvalidForkUrl, UsageError
 from protocol.forks import check_commit_hash, check_fork_url
 from protocol.messages import EvaluationReport, GitSource, StoredVerdict, SubmissionDetail
+from protocol.rules import RULES_VERSION
 from protocol.verdicts import Status
 
+NOT_COMPARABLE: Final = UsageError.exit_code
+"""Another status here, under other rules: neither confirmed nor contradicted."""
 SHOWN = ("measured_tokens_per_sec", "spread", "cosine_similarity", "max_abs_diff", "relative_error")
 
 
 def replay(file: Path, settings: Settings, *, as_json: bool) -> int:
     """Fetch the commit, run the referee with the recorded seeds and print both; 0 when the statuses agree.
 
-    Raises UsageError: the file is no answer of GET /submissions/<id> with a verdict, or names code that may
-    not be fetched.
+    A recorded `duplicate` is compared with the files of the submission that it names.
+
+    Raises:
+        UsageError: the file is no answer of GET /submissions/<id> with a verdict, or names code that may not
+            be fetched.
+        Unavailable: it is a `duplicate` of files that cannot be had.
     """
     from roles.evaluation import Referee
 
     detail = _read(file)
     verdict = _decided(detail, file)
     source = _source(detail, settings, file)
+    seeds = _seeds(verdict, file)
+    known = _known_fingerprints(detail, verdict, settings)
     console = Console(stderr=True)
     referee = Referee(settings, settings.node.data_dir, on_stage=lambda stage: console.print(f"{stage} ..."))
     report = asyncio.run(
@@ -38,7 +48,8 @@ def replay(file: Path, settings: Settings, *, as_json: bool) -> int:
             source,
             target_sequence_length=detail.target_sequence_length,
             claimed_tokens_per_sec=detail.claimed_tokens_per_sec,
-            seeds=_seeds(verdict, file),
+            known_fingerprints=known,
+            seeds=seeds,
         )
     )
     if as_json:
@@ -46,7 +57,37 @@ def replay(file: Path, settings: Settings, *, as_json: bool) -> int:
         print(json.dumps({"recorded": recorded, "replayed": report.model_dump(mode="json")}, indent=2))
     else:
         _print(verdict, report)
-    return 0 if report.figures.status is verdict.status else 1
+    is_same = report.figures.status is verdict.status
+    if verdict.rules_version != RULES_VERSION:
+        print(_about_rules(verdict.rules_version), file=sys.stderr)
+        return 0 if is_same else NOT_COMPARABLE
+    return 0 if is_same else 1
+
+
+def _known_fingerprints(
+    detail: SubmissionDetail, verdict: StoredVerdict, settings: Settings
+) -> dict[str, int]:
+    """What the referee has to know of earlier submissions to come to the same verdict. Raises Unavailable."""
+    if verdict.status is not Status.DUPLICATE:
+        return {}
+    from roles.commands.replay_duplicate import earlier_fingerprint
+
+    known = earlier_fingerprint(detail, verdict, settings)
+    said = (
+        "The submission that the verdict names cannot be the original: it is the miner's own, or came later."
+    )
+    for number in known.values():
+        said = f"Compared with the files of submission {number}, which the verdict names."
+    print(said, file=sys.stderr)
+    return known
+
+
+def _about_rules(recorded: int) -> str:
+    return (
+        f"The verdict was given by rules version {recorded}, and here it is {RULES_VERSION}: the same one "
+        "here confirms it, another one does not contradict it; for that, replay it with a release that has "
+        f"rules version {recorded}."
+    )
 
 
 def _read(file: Path) -> SubmissionDetail:

@@ -56,8 +56,9 @@ class ComparisonStore:
 
     async def load(self) -> None:
         """Read what earlier runs have left; called once before use."""
-        for record in await self._journal.list(COMPARISON):
-            self._tries[_pair(_read(record))] = _read_tries(record)
+        async for records in self._journal.pages(COMPARISON):
+            for record in records:
+                self._tries[_pair(_read(record))] = _read_tries(record)
 
     async def put(self, comparison: Comparison, now: datetime) -> Tries:
         """Keep a signed re-run; one that settles the lead reaches the API, even after a crash."""

@@ -35,7 +35,8 @@ class EvaluationLoop:
     """Component that judges one submission at a time, on one device; open leads come before new submissions.
 
     A verdict is on disk before it is sent, and is sent until the API answers, also by the next process. A
-    device that no longer computes is out of service until it does; loops of other devices go on.
+    device that no longer computes, or was missing at the start (`is_device_missing`), is out of service until
+    it does; loops of other devices go on.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class EvaluationLoop:
         bus: Bus,
         clock: Clock,
         metrics: Metrics,
+        is_device_missing: bool = False,
     ) -> None:
         self.name = f"evaluation loop on {referee.device}"
         self._settings = settings
@@ -61,11 +63,14 @@ class EvaluationLoop:
         self._bus = bus
         self._clock = clock
         self._metrics = metrics
+        self._is_device_missing = is_device_missing
         self._wait_s = settings.validator.poll_s
 
     async def run(self) -> None:
         """Judge until cancelled."""
-        self._metrics.device_in_service.labels(self._referee.device).set(1)
+        self._metrics.device_in_service.labels(self._referee.device).set(not self._is_device_missing)
+        if self._is_device_missing:
+            await self._until_device_works()
         while True:
             outcome = await self._leads.compare_next(self._referee)
             if outcome is LeadOutcome.INFRASTRUCTURE:

@@ -1,6 +1,7 @@
 """This validator's own verdicts and logit checks: what it ranks by, and what the API has yet to hear of."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
@@ -16,6 +17,12 @@ from protocol.types import CommitHash, Hotkey, SubmissionId
 from protocol.verdicts import LogitOutcome, Status
 
 VERDICT: Final = "verdict"
+WHOLE: Final = "verdict"
+"""Names the signed verdict with its evidence in a record, until the API has it."""
+MEASURED: Final = "measured"
+"""Names what the ranking needs of it."""
+FIGURES: Final = "figures"
+"""Names what an earlier build kept instead, for ever."""
 LOGIT_CHECK: Final = "logit_check"
 RECORDED: Final = "recorded"
 """On disk here; the API may or may not have it."""
@@ -39,12 +46,13 @@ class Judgement:
     status: Status
     measured_tokens_per_sec: float | None
     trials: tuple[float, ...]
-    """Throughput of each timed trial."""
+    """Throughput of each timed trial; none unless it passed."""
 
     @classmethod
     def read(cls, record: Record) -> Self:
         """The judgement of a journal record."""
-        data, figures = record.data, Figures.model_validate(record.data["figures"])
+        data = record.data
+        measured = _measured_of(data)
         return cls(
             submission_id=SubmissionId(data["submission_id"]),
             hotkey=Hotkey(data["hotkey"]),
@@ -54,9 +62,9 @@ class Judgement:
             code_fixed_at=datetime.fromisoformat(data["code_fixed_at"]),
             round_number=data["round_number"],
             fingerprint=data["fingerprint"],
-            status=figures.status,
-            measured_tokens_per_sec=figures.measured_tokens_per_sec,
-            trials=trial_throughputs(figures),
+            status=Status(measured["status"]),
+            measured_tokens_per_sec=measured["tokens_per_sec"],
+            trials=tuple(measured["trials"]),
         )
 
 
@@ -81,7 +89,10 @@ class LogitStanding:
 
 
 class VerdictStore:
-    """Verdicts and logit checks in the journal, with what the ranking needs of them in memory."""
+    """Verdicts and logit checks in the journal, with what the ranking needs of them in memory.
+
+    Once the API has a verdict with its evidence, the journal keeps what the ranking needs, too, and no more.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -90,14 +101,18 @@ class VerdictStore:
 
     async def load(self) -> None:
         """Read what earlier runs have left; called once before use. Raises ConfigError: it is incomplete."""
-        for record in await self._journal.list(VERDICT):
-            try:
-                self._take(Judgement.read(record))
-            except KeyError as missing:
-                raise ConfigError(
-                    f"the journal's verdict {record.key} is of an earlier build and has no {missing}: "
-                    "go back to that build, or move the journal away and lose its verdicts"
-                ) from missing
+        async for records in self._journal.pages(VERDICT):
+            for record in records:
+                try:
+                    self._take(Judgement.read(record))
+                except KeyError as missing:
+                    raise ConfigError(
+                        f"the journal's verdict {record.key} is of an earlier build and has no {missing}: "
+                        "go back to that build, or move the journal away and lose its verdicts"
+                    ) from missing
+            # Of a build that kept all of them whole; together, since they then share a commit.
+            old = [one for one in records if one.state == ACKNOWLEDGED and not _is_short(one.data)]
+            await asyncio.gather(*map(self._shorten, old))
         for record in await self._journal.list(LOGIT_CHECK):
             self._logits[Hotkey(record.key)] = _read_standing(record.data)
 
@@ -116,8 +131,8 @@ class VerdictStore:
             "code_fixed_at": lease.code_fixed_at.isoformat(),
             "round_number": lease.round_number,
             "fingerprint": fingerprint,
-            "figures": verdict.model_dump(mode="json", include=set(Figures.model_fields)),
-            "verdict": verdict.model_dump(mode="json"),
+            MEASURED: _measured(verdict),
+            WHOLE: verdict.model_dump(mode="json"),
         }
         await self._journal.put(VERDICT, lease.lease_id, RECORDED, data)
         record = await self._journal.get(VERDICT, lease.lease_id)
@@ -129,12 +144,22 @@ class VerdictStore:
     async def unacknowledged_verdicts(self) -> list[Verdict]:
         """Verdicts that the API has yet to answer, oldest first."""
         records = await self._journal.list(VERDICT, [RECORDED])
-        return [Verdict.model_validate(record.data["verdict"]) for record in records]
+        return [Verdict.model_validate(record.data[WHOLE]) for record in records]
 
     async def close_verdict(self, verdict: Verdict, *, is_refused: bool = False) -> None:
-        """Note that the API has answered."""
-        state = REFUSED if is_refused else ACKNOWLEDGED
-        await self._journal.update(VERDICT, verdict.lease_id, state=state)
+        """Note that the API has answered; one that it refused stays whole, as nobody else has it."""
+        if is_refused:
+            await self._journal.update(VERDICT, verdict.lease_id, state=REFUSED)
+            return
+        record = await self._journal.get(VERDICT, verdict.lease_id)
+        assert record is not None
+        await self._shorten(record)
+
+    async def _shorten(self, record: Record) -> None:
+        """Keep of a verdict that the API has what the ranking needs."""
+        data = {name: value for name, value in record.data.items() if name not in (WHOLE, FIGURES)}
+        data[MEASURED] = _measured_of(record.data)
+        await self._journal.put(VERDICT, record.key, ACKNOWLEDGED, data)
 
     def known_fingerprints(self, lease: LeaseAnswer) -> dict[str, int]:
         """Fingerprints of other hotkeys' earlier submissions: whose code this one must not be."""
@@ -256,6 +281,26 @@ class VerdictStore:
             }
             for judgement in self._latest()
         ]
+
+
+def _is_short(data: Mapping[str, Any]) -> bool:
+    return WHOLE not in data and FIGURES not in data
+
+
+def _measured_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ranking needs of a verdict in the journal. Raises KeyError: it is not there."""
+    if MEASURED in data:
+        return dict(data[MEASURED])
+    return _measured(Figures.model_validate(data[FIGURES]))
+
+
+def _measured(figures: Figures) -> dict[str, Any]:
+    return {
+        "status": figures.status.value,
+        "tokens_per_sec": figures.measured_tokens_per_sec,
+        # Those of others are never pooled.
+        "trials": list(trial_throughputs(figures)) if figures.status is Status.PASSED else [],
+    }
 
 
 def trial_throughputs(figures: Figures) -> tuple[float, ...]:

@@ -63,6 +63,7 @@ async def build(settings: Settings) -> Graph:
                 bus=bus,
                 clock=clock,
                 metrics=base.metrics,
+                is_device_missing=place.is_missing,
             )
             for place in places
         ]

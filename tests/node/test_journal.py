@@ -168,6 +168,33 @@ async def test_cancelled_call_still_reaches_the_disk_whole(path: Path) -> None:
     assert all(record.data[key] == int(key) for key in record.data)
 
 
+async def test_pages_have_every_record_once_oldest_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.journal.PAGE_RECORDS", 3)
+    async with Journal(path, KEY) as journal:
+        for number in range(7):
+            await journal.put("commit", f"k{9 - number}", "sent", {"number": number}, secret=SALT)
+        await journal.put("other", "x", "sent", {})
+        pages = [page async for page in journal.pages("commit")]
+        assert [len(page) for page in pages] == [3, 3, 1]
+        assert [record for page in pages for record in page] == await journal.list("commit")
+        assert [page async for page in journal.pages("nothing")] == []
+
+
+async def test_pages_allow_changes_on_the_way(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.journal.PAGE_RECORDS", 1)
+    async with Journal(path, KEY) as journal:
+        for key in ("first", "second", "third"):
+            await journal.put("commit", key, "sent", {})
+        seen = []
+        async for page in journal.pages("commit"):
+            for record in page:
+                seen.append((record.key, record.state))
+                await journal.delete("commit", "second")
+                await journal.update("commit", "third", state="lost")
+                await journal.put("commit", "fourth", "sent", {})
+        assert seen == [("first", "sent"), ("third", "lost")]
+
+
 KINDS = st.sampled_from(["commit", "reveal"])
 KEYS = st.sampled_from(["1", "2", "é\n'\""])
 STATES = st.sampled_from(["sent", "accepted", "done"])

@@ -1,6 +1,10 @@
 """The typed client against a running API."""
 
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
+from sqlalchemy import insert
 
 from node.clock import SystemClock
 from node.settings_model import ApiSection, Settings
@@ -11,6 +15,8 @@ from protocol.rules import RULES_VERSION
 from protocol.signing import verify_message
 from protocol.types import LeaseId, SubmissionId
 from protocol.verdicts import Fault, LogitOutcome, Status
+from roles.api import tables
+from roles.api.database import Database, database_url
 from roles.api_client import SubnetApi, is_about_content, is_final_refusal, open_api
 from tests.roles.api.harness import Client, Key, Subnet, digest
 from tests.roles.proxy import SwitchedProxy
@@ -124,6 +130,74 @@ async def test_validator_leases_and_judges(client, subnet: Subnet) -> None:  # t
     assert (await validator.send_logit_check(check)).outcome is LogitOutcome.PASSED
     (row,) = (await validator.leaderboard()).rows
     assert (row.miner_hotkey, row.tokens_per_sec) == (miner.hotkey, 120.0)
+
+
+async def test_miner_reads_its_submissions_whoever_has_judged_them(  # type: ignore[no-untyped-def]
+    client, api_settings: Settings, subnet: Subnet
+) -> None:
+    """Sixty-four validators with evidence as it is on a GPU, and every column as long as it may be."""
+    miner = client(subnet.miner)
+    evidence = {"reason": "r" * 3000, "seeds": [2**62] * 50, "trial_s": [0.0123] * 24, "log_tail": "w" * 4000}
+    await judged_by_many(api_settings, subnet.miner, evidence, submissions=50, validators=64)
+    listed = await miner.submissions_of(miner.hotkey)
+    assert [one.submission_id for one in listed] == list(range(50, 50 - len(listed), -1))
+    assert len(listed) >= 20
+    assert all(len(one.verdicts) == 64 for one in listed)
+    assert listed[0].verdicts[0].evidence == {"reason": "r" * 500}
+    whole = await miner.submission(SubmissionId(50))
+    assert {verdict.evidence["log_tail"] for verdict in whole.verdicts} == {"w" * 4000}
+    assert whole.verdicts[0].evidence == evidence
+
+
+async def judged_by_many(
+    settings: Settings, miner: Key, evidence: dict[str, Any], *, submissions: int, validators: int
+) -> None:
+    """Judged submissions as the API stores them."""
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    judged = [
+        {
+            "id": number,
+            "miner_hotkey": miner.ss58_address,
+            "miner_coldkey": "cold",
+            "target_sequence_length": TARGET,
+            "created_at": now,
+            "fork_url": URL,
+            "commit_hash": digest(str(number)),
+            "claimed_tokens_per_sec": 1.0,
+            "revealed_at": now,
+            "code_fixed_at": now,
+            "round_number": 1,
+            "judged_at": now,
+        }
+        for number in range(1, submissions + 1)
+    ]
+    given = [
+        {
+            "submission_id": one["id"],
+            "validator_hotkey": f"{validator:048}",
+            "lease_id": f"{one['id']}-{validator}",
+            "attempt": 1,
+            "is_final": True,
+            "status": "passed",
+            "fault": "nobody",
+            "gpu": "NVIDIA H200",
+            "versions": {"torch": "2.13.0"},
+            "rules_version": RULES_VERSION,
+            "evidence": evidence,
+            "signature": "00" * 64,
+            "created_at": now,
+        }
+        for one in judged
+        for validator in range(validators)
+    ]
+    database = Database(database_url(None, settings.node.data_dir))
+    try:
+        await database.write(
+            lambda connection: connection.execute(insert(tables.submissions), judged) and None
+        )
+        await database.write(lambda connection: connection.execute(insert(tables.verdicts), given) and None)
+    finally:
+        await database.close()
 
 
 async def test_reveal_is_one_attempt_and_other_calls_are_repeated(  # type: ignore[no-untyped-def]

@@ -1,12 +1,14 @@
 """Where a validator's referees run, as the settings say, and one on a real Ray cluster."""
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kernels.export import export_files
+from node.devices import resolve_device
 from node.sandbox import detect_tier
 from node.sandbox_spec import SandboxTier
 from node.settings import load_settings
@@ -14,7 +16,7 @@ from node.settings_model import Settings
 from protocol.errors import ConfigError
 from protocol.verdicts import Status
 from roles import places
-from roles.commands.doctor import executor_finding
+from roles.commands.doctor import devices_finding, executor_finding
 from roles.evaluation import Referee
 from roles.places import places_of
 from tests.adversarial.conftest import laid_out
@@ -39,6 +41,39 @@ def test_devices_are_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [place.device for place in found] == ["cuda:1", "cuda:0"]
     with pytest.raises(ConfigError, match=r"devices \['cuda', 'cuda:0'\]: one of them is named twice"):
         places_of(settings_of(evaluation={"devices": ("cuda", "cuda:0")}))
+
+
+@pytest.fixture
+def one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host whose second GPU has not come up."""
+    (tmp_path / "nvidia0").touch()
+    found = partial(resolve_device, dev=tmp_path, environ={"PATH": "/nowhere"})
+    monkeypatch.setattr(places, "resolve_device", found)
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_a_missing_gpu_among_several_may_come_back() -> None:
+    found = places_of(settings_of(evaluation={"devices": ("cuda:0", "cuda:1")}))
+    assert [(place.device, place.is_missing) for place in found] == [("cuda:0", False), ("cuda:1", True)]
+    finding = devices_finding(settings_of(evaluation={"devices": ("cuda:0", "cuda:1")}))
+    assert (finding.result, finding.detail) == ("warning", "cuda:1: not there")
+    assert devices_finding(settings_of(evaluation={"devices": ("cuda:0",)})).result == "ok"
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        (("cuda:1",), 'device "cuda:1" but only 1 CUDA GPU found'),
+        (("cuda:1", "cuda:2"), 'device "cuda:1" but only 1 CUDA GPU found'),
+        (("cuda:0", "cuda:1", "cuda:1"), "named twice"),
+        (("cuda:0", "gpu1"), "'gpu1' is unknown"),
+    ],
+)
+def test_what_cannot_come_back_is_refused(devices: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        places_of(settings_of(evaluation={"devices": devices}))
+    assert devices_finding(settings_of(evaluation={"devices": devices})).result == "error"
 
 
 def test_evaluations_on_other_hosts_have_a_gpu_each() -> None:

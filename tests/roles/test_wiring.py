@@ -150,6 +150,20 @@ async def test_stranger_is_refused_and_leaves_nothing_locked(role: str, settings
     await close(await BUILDERS[role](settings))
 
 
+async def test_validator_starts_without_one_of_its_devices(settings: Settings) -> None:
+    graph = await validator.build(change(settings, "evaluation", devices=("cpu", "cuda:99")))
+    async with running(graph):
+        server = next(part for part in graph.components if isinstance(part, HttpServer))
+        await until_status(settings, lambda status: status["height"] is not None)
+        async with (
+            aiohttp.ClientSession(f"http://127.0.0.1:{server.port}") as session,
+            session.get("/metrics") as response,
+        ):
+            metrics = await response.text()
+    assert 'quasar_device_in_service{device="cpu"} 1.0' in metrics
+    assert 'quasar_device_in_service{device="cuda:99"} 0.0' in metrics
+
+
 async def test_validator_without_permit_is_refused(settings: Settings) -> None:
     with pytest.raises(NotPermitted, match="permit"):
         await validator.build(change(settings, "wallet", name="miner"))

@@ -64,6 +64,33 @@ async def test_submissions_of_one_hotkey(api: Client, subnet: Subnet) -> None:
     assert newest_first == sorted(newest_first, reverse=True)
 
 
+async def test_lists_show_the_reason_and_one_submission_shows_all_evidence(
+    api: Client, subnet: Subnet
+) -> None:
+    for miner in (subnet.miner, subnet.rival):
+        await api.submit(miner, Code(str(miner.ss58_address)))
+        lease = await api.lease(subnet.validator)
+        assert lease is not None
+        await api.judge(subnet.validator, lease, evidence={"reason": "agrees", "log_tail": "long"})
+    await api.compare(subnet.validator, 2, 1, evidence={"reason": "scripted", "later": {"trial_s": [1.0]}})
+    for one in (await api.get("/submissions")).body:
+        assert [verdict["evidence"] for verdict in one["verdicts"]] == [{"reason": "agrees"}]
+        assert [rerun["evidence"] for rerun in one["comparisons"]] == [{"reason": "scripted"}]
+    one = (await api.get("/submissions/2")).body
+    assert one["verdicts"][0]["evidence"] == {"reason": "agrees", "log_tail": "long"}
+    assert one["comparisons"][0]["evidence"]["later"] == {"trial_s": [1.0]}
+
+
+async def test_evidence_without_a_reason_is_empty_in_a_list(api: Client, subnet: Subnet) -> None:
+    for miner, evidence in ((subnet.miner, {}), (subnet.rival, {"reason": 7})):
+        await api.submit(miner, Code(str(miner.ss58_address)))
+        lease = await api.lease(subnet.validator)
+        assert lease is not None
+        await api.judge(subnet.validator, lease, evidence=evidence)
+    listed = (await api.get("/submissions")).body
+    assert [one["verdicts"][0]["evidence"] for one in listed] == [{"reason": "7"}, {}]
+
+
 def references(value: Any) -> set[str]:
     """Every $ref inside a JSON document."""
     if isinstance(value, dict):

@@ -14,6 +14,7 @@ from node.sandbox import detect_tier
 from node.sandbox_spec import SandboxTier
 from protocol.forks import TARGET_DIR
 from protocol.messages import StoredVerdict, SubmissionDetail
+from protocol.rules import RULES_VERSION
 from protocol.verdicts import Fault, LogitOutcome, Status
 from roles.cli import main
 
@@ -42,7 +43,11 @@ def write(tmp_path: Path) -> Write:
     """Return a function that writes an answer of GET /submissions/<id> and returns its name."""
 
     def make(
-        *, status: Status = Status.PASSED, evidence: dict[str, Any] | None = None, **changes: Any
+        *,
+        status: Status = Status.PASSED,
+        evidence: dict[str, Any] | None = None,
+        rules_version: int = RULES_VERSION,
+        **changes: Any,
     ) -> str:
         verdict = StoredVerdict(
             validator_hotkey="hot",
@@ -56,7 +61,7 @@ def write(tmp_path: Path) -> Write:
             vram_mb=None,
             gpu="NVIDIA H100",
             versions={"torch": "2.13.0"},
-            rules_version=1,
+            rules_version=rules_version,
             evidence={"seeds": [7, 8, 9]} if evidence is None else evidence,
             signature="00",
             created_at=NOW,
@@ -125,6 +130,20 @@ def test_verdict_that_does_not_repeat_is_an_exit_code(
     assert "wrong_output" in printed
     assert "passed" in printed
     assert "other speeds" in printed
+
+
+@NEEDS_SANDBOX
+@pytest.mark.parametrize(("status", "code"), [(Status.PASSED, 0), (Status.WRONG_OUTPUT, 2)])
+def test_verdict_of_other_rules_is_not_contradicted(
+    status: Status, code: int, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fork_url, commit_hash = repository(tmp_path / "fork")
+    other = RULES_VERSION + 1
+    file = write(fork_url=fork_url, commit_hash=commit_hash, status=status, rules_version=other)
+    assert main(["verify", "--replay", file, *LOCAL]) == code
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"given by rules version {other}, and here it is {RULES_VERSION}" in said
+    assert "does not contradict it" in said
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ class Validator:
             is_local_chain=self.is_local_chain,
         )
 
-    def make_loop(self, referee: ScriptedReferee) -> EvaluationLoop:
+    def make_loop(self, referee: ScriptedReferee, *, is_device_missing: bool = False) -> EvaluationLoop:
         """An evaluation loop on the referee's device."""
         return EvaluationLoop(
             settings=self.settings,
@@ -155,6 +155,7 @@ class Validator:
             bus=self.bus,
             clock=self.clock,
             metrics=self.metrics,
+            is_device_missing=is_device_missing,
         )
 
     async def confirm(self, hotkeys: Collection[Hotkey]) -> set[Hotkey]:

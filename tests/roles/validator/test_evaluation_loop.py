@@ -254,3 +254,26 @@ async def test_a_device_that_does_not_compute_is_out_of_service_until_it_does(
     await validator.until(passed)
     assert seen == [0.0, 0.0]
     assert validator.metrics.device_in_service.labels("cuda:1")._value.get() == 1
+
+
+async def test_a_device_that_is_missing_at_the_start_is_looked_for_before_anything_is_leased(
+    validator: Validator, api: Client
+) -> None:
+    submitted = await api.submit(validator.subnet.miner, Code())
+    validator.referee = ScriptedReferee([report()], device="cuda:1", works=[False, False])
+    await validator.open()
+    in_service = validator.metrics.device_in_service.labels("cuda:1")
+    seen: list[tuple[float, int]] = []
+
+    class Waiting(_HastyClock):
+        async def sleep(self, seconds: float) -> None:
+            if seconds == RECHECK_S:
+                seen.append((in_service._value.get(), len(validator.referee.asked)))
+            await super().sleep(seconds)
+
+    validator.loop = validator.make_loop(validator.referee, is_device_missing=True)
+    validator.loop._clock = Waiting()
+    validator.run("loop")
+    assert (await until_judged(validator, api, submitted.submission_id))["status"] == "passed"
+    assert seen == [(0.0, 0), (0.0, 0)]
+    assert in_service._value.get() == 1

@@ -1,16 +1,25 @@
 """What the validator ranks by: its own verdicts and logit checks, also after a restart."""
 
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import tracemalloc
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from node.journal import Journal
 from protocol.errors import ConfigError
-from protocol.messages import Figures
+from protocol.messages import Figures, Verdict
 from protocol.rules import LOGIT_PASS_SECONDS
 from protocol.verdicts import LogitOutcome, Status
-from roles.validator.verdict_store import VERDICT, trial_throughputs
+from roles.validator.verdict_store import ACKNOWLEDGED, RECORDED, VERDICT, VerdictStore, trial_throughputs
 from tests.fakes.clock import FakeClock
-from tests.roles.miner.harness import report
+from tests.roles.miner.harness import KEY, report
 from tests.roles.validator.harness import Validator, lease
 
 
@@ -61,6 +70,150 @@ async def test_a_verdict_of_an_earlier_build_is_one_sentence(opened: Validator) 
     await opened.kill()
     with pytest.raises(ConfigError, match="earlier build and has no 'fork_url'"):
         await opened.open()
+
+
+LOG = "a line of a long log; "
+
+
+def long_report(**changes: Any) -> Any:
+    """A report with a long log among its evidence, and two trials."""
+    given = report(tokens_per_sec=100.0, **changes)
+    given.figures.evidence.update(trial_s=[1.0, 2.0], log_tail=1000 * LOG)
+    return given
+
+
+async def test_evidence_is_kept_until_the_api_has_it(opened: Validator) -> None:
+    await opened.check(opened.subnet.miner)
+    await opened.judge(1, opened.subnet.miner, long_report(fingerprint="f1"), minutes=1)
+    await opened.judge(2, opened.subnet.miner, long_report(fingerprint="f2"), minutes=2)
+    before = opened.store.entries(opened.clock.now()), opened.store.judgement(1), opened.store.judgement(2)
+    delivered, refused = await opened.store.unacknowledged_verdicts()
+    assert delivered.evidence["log_tail"] == 1000 * LOG
+    await opened.store.close_verdict(delivered)
+    # Nobody else has the evidence of this one.
+    await opened.store.close_verdict(refused, is_refused=True)
+    short, whole = await opened.journal.list(VERDICT)
+    assert LOG not in str(short.data)
+    assert str(whole.data).count("log_tail") == 1
+    await opened.kill()
+    await opened.open()
+    assert await opened.store.unacknowledged_verdicts() == []
+    after = opened.store.entries(opened.clock.now()), opened.store.judgement(1), opened.store.judgement(2)
+    assert after == before
+    assert after[1].trials == (150.0, 75.0)
+
+
+async def put_as_before(journal: Journal, verdict: Verdict, state: str) -> None:
+    """Write a verdict down as earlier builds did: twice, with all evidence, for ever."""
+    data = {
+        "submission_id": verdict.submission_id,
+        "hotkey": "hot",
+        "fork_url": "https://github.com/a/b",
+        "commit_hash": f"{verdict.submission_id:040x}",
+        "target_sequence_length": 100_000,
+        "code_fixed_at": "2026-01-01T00:00:00+00:00",
+        "round_number": 1,
+        "fingerprint": f"f{verdict.submission_id}",
+        "figures": verdict.model_dump(mode="json", include=set(Figures.model_fields)),
+        "verdict": verdict.model_dump(mode="json"),
+    }
+    await journal.put(VERDICT, verdict.lease_id, state, data)
+
+
+def long_verdict(opened: Validator, number: int) -> Verdict:
+    """A verdict with a long log."""
+    figures = {name: getattr(long_report().figures, name) for name in Figures.model_fields}
+    return opened.api.sign_verdict(**figures, lease_id=f"lease-{number}", submission_id=number)
+
+
+async def test_what_earlier_builds_kept_is_read_and_shortened(opened: Validator) -> None:
+    await put_as_before(opened.journal, long_verdict(opened, 1), ACKNOWLEDGED)
+    await put_as_before(opened.journal, waiting := long_verdict(opened, 2), RECORDED)
+    for _ in range(2):
+        await opened.kill()
+        await opened.open()
+        for number in (1, 2):
+            judgement = opened.store.judgement(number)
+            assert (judgement.status, judgement.fingerprint) == (Status.PASSED, f"f{number}")
+            assert (judgement.measured_tokens_per_sec, judgement.trials) == (100.0, (150.0, 75.0))
+        short, whole = await opened.journal.list(VERDICT)
+        assert (short.state, whole.state) == (ACKNOWLEDGED, RECORDED)
+        assert LOG not in str(short.data)
+        assert await opened.store.unacknowledged_verdicts() == [waiting]
+    await opened.store.close_verdict(waiting)
+    assert LOG not in str(await opened.journal.list(VERDICT))
+
+
+async def test_start_does_not_hold_all_evidence_in_memory(opened: Validator) -> None:
+    for number in range(1, 1001):
+        await put_as_before(opened.journal, long_verdict(opened, number), ACKNOWLEDGED)
+    tracemalloc.start()
+    try:
+        store = VerdictStore(opened.journal)
+        await store.load()
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert store.judgement(1000).status is Status.PASSED
+    # On disk they were 42 MB.
+    assert kept < 4 * 2**20
+    assert peak < 32 * 2**20
+
+
+WRITER = textwrap.dedent(
+    """
+    import asyncio, sys
+    from pathlib import Path
+    from node.journal import Journal
+    from roles.validator.verdict_store import VERDICT, VerdictStore
+    from tests.roles.api.harness import key, verdict_message
+    from tests.roles.validator.harness import lease
+
+    async def main():
+        journal = Journal(Path(sys.argv[1]), bytes.fromhex(sys.argv[2]))
+        store = VerdictStore(journal)
+        await store.load()
+        start = len(await journal.list(VERDICT)) + 1
+        for number in range(start, start + 100_000):
+            leased = lease(number, key("miner").ss58_address)
+            verdict = verdict_message(key("validator"), leased, evidence={"log_tail": "a log"})
+            await store.put_verdict(verdict, leased, fingerprint=None)
+            print("kept", number, flush=True)
+            await store.close_verdict(verdict)
+            print("delivered", number, flush=True)
+
+    asyncio.run(main())
+    """
+)
+
+
+async def test_killed_validator_has_every_verdict_whole_or_delivered(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    said: set[str] = set()
+    for lines in (5, 40, 17):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), KEY.hex()], stdout=subprocess.PIPE, text=True
+        )
+        assert writer.stdout is not None
+        said |= {writer.stdout.readline().strip() for _ in range(lines)}
+        os.kill(writer.pid, signal.SIGKILL)
+        rest = writer.stdout.read().split("\n")
+        writer.stdout.close()
+        writer.wait()
+        said |= set(rest[:-1])
+        async with Journal(path, KEY) as journal:
+            records = await journal.list(VERDICT)
+            store = VerdictStore(journal)
+            await store.load()
+        kept = {f"kept {record.data['submission_id']}" for record in records}
+        delivered = {
+            f"delivered {record.data['submission_id']}" for record in records if record.state == ACKNOWLEDGED
+        }
+        assert kept | delivered >= said
+        assert len(store.passed_hotkeys()) == 1
+        for record in records:
+            assert store.judgement(record.data["submission_id"]).measured_tokens_per_sec == 1200.0
+            assert ("a log" in str(record.data)) == (record.state == RECORDED)
 
 
 async def test_pass_of_logits_lasts_a_day_and_pending_does_not_end_it(opened: Validator) -> None:
