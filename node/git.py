@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from protocol.errors import SourceRejected
+from node.git_faults import PASSING, Fault, fault_of
+from protocol.errors import SourceRejected, SourceUnavailable
 from protocol.forks import check_commit_hash
 from protocol.types import CommitHash
 
@@ -33,11 +34,15 @@ is executed, and on some file systems every file is committed as executable."""
 
 
 class GitFailed(SourceRejected):
-    """git ended with an error; `told` is all that it and the remote said."""
+    """git ended with an error, for the reason that it and the remote told."""
 
-    def __init__(self, sentence: str, told: str) -> None:
+    def __init__(self, sentence: str, fault: Fault) -> None:
         super().__init__(sentence)
-        self.told = told
+        self.fault = fault
+
+
+class GitUnavailable(GitFailed, SourceUnavailable):
+    """git ended with an error that says nothing about the repository and may be over later."""
 
 
 def git_environment(protocols: Sequence[str]) -> dict[str, str]:
@@ -89,7 +94,7 @@ def run_git(
     A file of more than `max_file_bytes` ends it, too.
 
     Raises:
-        GitFailed: git failed. SourceRejected: it took too long.
+        GitFailed: git failed. GitUnavailable: for a reason that passes. SourceUnavailable: it took too long.
     """
     with _group_that_ends_with_this_process() as group:
         process = subprocess.Popen(
@@ -110,13 +115,15 @@ def run_git(
         except subprocess.TimeoutExpired:
             os.killpg(group, signal.SIGKILL)
             process.communicate()
-            raise SourceRejected(
+            raise SourceUnavailable(
                 f"git {_command(arguments)} did not finish within {timeout_s:.0f} s"
             ) from None
     if process.returncode != 0:
         told = errors.decode(errors="replace").strip()
         last = told.splitlines()[-1] if told else process.returncode
-        raise GitFailed(f"git {_command(arguments)} failed: {last}", told)
+        fault = fault_of(told)
+        error = GitUnavailable if fault in PASSING else GitFailed
+        raise error(f"git {_command(arguments)} failed: {last}", fault)
     return output
 
 
@@ -182,7 +189,7 @@ class GitStore:
         """Fetch one commit, without history; a commit that is already here is not fetched again.
 
         Raises:
-            SourceRejected: not found, too large, too slow.
+            SourceRejected: not found, too large. SourceUnavailable: the remote is away, fails or is too slow.
         """
         check_commit_hash(commit_hash)
         self._prepare()
@@ -254,6 +261,8 @@ class GitStore:
     def _has(self, commit_hash: CommitHash) -> bool:
         try:
             return self._git(["cat-file", "-t", commit_hash]).strip() == b"commit"
+        except SourceUnavailable:
+            raise
         except SourceRejected:
             return False
 

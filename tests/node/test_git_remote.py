@@ -12,9 +12,10 @@ import pytest
 from aiohttp import web
 
 from node.git import GitStore
-from protocol.errors import SourceRejected
+from protocol.errors import SourceRejected, SourceUnavailable
 from protocol.types import CommitHash
-from tests.fakes.github import write_certificate
+from tests.fakes.github import NAME, OWNER, FakeGitHub, write_certificate
+from tests.ports import free_port
 from tests.processes import command_lines
 from tests.waiting import until
 
@@ -48,11 +49,17 @@ class SilentRemote:
 
 
 @pytest.fixture
-async def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SilentRemote]:
-    """A server on loopback that git trusts."""
-    certificate = tmp_path / "remote.pem"
-    write_certificate(certificate)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What servers on loopback show, and git trusts."""
+    path = tmp_path / "remote.pem"
+    write_certificate(path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(path))
+    return path
+
+
+@pytest.fixture
+async def remote(certificate: Path) -> AsyncIterator[SilentRemote]:
+    """A server on loopback that does not answer."""
     silent = SilentRemote(certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -64,6 +71,27 @@ async def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     silent.port = runner.addresses[0][1]
     yield silent
     await runner.cleanup()
+
+
+@pytest.fixture
+async def github(certificate: Path, tmp_path: Path) -> AsyncIterator[FakeGitHub]:
+    """A server that holds a repository which anybody may read."""
+    fake = FakeGitHub(root=tmp_path / "github", certificate=certificate, is_public=True)
+    fake.root.mkdir()
+    fake.found()
+    async with fake.serve():
+        yield fake
+
+
+async def fetched(folder: Path, url: str, commit: str) -> type[SourceRejected] | None:
+    """Fetch; how it was refused, as far as that matters to whoever judges."""
+    try:
+        await asyncio.to_thread(GitStore(folder / "store").fetch_commit, url, CommitHash(commit))
+    except SourceUnavailable:
+        return SourceUnavailable
+    except SourceRejected:
+        return SourceRejected
+    return None
 
 
 def asking(remote: SilentRemote) -> list[bytes]:
@@ -89,7 +117,7 @@ async def test_git_ends_with_whoever_started_it(remote: SilentRemote, tmp_path: 
 async def test_a_fetch_that_takes_too_long_leaves_nothing_behind(
     remote: SilentRemote, tmp_path: Path
 ) -> None:
-    with pytest.raises(SourceRejected, match="git fetch did not finish within 3 s"):
+    with pytest.raises(SourceUnavailable, match="git fetch did not finish within 3 s"):
         await asyncio.to_thread(GitStore(tmp_path / "store").fetch_commit, remote.url, COMMIT, timeout_s=3.0)
     assert remote.asked
     await eventually(lambda: not asking(remote))
@@ -99,5 +127,43 @@ async def test_a_remote_that_falls_silent_is_given_up(
     remote: SilentRemote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("node.git.LOW_SPEED_S", 1)
-    with pytest.raises(SourceRejected, match="Operation too slow"):
+    with pytest.raises(SourceUnavailable, match="Operation too slow"):
         await asyncio.to_thread(GitStore(tmp_path / "store").fetch_commit, remote.url, COMMIT)
+
+
+@pytest.mark.parametrize(
+    ("status", "means"),
+    [
+        *((status, SourceUnavailable) for status in (408, 429, 500, 502, 503, 504)),
+        *((status, SourceRejected) for status in (301, 401, 403, 404, 410)),
+    ],
+)
+async def test_a_server_that_fails_is_told_from_one_that_refuses(
+    github: FakeGitHub, tmp_path: Path, status: int, means: type[SourceRejected]
+) -> None:
+    url, commit = f"{github.git_url}/{OWNER}/{NAME}", github.head()
+    github.git_status = [status] * 4
+    assert await fetched(tmp_path, url, commit) is means
+    github.git_status = []
+    assert await fetched(tmp_path, url, commit) is None
+
+
+async def test_a_connection_that_breaks_is_told_from_a_commit_that_is_not_there(
+    github: FakeGitHub, tmp_path: Path
+) -> None:
+    url, commit = f"{github.git_url}/{OWNER}/{NAME}", github.head()
+    github.breaks_off = True
+    assert await fetched(tmp_path, url, commit) is SourceUnavailable
+    github.breaks_off = False
+    assert await fetched(tmp_path, url, COMMIT) is SourceRejected
+    assert await fetched(tmp_path, f"{github.git_url}/{OWNER}/another", commit) is SourceRejected
+    assert await fetched(tmp_path, url, commit) is None
+
+
+async def test_a_server_that_cannot_be_reached_or_trusted_has_said_nothing(
+    github: FakeGitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url in ("https://no-such-host.invalid/a/b", f"https://127.0.0.1:{free_port()}/a/b"):
+        assert await fetched(tmp_path, url, COMMIT) is SourceUnavailable
+    monkeypatch.delenv("SSL_CERT_FILE")
+    assert await fetched(tmp_path, f"{github.git_url}/{OWNER}/{NAME}", github.head()) is SourceUnavailable
