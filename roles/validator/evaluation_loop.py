@@ -67,34 +67,55 @@ class EvaluationLoop:
         """Judge until cancelled."""
         self._metrics.device_in_service.labels(self._referee.device).set(1)
         while True:
+            is_heard = await self._send()
             outcome = await self._leads.compare_next(self._referee)
             if outcome is LeadOutcome.INFRASTRUCTURE:
                 await self._until_device_works()
             if outcome is not None:
                 continue
-            try:
-                await self._sender.send_all()
-                lease = await self._api.lease()
-            except (ApiRefused, ApiUnavailable) as error:
-                _log.warning("no work from the API", reason=str(error), wait_s=self._wait_s)
-                await self._clock.sleep(self._wait_s)
-                self._wait_s = min(2 * self._wait_s, max(LONGEST_WAIT_S, self._settings.validator.poll_s))
-                continue
-            self._wait_s = self._settings.validator.poll_s
+            lease = await self._next_lease() if is_heard else None
             if lease is None:
-                await self._clock.sleep(self._settings.validator.poll_s)
+                await self._clock.sleep(self._wait_s)
                 continue
             status = await self._judge(lease)
             if status is Status.INFRASTRUCTURE:
                 await self._until_device_works()
 
+    async def _send(self) -> bool:
+        """Hand in what waits; False: the API does not take it now."""
+        try:
+            await self._sender.send_all()
+        except (ApiRefused, ApiUnavailable) as error:
+            self._wait_longer("verdicts not delivered", error)
+            return False
+        return True
+
+    async def _next_lease(self) -> LeaseAnswer | None:
+        """Ask for a submission to judge; None: there is none, or the API does not say."""
+        try:
+            lease = await self._api.lease()
+        except (ApiRefused, ApiUnavailable) as error:
+            self._wait_longer("no work from the API", error)
+            return None
+        self._wait_s = self._settings.validator.poll_s
+        return lease
+
+    def _wait_longer(self, what: str, error: ApiRefused | ApiUnavailable) -> None:
+        self._wait_s = min(2 * self._wait_s, max(LONGEST_WAIT_S, self._settings.validator.poll_s))
+        _log.warning(what, reason=str(error), wait_s=self._wait_s)
+
     async def _until_device_works(self) -> None:
-        """Return at once when it does; otherwise say so and try again every few minutes."""
+        """Return at once when it does; otherwise say so and try again every few minutes.
+
+        What was judged before does not wait for it.
+        """
         device = self._referee.device
+        await self._send()
         while not await self._referee.is_device_working():
             self._metrics.device_in_service.labels(device).set(0)
             _log.error("device out of service", device=device, next_try_s=RECHECK_S)
             await self._clock.sleep(RECHECK_S)
+            await self._send()
         self._metrics.device_in_service.labels(device).set(1)
 
     async def _judge(self, lease: LeaseAnswer) -> Status | None:
