@@ -18,6 +18,7 @@ from roles.api_client import SubnetApi, is_about_content
 from roles.evaluation import git_source
 from roles.evaluator import Evaluator
 from roles.validator.leads import Leads
+from roles.validator.pause import Pause
 from roles.validator.verdict_sender import VerdictSender
 from roles.validator.verdict_store import VerdictStore
 
@@ -35,7 +36,8 @@ class EvaluationLoop:
     """Component that judges one submission at a time, on one device; open leads come before new submissions.
 
     A verdict is on disk before it is sent, and is sent until the API answers, also by the next process. A
-    device that no longer computes is out of service until it does; loops of other devices go on.
+    device that no longer computes is out of service until it does; loops of other devices go on. While one
+    evaluation after the other fails for reasons of this host, pauses grow between them.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class EvaluationLoop:
         self._clock = clock
         self._metrics = metrics
         self._wait_s = settings.validator.poll_s
+        self._pause = Pause(clock, first_s=settings.validator.infrastructure_pause_s)
 
     async def run(self) -> None:
         """Judge until cancelled."""
@@ -73,7 +76,7 @@ class EvaluationLoop:
                 await self._until_device_works()
             if outcome is not None:
                 continue
-            lease = await self._next_lease() if is_heard else None
+            lease = await self._next_lease() if is_heard and not self._pause.is_on() else None
             if lease is None:
                 await self._clock.sleep(self._wait_s)
                 continue
@@ -137,6 +140,7 @@ class EvaluationLoop:
         )
         judgement = await self._store.put_verdict(verdict, lease, fingerprint=report.fingerprint)
         self._count(figures, lease)
+        self._pause.note(figures.status)
         log.info(
             "submission judged",
             status=figures.status.value,

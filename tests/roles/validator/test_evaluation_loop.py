@@ -10,7 +10,8 @@ from protocol.events import KernelJudged
 from protocol.messages import GitSource
 from protocol.verdicts import LeadOutcome, Status
 from roles.validator.evaluation_loop import RECHECK_S
-from tests.roles.api.harness import Client, Code
+from tests.fakes.clock import FakeClock
+from tests.roles.api.harness import Client, Code, key
 from tests.roles.miner.harness import ScriptedReferee, comparison_report, report
 from tests.roles.proxy import SwitchedProxy
 from tests.roles.validator.harness import Validator
@@ -313,3 +314,32 @@ async def test_what_the_api_did_not_take_is_sent_whenever_the_device_is_asked_ag
     # It is out of service still.
     assert validator.referee.works
     assert len(validator.referee.asked) == 1
+
+
+async def test_an_outage_does_not_use_up_the_tries_of_the_whole_queue(
+    validator: Validator, api: Client, proxy: SwitchedProxy
+) -> None:
+    """After two failures in a row nothing is leased for a minute; then the queue goes on."""
+    submitted = [await api.submit(key(name), Code(name)) for name in ("miner", "rival")]
+    broken = report(Status.INFRASTRUCTURE, None)
+    validator.referee = ScriptedReferee([broken, broken, report()])
+    validator.clock = clock = FakeClock()
+    await validator.start("loop")
+
+    def leases() -> int:
+        return sum(path == "/evaluations/lease" for path, _ in proxy.posts)
+
+    async def sleeps() -> bool:
+        return clock.sleepers == 1
+
+    await validator.until(lambda: _all_acknowledged_after(validator, 2))
+    asked_for = leases()
+    for _ in range(5):
+        await validator.until(sleeps)
+        await clock.advance(11.0)
+    await validator.until(sleeps)
+    assert (leases(), len(validator.referee.asked)) == (asked_for, 2)
+    await clock.advance(6.0)
+    await validator.until(lambda: _all_acknowledged_after(validator, 4))
+    for one in submitted:
+        assert [verdict["status"] for verdict in await verdicts_of(api, one.submission_id)] == ["passed"]
