@@ -10,17 +10,21 @@ import resource
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from protocol.errors import SourceRejected
+from node.git_faults import PASSING, Fault, fault_of
+from protocol.errors import SourceRejected, SourceUnavailable
 from protocol.forks import check_commit_hash
 from protocol.types import CommitHash
 
 FETCH_TIMEOUT_S: Final = 120.0
 LOCAL_TIMEOUT_S: Final = 60.0
+LOW_SPEED_BYTES_PER_S: Final = 1000
+LOW_SPEED_S: Final = 60
+"""A remote that sends less than that for so long is given up."""
 MAX_FETCH_BYTES: Final = 256 * 2**20
 MAX_BLOB_BYTES: Final = 1 * 2**20
 MAX_BLOBS: Final = 256
@@ -30,11 +34,15 @@ is executed, and on some file systems every file is committed as executable."""
 
 
 class GitFailed(SourceRejected):
-    """git ended with an error; `told` is all that it and the remote said."""
+    """git ended with an error, for the reason that it and the remote told."""
 
-    def __init__(self, sentence: str, told: str) -> None:
+    def __init__(self, sentence: str, fault: Fault) -> None:
         super().__init__(sentence)
-        self.told = told
+        self.fault = fault
+
+
+class GitUnavailable(GitFailed, SourceUnavailable):
+    """git ended with an error that says nothing about the repository and may be over later."""
 
 
 def git_environment(protocols: Sequence[str]) -> dict[str, str]:
@@ -54,6 +62,8 @@ def git_environment(protocols: Sequence[str]) -> dict[str, str]:
         "GIT_ASKPASS": "/bin/false",
         "GIT_LFS_SKIP_SMUDGE": "1",
         "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_HTTP_LOW_SPEED_LIMIT": str(LOW_SPEED_BYTES_PER_S),
+        "GIT_HTTP_LOW_SPEED_TIME": str(LOW_SPEED_S),
     }
 
 
@@ -79,35 +89,60 @@ def run_git(
     timeout_s: float,
     max_file_bytes: int | None = None,
 ) -> bytes:
-    """Run git; its process group is killed when the deadline passes or it writes too large a file.
+    """Run git; it is killed with all that it started when the deadline passes, or with this process.
+
+    A file of more than `max_file_bytes` ends it, too.
 
     Raises:
-        GitFailed: git failed. SourceRejected: it took too long.
+        GitFailed: git failed. GitUnavailable: for a reason that passes. SourceUnavailable: it took too long.
     """
-    process = subprocess.Popen(
-        ["git", *_SAFE, *arguments],
-        cwd=cwd,
-        env=dict(env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    if max_file_bytes is not None:
-        # Its children, which write what a stranger sends, start later and inherit it.
-        with contextlib.suppress(ProcessLookupError):
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
-    try:
-        output, errors = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise SourceRejected(f"git {arguments[0]} did not finish within {timeout_s:.0f} s") from None
+    with _group_that_ends_with_this_process() as group:
+        process = subprocess.Popen(
+            ["git", *_SAFE, *arguments],
+            cwd=cwd,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=group,
+        )
+        if max_file_bytes is not None:
+            # Its children, which write what a stranger sends, start later and inherit it.
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+        try:
+            output, errors = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(group, signal.SIGKILL)
+            process.communicate()
+            raise SourceUnavailable(
+                f"git {_command(arguments)} did not finish within {timeout_s:.0f} s"
+            ) from None
     if process.returncode != 0:
         told = errors.decode(errors="replace").strip()
         last = told.splitlines()[-1] if told else process.returncode
-        raise GitFailed(f"git {_command(arguments)} failed: {last}", told)
+        fault = fault_of(told)
+        error = GitUnavailable if fault in PASSING else GitFailed
+        raise error(f"git {_command(arguments)} failed: {last}", fault)
     return output
+
+
+@contextlib.contextmanager
+def _group_that_ends_with_this_process() -> Iterator[int]:
+    """A process group that is killed when this process ends, however it does, or when the block is left.
+
+    PR_SET_PDEATHSIG would end git alone: what talks to the remote is a child of git's, which does not
+    inherit it. So the group's first process waits for the end of a pipe that only this process holds.
+    """
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", "read -r _; kill -KILL 0"], stdin=subprocess.PIPE, env={}, process_group=0
+    )
+    try:
+        yield guard.pid
+    finally:
+        # Not reaped yet, so the number is still the group's.
+        os.killpg(guard.pid, signal.SIGKILL)
+        guard.communicate()
 
 
 def _command(arguments: Sequence[str]) -> str:
@@ -154,7 +189,7 @@ class GitStore:
         """Fetch one commit, without history; a commit that is already here is not fetched again.
 
         Raises:
-            SourceRejected: not found, too large, too slow.
+            SourceRejected: not found, too large. SourceUnavailable: the remote is away, fails or is too slow.
         """
         check_commit_hash(commit_hash)
         self._prepare()
@@ -226,6 +261,8 @@ class GitStore:
     def _has(self, commit_hash: CommitHash) -> bool:
         try:
             return self._git(["cat-file", "-t", commit_hash]).strip() == b"commit"
+        except SourceUnavailable:
+            raise
         except SourceRejected:
             return False
 

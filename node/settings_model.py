@@ -83,6 +83,9 @@ class ApiSection(Section):
     reveal_window_blocks: Annotated[int, Field(ge=1)] = rules.REVEAL_WINDOW_BLOCKS
     lease_s: Positive = 120.0
     heartbeat_s: Positive = 20.0
+    infrastructure_retry_s: Positive = 600.0
+    """A validator gets a submission again so long after its `infrastructure` verdict; the next time it takes
+    twelve times as long."""
     min_validator_stake_tao: Annotated[float, Field(ge=0)] = 1000.0
     writes_per_minute_per_hotkey: Annotated[int, Field(ge=1)] = 30
     writes_per_minute_per_ip: Annotated[int, Field(ge=1)] = 120
@@ -173,6 +176,8 @@ class ValidatorSection(Section):
     inference_timeout_s: Positive = 60.0
     weights_interval_blocks: Annotated[int, Field(ge=1)] = 100
     """Weights are refreshed at least this often (the chain's rate limit permitting)."""
+    infrastructure_pause_s: Positive = 60.0
+    """The first pause, after two `infrastructure` verdicts in a row; it doubles up to 30 minutes."""
     unsafe_no_sandbox: bool = False
     """Runs hostile code without isolation; verdicts count on the local chain only."""
 

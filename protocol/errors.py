@@ -118,6 +118,10 @@ class SourceRejected(QuasarError):
     """A repository that could not be fetched, or does not hold a submission."""
 
 
+class SourceUnavailable(SourceRejected):
+    """Nothing was learned about a repository: its server is away, fails or is slow, or this host fails."""
+
+
 class ExportFailed(QuasarError):
     """Exported kernel files do not run, or do not agree with the reference."""
 

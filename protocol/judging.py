@@ -69,7 +69,7 @@ def fault_of(status: Status, *, scoring_gpu: bool = True) -> Fault:
 
     - `infrastructure` is the infrastructure's.
     - Nobody's: `passed`; `duplicate`, `inaccurate` and `implausible`, which cost the rank and no strike; and
-      `fetch_failed`, because a validator cannot tell a deleted repository from a git host that is away.
+      `fetch_failed`, because a repository may be refused by its host's mistake.
     - `below_claim` is the miner's on the GPU type that the subnet scores on (`scoring_gpu`), elsewhere
       nobody's: a claim is made for that type.
     - Everything else is the miner's.

@@ -31,6 +31,8 @@ LEASE_ATTEMPTS: Final = 3
 """Another worker of the same validator may take what was just found."""
 MAX_INFRASTRUCTURE_RETRIES: Final = 2
 """A validator that fails for reasons of its own gets the submission this many times again."""
+RETRY_GROWTH: Final = 12
+"""Each time it waits so much longer: what has not passed in minutes may take hours."""
 
 
 class EvaluationHandlers:
@@ -39,6 +41,8 @@ class EvaluationHandlers:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._lease_time = timedelta(seconds=api.settings.api.lease_s)
+        first = timedelta(seconds=api.settings.api.infrastructure_retry_s)
+        self._retry_delays = [first * RETRY_GROWTH**number for number in range(MAX_INFRASTRUCTURE_RETRIES)]
 
     async def lease(self, request: web.Request) -> web.Response:
         """Give the validator the submission that it should judge next: 200, or 204 when there is none."""
@@ -84,6 +88,7 @@ class EvaluationHandlers:
             validator_hotkey=validator.hotkey,
             miner_hotkeys=registered,
             now=self._api.clock.now(),
+            retry_delays=self._retry_delays,
             submission_id=submission_id,
         )
 

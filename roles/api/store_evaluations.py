@@ -1,10 +1,10 @@
 """Queries on the evaluation queue: leases and verdicts."""
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, and_, func, insert, or_, select, update
 
 from roles.api.tables import Row, leases, short_columns, submissions, verdicts
 
@@ -19,11 +19,13 @@ def find_next(
     validator_hotkey: str,
     miner_hotkeys: Collection[str],
     now: datetime,
+    retry_delays: Sequence[timedelta],
     submission_id: int | None = None,
 ) -> Row | None:
     """The submission that this validator should judge next, None when it has judged all.
 
-    With `submission_id`: that one, if it may be judged.
+    With `submission_id`: that one, if it may be judged. After this validator's first infrastructure fault it
+    may not for the first of `retry_delays`, after the second fault for the second.
 
     Coldkeys take turns, the one served longest ago first, so that nobody's many submissions keep the others
     waiting; within a coldkey the oldest comes first.
@@ -34,12 +36,16 @@ def find_next(
         .group_by(leases.c.miner_coldkey)
         .subquery()
     )
+    is_recent = (
+        and_(verdicts.c.attempt == attempt, verdicts.c.created_at > now - delay)
+        for attempt, delay in enumerate(retry_delays, start=1)
+    )
     judged = (
         select(verdicts.c.id)
         .where(
             verdicts.c.submission_id == submissions.c.id,
             verdicts.c.validator_hotkey == validator_hotkey,
-            verdicts.c.is_final,
+            or_(verdicts.c.is_final, *is_recent),
         )
         .exists()
     )

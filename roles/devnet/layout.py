@@ -209,6 +209,7 @@ def _config(layout: Layout, member: Member, scale: Scale, device: str) -> dict[s
             "port": port,
             "metagraph_max_age_s": 1.0,
             "heartbeat_s": 5.0,
+            "infrastructure_retry_s": 5.0,
             "reveal_window_blocks": REVEAL_WINDOW_BLOCKS,
         },
         "miner": {
@@ -221,7 +222,7 @@ def _config(layout: Layout, member: Member, scale: Scale, device: str) -> dict[s
             "share_gpu": True,
         },
         "inference": {"host": "127.0.0.1", "port": 0, "reference_model": str(layout.model)},
-        "validator": {"poll_s": 0.5, "logit_interval_s": 40.0},
+        "validator": {"poll_s": 0.5, "logit_interval_s": 40.0, "infrastructure_pause_s": 1.0},
         "evaluation": {
             "trials_min": scale.trials,
             "trials_max": scale.trials,

@@ -13,6 +13,7 @@ from yarl import URL
 from kernels.fork_base import write_fla_base
 from node.clock import Clock
 from node.git import GitFailed
+from node.git_faults import Fault
 from node.git_work_tree import Author, GitWorkTree
 from node.logs import get_logger
 from node.settings_model import Settings
@@ -20,7 +21,7 @@ from protocol.errors import ConfigError, InvalidForkUrl, SourceRejected
 from protocol.forks import TARGET_DIR, check_fork_url
 from protocol.types import CommitHash
 from roles.miner.github import GitHub
-from roles.miner.remote_faults import Fault, RemoteRefused
+from roles.miner.remote_faults import RemoteRefused
 
 T = TypeVar("T")
 

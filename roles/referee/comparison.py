@@ -85,7 +85,12 @@ def compare(job: ComparisonJob, announce: Announce) -> ComparisonReport:
 
 
 def _fetch(*sides: Side) -> None:
-    """Take the files of both. Raises SideLost: one could not be had; Ended: neither, the host may be away."""
+    """Take the files of both.
+
+    Raises:
+        SideLost: the repository of one refused them. Ended: infrastructure, both did, the host may err; or
+            nothing was learned about one, whatever is known of the other, whose files may have been kept.
+    """
     lost: list[SideLost] = []
     for side in sides:
         try:

@@ -7,7 +7,7 @@ from typing import Final
 from kernels.fork_base import forbidden_sources
 from node.git import MAX_BLOB_BYTES, MAX_BLOBS, GitStore
 from node.locks import FileLock
-from protocol.errors import InvalidForkUrl, SourceRejected
+from protocol.errors import InvalidForkUrl, SourceRejected, SourceUnavailable
 from protocol.fingerprint import fingerprint
 from protocol.forks import TARGET_DIR, check_commit_hash, check_fork_url
 from protocol.import_rules import check_imports
@@ -31,7 +31,8 @@ def take_sources(job: EvaluationJob) -> dict[str, str]:
     """Return file name -> text of the submission's `fla/ops/quasar/*.py`.
 
     Raises:
-        Ended: fetch_failed, build_failed. DeviceBusy: another evaluation keeps the store of commits.
+        Ended: fetch_failed, build_failed; infrastructure, nothing was learned about the repository.
+        DeviceBusy: another evaluation keeps the store of commits.
     """
     kept = KeptFiles(Path(job.work_dir) / "sources")
     try:
@@ -40,6 +41,8 @@ def take_sources(job: EvaluationJob) -> dict[str, str]:
             if isinstance(job.source, GitSource)
             else _from_folder(job.source)
         )
+    except SourceUnavailable as error:
+        raise Ended(Status.INFRASTRUCTURE, str(error)) from error
     except (SourceRejected, InvalidForkUrl) as error:
         raise Ended(Status.FETCH_FAILED, str(error)) from error
     blobs = {name: blob for name, blob in blobs.items() if _MODULE_FILE.fullmatch(name)}

@@ -18,6 +18,7 @@ from roles.api_client import SubnetApi, is_about_content
 from roles.evaluation import git_source
 from roles.evaluator import Evaluator
 from roles.validator.leads import Leads
+from roles.validator.pause import Pause
 from roles.validator.verdict_sender import VerdictSender
 from roles.validator.verdict_store import VerdictStore
 
@@ -36,7 +37,8 @@ class EvaluationLoop:
 
     A verdict is on disk before it is sent, and is sent until the API answers, also by the next process. A
     device that no longer computes, or was missing at the start (`is_device_missing`), is out of service until
-    it does; loops of other devices go on.
+    it does; loops of other devices go on. While one evaluation after the other fails for reasons of this
+    host, pauses grow between them.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class EvaluationLoop:
         self._metrics = metrics
         self._is_device_missing = is_device_missing
         self._wait_s = settings.validator.poll_s
+        self._pause = Pause(clock, first_s=settings.validator.infrastructure_pause_s)
 
     async def run(self) -> None:
         """Judge until cancelled."""
@@ -72,34 +75,55 @@ class EvaluationLoop:
         if self._is_device_missing:
             await self._until_device_works()
         while True:
+            is_heard = await self._send()
             outcome = await self._leads.compare_next(self._referee)
             if outcome is LeadOutcome.INFRASTRUCTURE:
                 await self._until_device_works()
             if outcome is not None:
                 continue
-            try:
-                await self._sender.send_all()
-                lease = await self._api.lease()
-            except (ApiRefused, ApiUnavailable) as error:
-                _log.warning("no work from the API", reason=str(error), wait_s=self._wait_s)
-                await self._clock.sleep(self._wait_s)
-                self._wait_s = min(2 * self._wait_s, max(LONGEST_WAIT_S, self._settings.validator.poll_s))
-                continue
-            self._wait_s = self._settings.validator.poll_s
+            lease = await self._next_lease() if is_heard and not self._pause.is_on() else None
             if lease is None:
-                await self._clock.sleep(self._settings.validator.poll_s)
+                await self._clock.sleep(self._wait_s)
                 continue
             status = await self._judge(lease)
             if status is Status.INFRASTRUCTURE:
                 await self._until_device_works()
 
+    async def _send(self) -> bool:
+        """Hand in what waits; False: the API does not take it now."""
+        try:
+            await self._sender.send_all()
+        except (ApiRefused, ApiUnavailable) as error:
+            self._wait_longer("verdicts not delivered", error)
+            return False
+        return True
+
+    async def _next_lease(self) -> LeaseAnswer | None:
+        """Ask for a submission to judge; None: there is none, or the API does not say."""
+        try:
+            lease = await self._api.lease()
+        except (ApiRefused, ApiUnavailable) as error:
+            self._wait_longer("no work from the API", error)
+            return None
+        self._wait_s = self._settings.validator.poll_s
+        return lease
+
+    def _wait_longer(self, what: str, error: ApiRefused | ApiUnavailable) -> None:
+        self._wait_s = min(2 * self._wait_s, max(LONGEST_WAIT_S, self._settings.validator.poll_s))
+        _log.warning(what, reason=str(error), wait_s=self._wait_s)
+
     async def _until_device_works(self) -> None:
-        """Return at once when it does; otherwise say so and try again every few minutes."""
+        """Return at once when it does; otherwise say so and try again every few minutes.
+
+        What was judged before does not wait for it.
+        """
         device = self._referee.device
+        await self._send()
         while not await self._referee.is_device_working():
             self._metrics.device_in_service.labels(device).set(0)
             _log.error("device out of service", device=device, next_try_s=RECHECK_S)
             await self._clock.sleep(RECHECK_S)
+            await self._send()
         self._metrics.device_in_service.labels(device).set(1)
 
     async def _judge(self, lease: LeaseAnswer) -> Status | None:
@@ -121,6 +145,7 @@ class EvaluationLoop:
         )
         judgement = await self._store.put_verdict(verdict, lease, fingerprint=figures.fingerprint)
         self._count(figures, lease)
+        self._pause.note(figures.status)
         log.info(
             "submission judged",
             status=figures.status.value,

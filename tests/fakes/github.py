@@ -42,6 +42,10 @@ class FakeGitHub:
     """Given to the next API requests in place of the real answers."""
     git_status: list[int] = field(default_factory=list)
     """Given to the next git requests."""
+    is_public: bool = False
+    """Anybody may read."""
+    breaks_off: bool = False
+    """A pack ends in the middle, and the connection with it."""
     seen: list[str] = field(default_factory=list)
     api_url: str = ""
     git_url: str = ""
@@ -76,6 +80,10 @@ class FakeGitHub:
         (work / "README.md").write_text("the original\n")
         commit(work, "upstream")
         _git("push", "--quiet", str(bare), "main", cwd=work)
+
+    def head(self) -> str:
+        """The upstream repository's commit."""
+        return _git("rev-parse", "main", cwd=self.repository(OWNER))
 
     def fork(self) -> None:
         """What GitHub does some time after a fork was asked for."""
@@ -153,15 +161,16 @@ class FakeGitHub:
         self.not_ready = max(2, self.not_ready)
         return web.json_response({"full_name": f"{self.user}/{NAME}"}, status=202)
 
-    async def _smart(self, request: web.Request) -> web.Response:
+    async def _smart(self, request: web.Request) -> web.StreamResponse:
         """Git's smart protocol through its own CGI program."""
         self.seen.append(f"git {request.method} {request.rel_url}")
         if self.git_status:
             return web.Response(status=self.git_status.pop(0))
         expected = base64.b64encode(f"x-access-token:{self.accepted_token}".encode()).decode()
-        if request.headers.get("Authorization") != f"Basic {expected}":
+        is_read = "receive-pack" not in str(request.rel_url)
+        if request.headers.get("Authorization") != f"Basic {expected}" and not (self.is_public and is_read):
             return web.Response(status=401, headers={"WWW-Authenticate": 'Basic realm="GitHub"'})
-        if not self.may_push and "receive-pack" in str(request.rel_url):
+        if not self.may_push and not is_read:
             return web.Response(status=403, text="Permission to miner/x denied to miner.")
         owner, name, path = (request.match_info[part] for part in ("owner", "name", "path"))
         env = {
@@ -185,7 +194,18 @@ class FakeGitHub:
         head, _, content = output.partition(b"\r\n\r\n")
         headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
         status = int(headers.pop("Status", "200").split(" ")[0])
+        if self.breaks_off and b"PACK" in content:
+            return await _half(request, headers, content)
         return web.Response(status=status, headers=headers, body=content)
+
+
+async def _half(request: web.Request, headers: dict[str, str], content: bytes) -> web.StreamResponse:
+    """Send the first half of an answer and leave."""
+    answer = web.StreamResponse(headers=headers)
+    answer.content_length = len(content)
+    await answer.prepare(request)
+    await answer.write(content[: len(content) // 2])
+    raise ConnectionResetError("as it was told to")
 
 
 def commit(work: Path, message: str) -> str:

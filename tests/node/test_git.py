@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from node.git import GitStore, create_bare_repository, git_environment
+from node.git import GitFailed, GitStore, create_bare_repository, git_environment
+from node.git_faults import Fault, fault_of
 from node.git_work_tree import Author, GitWorkTree
-from protocol.errors import InvalidForkUrl, SourceRejected
+from protocol.errors import InvalidForkUrl, SourceRejected, SourceUnavailable
 from protocol.forks import TARGET_DIR
 from protocol.types import CommitHash
 
@@ -138,6 +139,31 @@ def test_what_a_repository_says_of_filters_is_not_followed(
     git("update-index", "--add", "--cacheinfo", f"100644,{blob},{TARGET_DIR}/chunk.py", cwd=tree.path)
     git("commit", "-qm", "filters", cwd=tree.path)
     assert read_back(tree, remote, tmp_path) == {"chunk.py": pointer}
+
+
+def test_what_git_complains_of_is_no_outage_whatever_it_quotes(
+    tree: GitWorkTree, remote: Path, tmp_path: Path
+) -> None:
+    (tree.path / ".gitmodules").write_text(
+        '[submodule "x"]\n\tpath = x\n\turl = "-the remote end hung up unexpectedly"\n'
+    )
+    commit = pushed(tree, remote)
+    with pytest.raises(GitFailed, match="index-pack") as caught:
+        GitStore(tmp_path / "store").fetch_commit(remote.as_uri(), commit, allow_file=True)
+    assert not isinstance(caught.value, SourceUnavailable)
+    assert caught.value.fault is Fault.CONTENT
+
+
+@pytest.mark.parametrize(
+    ("told", "fault"),
+    [
+        ("fatal: write error: No space left on device\nfatal: index-pack failed", Fault.HOST),
+        ("error: index-pack died of signal 9\nfatal: early EOF", Fault.HOST),
+        ("remote: fatal: write error: No space left on device\nfatal: early EOF", Fault.OTHER),
+    ],
+)
+def test_a_host_that_fails_is_told_from_a_remote_that_does(told: str, fault: Fault) -> None:
+    assert fault_of(told) is fault
 
 
 def test_large_files_are_refused(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:

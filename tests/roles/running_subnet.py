@@ -90,6 +90,7 @@ def api_settings(chain_settings: ChainSection, migrated: Path, tmp_path: Path) -
             writes_per_minute_per_hotkey=1000,
             blocks_until_reveal=10,
             reveal_window_blocks=20,
+            infrastructure_retry_s=0.05,
         ),
     )
 

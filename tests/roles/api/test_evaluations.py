@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select, update
 from sqlalchemy.util import await_only
 
 from node.settings_model import Settings
@@ -13,7 +14,8 @@ from protocol.messages import Heartbeat, LeaseAnswer, SubmissionDetail
 from protocol.signing import verdict_text, verify_text
 from protocol.verdicts import Fault, LogitOutcome, Status
 from roles.api import store_submissions
-from roles.api.tables import Row
+from roles.api.database import Database
+from roles.api.tables import Row, verdicts
 from tests.roles.api.harness import (
     TARGET,
     Client,
@@ -23,7 +25,9 @@ from tests.roles.api.harness import (
     registration,
     reveal_message,
     running,
+    stored,
     until,
+    url_of,
     verdict_message,
     with_api,
 )
@@ -244,30 +248,66 @@ async def test_late_verdict_counts_while_nobody_leased_again(settings: Settings,
         assert (await api.judge(subnet.validator, lease)).status == 200
 
 
-async def test_infrastructure_faults_are_tried_again_twice(api: Client, subnet: Subnet) -> None:
-    submitted = await api.submit(subnet.miner, Code())
-    broken: dict[str, Any] = {
-        "status": Status.INFRASTRUCTURE,
-        "fault": Fault.INFRASTRUCTURE,
-        "measured_tokens_per_sec": None,
-        "evidence": {"reason": f"could not fetch {Code().url}"},
-    }
-    for attempt in (1, 2, 3):
+BROKEN: dict[str, Any] = {
+    "status": Status.INFRASTRUCTURE,
+    "fault": Fault.INFRASTRUCTURE,
+    "measured_tokens_per_sec": None,
+    "evidence": {"reason": f"could not fetch {Code().url}"},
+}
+
+
+async def let_pass(settings: Settings, time: timedelta) -> None:
+    """Make every verdict so much older."""
+    database = Database(url_of(settings))
+    try:
+        [created_at] = await stored(settings, select(verdicts.c.created_at))
+        older = update(verdicts).values(created_at=created_at[0] - time)
+        await database.write(lambda connection: connection.execute(older))
+    finally:
+        await database.close()
+
+
+async def test_infrastructure_faults_are_tried_again_twice_and_not_at_once(
+    settings: Settings, subnet: Subnet
+) -> None:
+    async with running(settings) as api:
+        submitted = await api.submit(subnet.miner, Code())
+        for attempt, delay in ((1, timedelta(minutes=10)), (2, timedelta(hours=2)), (3, timedelta(days=9))):
+            lease = await leased(api, subnet.validator)
+            assert (await api.judge(subnet.validator, lease, **BROKEN)).status == 200
+            shown = await detail(api, submitted.submission_id)
+            assert shown.state == ("judged" if attempt == 3 else "queued")
+            assert (Code().url in shown.model_dump_json()) == (attempt == 3)
+            await let_pass(settings, delay - timedelta(minutes=1))
+            assert await api.lease(subnet.validator) is None
+            await let_pass(settings, timedelta(minutes=1))
+        assert await api.lease(subnet.validator) is None
+
+
+async def test_a_submission_that_is_tried_again_later_keeps_nobody_waiting(
+    settings: Settings, subnet: Subnet
+) -> None:
+    """Other submissions come next, other validators judge it at once, and a restart forgets nothing."""
+    async with running(settings) as api:
+        submitted = await api.submit(subnet.miner, Code())
+        await api.judge(subnet.validator, await leased(api, subnet.validator), **BROKEN)
+        other = await api.submit(subnet.rival, Code("other", owner="rival"))
         lease = await leased(api, subnet.validator)
-        assert (await api.judge(subnet.validator, lease, **broken)).status == 200
-        shown = await detail(api, submitted.submission_id)
-        assert shown.state == ("judged" if attempt == 3 else "queued")
-        assert (Code().url in shown.model_dump_json()) == (attempt == 3)
-    assert await api.lease(subnet.validator) is None
+        assert lease.submission_id == other.submission_id
+        assert (await leased(api, subnet.validator2)).submission_id == submitted.submission_id
+        await api.judge(subnet.validator, lease)
+    async with running(settings) as api:
+        assert await api.lease(subnet.validator) is None
 
 
-async def test_infrastructure_fault_is_replaced_by_the_retry(api: Client, subnet: Subnet) -> None:
-    submitted = await api.submit(subnet.miner, Code())
-    broken: dict[str, Any] = {"status": Status.INFRASTRUCTURE, "fault": Fault.INFRASTRUCTURE}
-    await api.judge(subnet.validator, await leased(api, subnet.validator), **broken)
-    await api.judge(subnet.validator, await leased(api, subnet.validator))
-    [verdict] = (await detail(api, submitted.submission_id)).verdicts
-    assert verdict.status is Status.PASSED
+async def test_infrastructure_fault_is_replaced_by_the_retry(settings: Settings, subnet: Subnet) -> None:
+    async with running(with_api(settings, infrastructure_retry_s=0.1)) as api:
+        submitted = await api.submit(subnet.miner, Code())
+        await api.judge(subnet.validator, await leased(api, subnet.validator), **BROKEN)
+        again = await until(lambda: api.lease(subnet.validator))
+        await api.judge(subnet.validator, again)
+        [verdict] = (await detail(api, submitted.submission_id)).verdicts
+        assert verdict.status is Status.PASSED
 
 
 async def test_next_direct_submission_after_the_verdict(api: Client, subnet: Subnet) -> None:

@@ -12,11 +12,12 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
+from node.git_faults import Fault
 from node.git_work_tree import Author
 from protocol.errors import ConfigError, SourceRejected
 from roles.miner.fork import Fork
 from roles.miner.github import ATTEMPTS, GitHub, GitHubRefused
-from roles.miner.remote_faults import Fault, RemoteRefused
+from roles.miner.remote_faults import RemoteRefused
 from tests.fakes.clock import FakeClock
 from tests.fakes.github import NAME, OWNER, TOKEN, USER, FakeGitHub, commit, write_certificate
 from tests.roles.miner.harness import files

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from kernels.harness.session import CandidateFailed
-from protocol.messages import DirectorySource, EvaluationJob
-from protocol.verdicts import Status
-from roles.referee.comparison import _expect_free, _Match
+from protocol.messages import ComparisonJob, DirectorySource, EvaluationJob, GitSource
+from protocol.types import CommitHash
+from protocol.verdicts import LeadOutcome, Status
+from roles.referee.comparison import _expect_free, _Match, compare
+from roles.referee.kept_files import KeptFiles
 from roles.referee.side import Side, SideLost
 from roles.referee.stages import Ended, Record
 
@@ -120,3 +122,31 @@ def test_failures_are_ones_own_unless_the_referee_says_otherwise(tmp_path: Path)
     one.worker = SimpleNamespace(explained=lambda _failure: sacrificed)  # type: ignore[assignment]
     with pytest.raises(Ended, match="the host ran out"), one.answering():
         raise CandidateFailed("crash", "gone")
+
+
+KEPT, ASKED_FOR = CommitHash("a" * 40), CommitHash("b" * 40)
+
+
+@pytest.mark.parametrize(
+    ("url", "later", "outcome"),
+    [
+        ("https://no-such-host.invalid/a/b", ASKED_FOR, LeadOutcome.INFRASTRUCTURE),
+        ("https://no-such-host.invalid/a/b", KEPT, LeadOutcome.INFRASTRUCTURE),
+        ("file:///nowhere.git", ASKED_FOR, LeadOutcome.LATER_FAILED),
+        ("file:///nowhere.git", KEPT, LeadOutcome.EARLIER_FAILED),
+    ],
+)
+def test_a_host_that_is_away_is_nobodys_failure_though_one_was_kept(
+    url: str, later: CommitHash, outcome: LeadOutcome, tmp_path: Path
+) -> None:
+    KeptFiles(tmp_path / "sources").keep(KEPT, {"chunk.py": b"x = 1\n"})
+
+    def of(commit_hash: CommitHash) -> EvaluationJob:
+        source = GitSource(
+            fork_url=url, commit_hash=commit_hash, allowed_hosts=("no-such-host.invalid",), allow_file=True
+        )
+        return side("either", tmp_path).job.model_copy(update={"source": source})
+
+    earlier = KEPT if later == ASKED_FOR else ASKED_FOR
+    report = compare(ComparisonJob(earlier=of(earlier), later=of(later)), lambda _stage: None)
+    assert report.figures.outcome is outcome

@@ -1,6 +1,7 @@
 """Files of judged commits on disk, within a quota."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from protocol.types import CommitHash
@@ -42,3 +43,20 @@ def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
     assert kept.read(COMMITS[0]) is not None
     kept.keep(COMMITS[2], {"chunk.py": os.urandom(1000)})
     assert {path.name for path in tmp_path.iterdir()} == {f"{COMMITS[0]}.kept", f"{COMMITS[2]}.kept"}
+
+
+def test_what_is_removed_while_it_is_read_is_given(tmp_path: Path) -> None:
+    """Another referee makes room; a pipe in the file's place is read until it is gone."""
+    files = {"chunk.py": b"x = 1\n"}
+    kept = KeptFiles(tmp_path)
+    kept.keep(COMMITS[0], files)
+    [path] = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.unlink()
+    os.mkfifo(path)
+    with ThreadPoolExecutor() as pool:
+        reading = pool.submit(kept.read, COMMITS[0])
+        with path.open("wb") as pipe:
+            pipe.write(whole)
+            path.unlink()
+        assert reading.result(timeout=60) == files

@@ -118,6 +118,17 @@ def test_hostile_urls_are_refused_by_name(url: str, words: str, tmp_path: Path) 
     assert words in str(end)
 
 
+def test_a_host_that_is_away_is_not_the_repositorys_answer(pushed: GitSource, tmp_path: Path) -> None:
+    """A name that does not resolve, until it does; a repository that is not there has answered."""
+    host = "no-such-host.invalid"
+    away = pushed.model_copy(update={"fork_url": f"https://{host}/a/b", "allowed_hosts": (host,)})
+    end = ended(job_of(away, tmp_path))
+    assert (end.status, "Could not resolve host" in str(end)) == (Status.INFRASTRUCTURE, True)
+    gone = pushed.model_copy(update={"fork_url": (tmp_path / "gone.git").as_uri()})
+    assert ended(job_of(gone, tmp_path)).status is Status.FETCH_FAILED
+    assert take_sources(job_of(pushed, tmp_path))
+
+
 def test_a_folder_without_a_submission(tmp_path: Path) -> None:
     end = ended(job_of(DirectorySource(path=str(tmp_path)), tmp_path))
     assert end.status is Status.FETCH_FAILED

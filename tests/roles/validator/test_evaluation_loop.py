@@ -8,10 +8,11 @@ from aiohttp import web
 
 from protocol.events import KernelJudged
 from protocol.messages import GitSource
-from protocol.verdicts import Status
+from protocol.verdicts import LeadOutcome, Status
 from roles.validator.evaluation_loop import RECHECK_S
-from tests.roles.api.harness import Client, Code
-from tests.roles.miner.harness import ScriptedReferee, report
+from tests.fakes.clock import FakeClock
+from tests.roles.api.harness import Client, Code, key
+from tests.roles.miner.harness import ScriptedReferee, comparison_report, report
 from tests.roles.proxy import SwitchedProxy
 from tests.roles.validator.harness import Validator
 
@@ -277,3 +278,91 @@ async def test_a_device_that_is_missing_at_the_start_is_looked_for_before_anythi
     assert (await until_judged(validator, api, submitted.submission_id))["status"] == "passed"
     assert seen == [(0.0, 0), (0.0, 0)]
     assert in_service._value.get() == 1
+
+
+class _StoppedClock(_HastyClock):
+    """A clock on which a device that is out of service is not asked again before `go`."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.rechecks = 0
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds == RECHECK_S:
+            self.rechecks += 1
+            await self.go.wait()
+        await super().sleep(seconds)
+
+
+async def test_what_was_judged_reaches_the_api_while_the_device_does_not_compute(
+    validator: Validator, api: Client
+) -> None:
+    """The leads of what was just judged come before the next lease, and a GPU may fail in the first."""
+    rivals = (validator.subnet.miner, validator.subnet.rival)
+    submitted = [await api.submit(miner, Code(name)) for miner, name in zip(rivals, "ab", strict=True)]
+    validator.referee = ScriptedReferee(
+        [report(tokens_per_sec=1000.0), report(tokens_per_sec=2000.0)],
+        comparisons=[comparison_report(LeadOutcome.INFRASTRUCTURE, None)],
+        works=[False] * 1000,
+    )
+    await validator.open()
+    for miner in rivals:
+        await validator.check(miner)
+    validator.loop._clock = clock = _StoppedClock()
+    validator.run("loop")
+    for one in submitted:
+        assert (await until_judged(validator, api, one.submission_id))["status"] == "passed"
+    assert clock.rechecks == 1
+    assert validator.referee.compared
+
+
+async def test_what_the_api_did_not_take_is_sent_whenever_the_device_is_asked_again(
+    validator: Validator, api: Client, proxy: SwitchedProxy
+) -> None:
+    submitted = await api.submit(validator.subnet.miner, Code())
+    validator.referee = ScriptedReferee([report(Status.INFRASTRUCTURE, None)], works=[False] * 1000)
+    refusal = web.json_response({"detail": "the API has other worries"}, status=403)
+    proxy.replies[f"/evaluations/{submitted.submission_id}/verdict"] = [refusal]
+    await validator.open()
+    validator.loop._clock = clock = _StoppedClock()
+    validator.run("loop")
+
+    async def is_out_of_service() -> bool:
+        return clock.rechecks == 1
+
+    await validator.until(is_out_of_service)
+    assert not await _all_acknowledged(validator)
+    clock.go.set()
+    await validator.until(lambda: _all_acknowledged(validator))
+    # It is out of service still.
+    assert validator.referee.works
+    assert len(validator.referee.asked) == 1
+
+
+async def test_an_outage_does_not_use_up_the_tries_of_the_whole_queue(
+    validator: Validator, api: Client, proxy: SwitchedProxy
+) -> None:
+    """After two failures in a row nothing is leased for a minute; then the queue goes on."""
+    submitted = [await api.submit(key(name), Code(name)) for name in ("miner", "rival")]
+    broken = report(Status.INFRASTRUCTURE, None)
+    validator.referee = ScriptedReferee([broken, broken, report()])
+    validator.clock = clock = FakeClock()
+    await validator.start("loop")
+
+    def leases() -> int:
+        return sum(path == "/evaluations/lease" for path, _ in proxy.posts)
+
+    async def sleeps() -> bool:
+        return clock.sleepers == 1
+
+    await validator.until(lambda: _all_acknowledged_after(validator, 2))
+    asked_for = leases()
+    for _ in range(5):
+        await validator.until(sleeps)
+        await clock.advance(11.0)
+    await validator.until(sleeps)
+    assert (leases(), len(validator.referee.asked)) == (asked_for, 2)
+    await clock.advance(6.0)
+    await validator.until(lambda: _all_acknowledged_after(validator, 4))
+    for one in submitted:
+        assert [verdict["status"] for verdict in await verdicts_of(api, one.submission_id)] == ["passed"]
