@@ -10,10 +10,11 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from node.git_faults import PASSING, Fault, fault_of
 from protocol.errors import SourceRejected, SourceUnavailable
@@ -28,6 +29,11 @@ LOW_SPEED_S: Final = 60
 MAX_FETCH_BYTES: Final = 256 * 2**20
 MAX_BLOB_BYTES: Final = 1 * 2**20
 MAX_BLOBS: Final = 256
+MAX_LISTING_BYTES: Final = 4 * 2**20
+"""Of what git says about one commit: a folder may have entries without end."""
+MAX_ERRORS_BYTES: Final = 64 * 2**10
+MAX_MEMORY_BYTES: Final = 2 * 2**30
+"""Of each process of git: an object of some megabytes on the line may be gigabytes when it is inflated."""
 REGULAR_FILE: Final = "100"
 """How the mode of a regular file begins. Its permissions follow, and do not matter: nothing that is read here
 is executed, and on some file systems every file is committed as executable."""
@@ -75,6 +81,8 @@ _SAFE: Final = (
     "-c", "fetch.fsckObjects=true",
     # One pack file, so that the limit on a file is a limit on the fetch.
     "-c", "fetch.unpackLimit=1",
+    # Each thread reserves memory of its own, of which there is a limit.
+    "-c", "pack.threads=1",
     "-c", "safe.directory=*",
     "-c", "http.followRedirects=false",
     "-c", "core.symlinks=false",
@@ -91,40 +99,61 @@ def run_git(
 ) -> bytes:
     """Run git; it is killed with all that it started when the deadline passes, or with this process.
 
-    A file of more than `max_file_bytes` ends it, too.
+    A file or an output of more than `max_file_bytes` ends it, too, as does too much memory.
 
     Raises:
         GitFailed: git failed. GitUnavailable: for a reason that passes. SourceUnavailable: it took too long.
     """
-    with _group_that_ends_with_this_process() as group:
+    with (
+        _group_that_ends_with_this_process() as group,
+        tempfile.TemporaryFile() as output,
+        tempfile.TemporaryFile() as errors,
+    ):
         process = subprocess.Popen(
             ["git", *_SAFE, *arguments],
             cwd=cwd,
             env=dict(env),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=output,
+            stderr=errors,
             process_group=group,
         )
+        # Its children, which take what a stranger sends, start later and inherit them.
+        _limit(process, resource.RLIMIT_AS, MAX_MEMORY_BYTES)
         if max_file_bytes is not None:
-            # Its children, which write what a stranger sends, start later and inherit it.
-            with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+            _limit(process, resource.RLIMIT_FSIZE, max_file_bytes)
         try:
-            output, errors = process.communicate(timeout=timeout_s)
+            process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             os.killpg(group, signal.SIGKILL)
-            process.communicate()
+            process.wait()
             raise SourceUnavailable(
                 f"git {_command(arguments)} did not finish within {timeout_s:.0f} s"
             ) from None
-    if process.returncode != 0:
-        told = errors.decode(errors="replace").strip()
-        last = told.splitlines()[-1] if told else process.returncode
-        fault = fault_of(told)
-        error = GitUnavailable if fault in PASSING else GitFailed
-        raise error(f"git {_command(arguments)} failed: {last}", fault)
-    return output
+        if process.returncode != 0:
+            raise _failure(_command(arguments), process.returncode, _tail(errors).decode(errors="replace"))
+        output.seek(0)
+        return output.read()
+
+
+def _limit(process: subprocess.Popen[bytes], what: int, limit: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        resource.prlimit(process.pid, what, (limit, limit))
+
+
+def _tail(stream: IO[bytes]) -> bytes:
+    """Return the end of what was written, however much it is."""
+    size = os.fstat(stream.fileno()).st_size
+    return os.pread(stream.fileno(), MAX_ERRORS_BYTES, max(0, size - MAX_ERRORS_BYTES))
+
+
+def _failure(command: str, status: int, told: str) -> GitFailed:
+    if status == -signal.SIGXFSZ:
+        return GitFailed(f"git {command} said or wrote more than it may", Fault.OTHER)
+    told = told.strip()
+    fault = fault_of(told)
+    error = GitUnavailable if fault in PASSING else GitFailed
+    return error(f"git {command} failed: {told.splitlines()[-1] if told else status}", fault)
 
 
 @contextlib.contextmanager
@@ -171,7 +200,7 @@ class Blob:
 
 
 class GitStore:
-    """A bare repository that holds fetched commits; emptied when it outgrows its quota."""
+    """A bare repository that holds fetched commits, for one user at a time; emptied over its quota."""
 
     def __init__(self, path: Path, *, quota_bytes: int = 2 * 2**30) -> None:
         self._path = path
@@ -243,8 +272,13 @@ class GitStore:
         return blobs
 
     def _drop_unfinished(self) -> int:
-        """Remove packs that a failed fetch left; returns the size of the largest."""
+        """Remove packs and locks that a fetch left which failed or was killed; the size of the largest pack.
+
+        With one of its locks there, git would refuse every other fetch from then on.
+        """
         largest = 0
+        for lock in self._path.rglob("*.lock"):
+            lock.unlink()
         for path in (self._path / "objects" / "pack").glob("tmp_*"):
             largest = max(largest, path.stat().st_size)
             path.unlink()
@@ -257,6 +291,7 @@ class GitStore:
             shutil.rmtree(self._path, ignore_errors=True)
             self._path.mkdir(parents=True)
             self._git(["init", "--quiet", "--bare"])
+        self._drop_unfinished()
 
     def _has(self, commit_hash: CommitHash) -> bool:
         try:
@@ -267,7 +302,13 @@ class GitStore:
             return False
 
     def _git(self, arguments: Sequence[str]) -> bytes:
-        return run_git(arguments, cwd=self._path, env=git_environment(()), timeout_s=LOCAL_TIMEOUT_S)
+        return run_git(
+            arguments,
+            cwd=self._path,
+            env=git_environment(()),
+            timeout_s=LOCAL_TIMEOUT_S,
+            max_file_bytes=MAX_LISTING_BYTES,
+        )
 
 
 def _folder_bytes(path: Path) -> int:

@@ -53,3 +53,48 @@ def test_a_failed_fetch_does_not_harm_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(SourceRejected):
         store.fetch_commit((tmp_path / "absent.git").as_uri(), CommitHash("ab" * 20), allow_file=True)
     assert store.read_blobs(commit, ".") == {"chunk.py": b"x = 1\n"}
+
+
+def test_locks_of_a_git_that_was_killed_are_in_nobodys_way(tmp_path: Path) -> None:
+    url, commit = remote_with(tmp_path, b"x = 1\n")
+    store = GitStore(tmp_path / "store")
+    with pytest.raises(SourceRejected):
+        store.fetch_commit((tmp_path / "absent.git").as_uri(), CommitHash("ab" * 20), allow_file=True)
+    # git holds it while it takes a pack, which may be until its deadline.
+    (tmp_path / "store" / "shallow.lock").touch()
+    store.fetch_commit(url, commit, allow_file=True)
+    assert store.read_blobs(commit, ".") == {"chunk.py": b"x = 1\n"}
+
+
+AS_SOMEBODY = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+
+
+def git(remote: Path, *arguments: str, given: bytes = b"") -> str:
+    """Run git in a repository; return what it says."""
+    command = ["git", "-C", str(remote), *arguments]
+    return subprocess.run(command, input=given, check=True, capture_output=True).stdout.decode().strip()
+
+
+def test_a_folder_with_entries_without_end_is_not_read(tmp_path: Path) -> None:
+    url, commit = remote_with(tmp_path, b"x = 1\n")
+    remote = tmp_path / "remote.git"
+    blob = git(remote, "rev-parse", f"{commit}:chunk.py")
+    listing = "".join(f"100644 blob {blob}\tname{number}.py\n" for number in range(70_000))
+    many = git(remote, "mktree", given=listing.encode())
+    commit = CommitHash(git(remote, *AS_SOMEBODY, "commit-tree", many, given=b"many files"))
+    store = GitStore(tmp_path / "store")
+    store.fetch_commit(url, commit, allow_file=True)
+    with pytest.raises(SourceRejected, match="git ls-tree said or wrote more than it may"):
+        store.read_blobs(commit, ".")
+
+
+def test_git_has_so_much_memory_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url, plain = remote_with(tmp_path, b"x = 1\n")
+    remote = tmp_path / "remote.git"
+    tree = git(remote, "rev-parse", f"{plain}^{{tree}}")
+    commit = CommitHash(git(remote, *AS_SOMEBODY, "commit-tree", tree, given=400 * 2**20 * b"x"))
+    monkeypatch.setattr("node.git.MAX_MEMORY_BYTES", 256 * 2**20)
+    store = GitStore(tmp_path / "store")
+    with pytest.raises(SourceRejected):
+        store.fetch_commit(url, commit, allow_file=True)
+    store.fetch_commit(url, plain, allow_file=True)
