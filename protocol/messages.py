@@ -414,6 +414,8 @@ class StoredVerdict(Answer):
     """A verdict as GET /submissions/{id} shows it."""
 
     validator_hotkey: str
+    lease_id: str | None = None
+    """With it, and the submission's number, the signature can be checked."""
     status: Status
     fault: Fault
     measured_tokens_per_sec: float | None
@@ -425,6 +427,7 @@ class StoredVerdict(Answer):
     gpu: str
     versions: dict[str, str]
     rules_version: int
+    fingerprint: str | None = None
     evidence: dict[str, Any]
     signature: str
     created_at: datetime

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select, update
 from sqlalchemy.util import await_only
 
 from node.settings_model import Settings
-from protocol.messages import Heartbeat, LeaseAnswer, SubmissionDetail
+from protocol.messages import Heartbeat, LeaseAnswer, SubmissionDetail, Verdict
 from protocol.signing import verdict_text, verify_text
 from protocol.verdicts import Fault, LogitOutcome, Status
 from roles.api import store_submissions
@@ -112,14 +112,16 @@ async def test_salt_is_never_shown(api: Client, subnet: Subnet) -> None:
 async def test_verdict_is_shown_as_it_was_signed(api: Client, subnet: Subnet) -> None:
     submitted = await api.submit(subnet.miner, Code())
     lease = await leased(api, subnet.validator)
-    message = verdict_message(subnet.validator, lease, evidence={"seeds": [1, 2], "deep": {"x": 0.1}})
+    evidence = {"seeds": [1, 2], "deep": {"x": 0.1}}
+    message = verdict_message(subnet.validator, lease, evidence=evidence, fingerprint="f")
     path = f"/evaluations/{submitted.submission_id}/verdict"
     assert (await api.post(path, message, subnet.validator)).body == {
         "submission_id": submitted.submission_id,
         "status": "passed",
     }
     [stored] = (await detail(api, submitted.submission_id)).verdicts
-    shown = message.model_copy(update=stored.model_dump(exclude={"created_at"}))
+    fields = stored.model_dump(exclude={"created_at"})
+    shown = Verdict.model_validate({**fields, "submission_id": submitted.submission_id})
     verify_text(stored.validator_hotkey, verdict_text(shown), stored.signature)
     # The answer was lost: the same verdict again is not a second one, another one is refused.
     assert (await api.post(path, message, subnet.validator)).status == 200
