@@ -14,9 +14,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from node.git_faults import PASSING, Fault, fault_of
+from node.processes import output_tail
 from protocol.errors import SourceRejected, SourceUnavailable
 from protocol.forks import check_commit_hash
 from protocol.types import CommitHash
@@ -131,7 +132,8 @@ def run_git(
                 f"git {_command(arguments)} did not finish within {timeout_s:.0f} s"
             ) from None
         if process.returncode != 0:
-            raise _failure(_command(arguments), process.returncode, _tail(errors).decode(errors="replace"))
+            told = output_tail(errors, MAX_ERRORS_BYTES).decode(errors="replace")
+            raise _failure(_command(arguments), process.returncode, told)
         output.seek(0)
         return output.read()
 
@@ -139,12 +141,6 @@ def run_git(
 def _limit(process: subprocess.Popen[bytes], what: int, limit: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(process.pid, what, (limit, limit))
-
-
-def _tail(stream: IO[bytes]) -> bytes:
-    """Return the end of what was written, however much it is."""
-    size = os.fstat(stream.fileno()).st_size
-    return os.pread(stream.fileno(), MAX_ERRORS_BYTES, max(0, size - MAX_ERRORS_BYTES))
 
 
 def _failure(command: str, status: int, told: str) -> GitFailed:

@@ -8,6 +8,7 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 from subprocess import Popen
+from typing import IO
 
 from node.logs import get_logger
 from node.worker_main import PARENT_VARIABLE
@@ -152,3 +153,12 @@ def _give(line: bytes, sink: LineSink) -> None:
 def module_argv(module: str, *args: str) -> list[str]:
     """The command line that runs a module of this project with this interpreter."""
     return [sys.executable, "-m", module, *args]
+
+
+def output_tail(stream: IO[bytes], max_bytes: int) -> bytes:
+    """Return the end of what processes have written to a file, however much it is.
+
+    At a place of its own: who writes shares the file's, may still run, and may turn it back for ever.
+    """
+    size = os.fstat(stream.fileno()).st_size
+    return os.pread(stream.fileno(), max_bytes, max(0, size - max_bytes))

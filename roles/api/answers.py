@@ -1,6 +1,7 @@
 """Answers as JSON: models and lists of models."""
 
 from collections.abc import Sequence
+from math import inf
 
 from aiohttp import web
 from pydantic import BaseModel
@@ -11,16 +12,15 @@ def model_answer(model: BaseModel) -> web.Response:
     return web.Response(body=model.model_dump_json().encode(), content_type="application/json")
 
 
-def list_answer(models: Sequence[BaseModel], *, max_bytes: int | None = None) -> web.Response:
+def list_answer(models: Sequence[BaseModel], *, max_bytes: float = inf) -> web.Response:
     """200 with a list of models; with `max_bytes`, of the first ones as many as fit, and one at least."""
     parts: list[bytes] = []
-    left = max_bytes
+    size = 0
     for model in models:
         part = model.model_dump_json().encode()
-        if left is not None:
-            left -= len(part) + 1
-            if left < 0 and parts:
-                break
+        size += len(part) + 1
+        if parts and size > max_bytes:
+            break
         parts.append(part)
     return web.Response(body=b"[" + b",".join(parts) + b"]", content_type="application/json")
 

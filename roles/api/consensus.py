@@ -41,17 +41,14 @@ def pool_verdicts(final_verdicts: Sequence[Row], stakes: Stakes) -> Pooled | Non
         return None
     weights = weigh([row.validator_hotkey for row in final_verdicts], stakes)
     half = sum(weights) / 2
-    fingerprint = _agreed_fingerprint(list(zip(final_verdicts, weights, strict=True)))
-    passed = [
-        (row.measured_tokens_per_sec, weight)
-        for row, weight in zip(final_verdicts, weights, strict=True)
-        if row.status == Status.PASSED
-    ]
+    pairs = list(zip(final_verdicts, weights, strict=True))
+    fingerprint = _agreed_fingerprint(pairs)
+    passed = [(row.measured_tokens_per_sec, weight) for row, weight in pairs if row.status == Status.PASSED]
     if sum(weight for _, weight in passed) > half:
         return Pooled(Status.PASSED, Fault.NOBODY, weighted_median(passed), fingerprint)
-    failed = [pair for pair in zip(final_verdicts, weights, strict=True) if pair[0].status != Status.PASSED]
+    failed = [pair for pair in pairs if pair[0].status != Status.PASSED]
     status, _ = _heaviest(failed, lambda row: row.status)
-    fault, weight = _heaviest(zip(final_verdicts, weights, strict=True), lambda row: row.fault)
+    fault, weight = _heaviest(pairs, lambda row: row.fault)
     agreed = fault if weight > half else Fault.NOBODY
     return Pooled(Status(status), Fault(agreed), None, fingerprint)
 

@@ -20,6 +20,7 @@ from node.clock import SystemClock
 from node.settings import LoadedSettings
 from protocol.errors import ConfigError, UsageError
 from protocol.leagues import league_of
+from protocol.shown_text import printable
 
 if TYPE_CHECKING:
     from roles.miner.history import Entry, History
@@ -179,7 +180,9 @@ def _print(
             table.add_row(name, _plain(str(value)))
     console.print(table)
     if difference:
-        console.print(Syntax(_printable(difference), "diff", background_color="default", word_wrap=True))
+        console.print(
+            Syntax(printable(difference, keep="\n"), "diff", background_color="default", word_wrap=True)
+        )
     if curve:
         console.print(f"best score over time, {len(curve)} steps:", highlight=False)
         console.print(draw([score for _, _, score in curve]), markup=False, highlight=False)
@@ -230,10 +233,6 @@ def _point(when: datetime, number: int, score: float) -> dict[str, Any]:
     return {"at": when.isoformat(), "candidate": number, "score": score}
 
 
-def _printable(text: str) -> str:
-    """A candidate's author chooses the text: nothing of it drives the terminal."""
-    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
-
-
 def _plain(text: str) -> str:
-    return escape(_printable(text).replace("\n", " "))
+    """A candidate's author chooses the text: nothing of it drives the terminal."""
+    return escape(printable(text, keep="\n").replace("\n", " "))

@@ -1,7 +1,6 @@
 """What a recorded `duplicate` rests on: the earlier submission that it names, and that one's files."""
 
 import asyncio
-import re
 from pathlib import Path
 from typing import Final
 
@@ -10,11 +9,10 @@ from node.http_client import HttpClient
 from node.settings_model import Settings
 from protocol.errors import ApiRefused, ApiUnavailable, InvalidForkUrl, SourceRejected, Unavailable
 from protocol.fingerprint import fingerprint
-from protocol.messages import EvaluationJob, StoredVerdict, SubmissionDetail
+from protocol.messages import StoredVerdict, SubmissionDetail
 from roles.evaluation import git_source
 
 CALL_S: Final = 30.0
-_NAMED: Final = re.compile(r"\bsubmission ([1-9][0-9]{0,17})\b")
 
 
 def earlier_fingerprint(
@@ -25,10 +23,9 @@ def earlier_fingerprint(
     Empty when that one cannot be what was copied: it is of the same miner, or came later.
     Raises Unavailable: it is not named, or it or its files cannot be had.
     """
-    named = _NAMED.search(str(verdict.evidence.get("reason", "")))
-    if named is None:
+    number = verdict.evidence.get("duplicate_of")
+    if type(number) is not int or number < 1:
         raise _nothing_to_conclude("an earlier submission", "the evidence does not say which")
-    number = int(named[1])
     try:
         earlier = asyncio.run(_ask(number, settings))
         if not _comes_first(earlier, detail):
@@ -49,10 +46,10 @@ async def _ask(number: int, settings: Settings) -> SubmissionDetail:
 
 
 def _comes_first(earlier: SubmissionDetail, later: SubmissionDetail) -> bool:
-    if earlier.miner_hotkey == later.miner_hotkey or earlier.code_fixed_at is None:
+    if earlier.miner_hotkey == later.miner_hotkey:
         return False
-    # No code that was judged is without its time.
-    assert later.code_fixed_at is not None
+    if earlier.code_fixed_at is None or later.code_fixed_at is None:
+        return False
     return (earlier.code_fixed_at, earlier.submission_id) < (later.code_fixed_at, later.submission_id)
 
 
@@ -65,16 +62,8 @@ def _fingerprint(detail: SubmissionDetail, settings: Settings) -> str:
         raise SourceRejected("its code is hidden until a verdict")
     work_dir = Path(settings.node.data_dir).absolute() / "evaluations"
     work_dir.mkdir(parents=True, exist_ok=True)
-    job = EvaluationJob(
-        source=git_source(settings, fork_url=detail.fork_url, commit_hash=detail.commit_hash),
-        target_sequence_length=detail.target_sequence_length,
-        # Nothing is run: these only have to be there.
-        sequence_length=1,
-        profile="cpu",
-        device="cpu",
-        work_dir=str(work_dir),
-    )
+    source = git_source(settings, fork_url=detail.fork_url, commit_hash=detail.commit_hash)
     try:
-        return fingerprint(take_sources(job))
+        return fingerprint(take_sources(source, str(work_dir)))
     except Ended as end:
         raise SourceRejected(str(end)) from end

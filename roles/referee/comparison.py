@@ -15,20 +15,12 @@ from protocol.errors import DeviceBusy, SandboxUnavailable
 from protocol.leads import judge_lead
 from protocol.messages import ComparisonFigures, ComparisonJob, ComparisonReport
 from protocol.rules import RULES_VERSION
-from protocol.shown_text import printable, shortened
 from protocol.verdicts import LeadOutcome, Status
 from roles.referee.drawing import Drawing, Drawn, timed_shape
-from roles.referee.evaluation import (
-    LOCK_TIMEOUT_S,
-    MAX_REASON_BYTES,
-    Announce,
-    device_name,
-    settled_yardstick,
-    versions,
-)
+from roles.referee.evaluation import LOCK_TIMEOUT_S, Announce, device_name, settled_yardstick, versions
 from roles.referee.side import Side, SideLost
 from roles.referee.sources import take_sources
-from roles.referee.stages import Countdown, Ended, Record
+from roles.referee.stages import Countdown, Ended, Record, stated
 from roles.referee.worker import choose_tier, empty_caches
 from roles.referee.yardstick import ACCUSING, STEADY, Yardstick
 
@@ -64,11 +56,7 @@ def compare(job: ComparisonJob, announce: Announce) -> ComparisonReport:
         outcome, reason = LeadOutcome.INFRASTRUCTURE, str(error)
     except torch.cuda.OutOfMemoryError as error:
         outcome, reason = LeadOutcome.INFRASTRUCTURE, f"no memory left for the referee: {error}"
-    record.evidence |= {
-        "reason": shortened(printable(reason), MAX_REASON_BYTES),
-        "profile": job.later.profile,
-        "stage_s": record.stage_s,
-    }
+    record.evidence |= {"reason": stated(reason), "profile": job.later.profile, "stage_s": record.stage_s}
     figures = ComparisonFigures(
         outcome=outcome,
         later_tokens_per_sec=later.found.tokens_per_sec if later.found else None,
@@ -95,7 +83,7 @@ def _fetch(*sides: Side) -> None:
     for side in sides:
         try:
             with side.answering():
-                side.sources = take_sources(side.job)
+                side.sources = take_sources(side.job.source, side.job.work_dir)
         except SideLost as error:
             lost.append(error)
     if len(lost) == len(sides):

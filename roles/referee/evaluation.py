@@ -17,20 +17,17 @@ from protocol.errors import DeviceBusy, SandboxUnavailable
 from protocol.judging import Measurements, fault_of, judge
 from protocol.messages import EvaluationJob, EvaluationReport, Figures
 from protocol.rules import RULES_VERSION
-from protocol.shown_text import printable, shortened
 from protocol.verdicts import Status
 from roles.referee.drawing import Drawing, timed_shape
 from roles.referee.gpu import MemoryWatch, roofline_tokens_per_sec, wait_until_cool
 from roles.referee.measuring import Measuring
 from roles.referee.processors import shared_processor
 from roles.referee.sources import check_sources, take_sources
-from roles.referee.stages import Countdown, Ended, Record
+from roles.referee.stages import Countdown, Ended, Record, stated
 from roles.referee.worker import Worker, choose_tier, empty_caches, running_worker, running_yardstick
 from roles.referee.yardstick import Yardstick
 
 LOCK_TIMEOUT_S: Final = 1800.0
-MAX_REASON_BYTES: Final = 4000
-"""With the log's tail, the notes and the seeds it has to fit into a request to the API."""
 STATUS_OF: Final = {
     "build": Status.BUILD_FAILED,
     "crash": Status.CRASHED,
@@ -51,7 +48,7 @@ def evaluate(job: EvaluationJob, announce: Announce) -> EvaluationReport:
         Path(job.work_dir).mkdir(parents=True, exist_ok=True)
         empty_caches(Path(job.work_dir))
         with record.stage("fetch", announce):
-            sources = take_sources(job)
+            sources = take_sources(job.source, job.work_dir)
         with record.stage("imports", announce):
             check_sources(sources, job, record)
         with record.stage("sandbox", announce):
@@ -210,7 +207,7 @@ def _figures(
 ) -> Figures:
     shape = timed_shape(job, job.sequence_length)
     evidence: dict[str, Any] = {
-        "reason": shortened(printable(reason), MAX_REASON_BYTES),
+        "reason": stated(reason),
         "profile": job.profile,
         "shape": shape.as_message(),
         "stage_s": record.stage_s,

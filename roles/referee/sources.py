@@ -27,20 +27,16 @@ STORE_PATIENCE_S: Final = 600.0
 _MODULE_FILE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\.py")
 
 
-def take_sources(job: EvaluationJob) -> dict[str, str]:
+def take_sources(source: DirectorySource | GitSource, work_dir: str) -> dict[str, str]:
     """Return file name -> text of the submission's `fla/ops/quasar/*.py`.
 
     Raises:
         Ended: fetch_failed, build_failed; infrastructure, nothing was learned about the repository.
         DeviceBusy: another evaluation keeps the store of commits.
     """
-    kept = KeptFiles(Path(job.work_dir) / "sources")
+    kept = KeptFiles(Path(work_dir) / "sources")
     try:
-        blobs = (
-            _from_git(job.source, job.work_dir, kept)
-            if isinstance(job.source, GitSource)
-            else _from_folder(job.source)
-        )
+        blobs = _from_git(source, work_dir, kept) if isinstance(source, GitSource) else _from_folder(source)
     except SourceUnavailable as error:
         raise Ended(Status.INFRASTRUCTURE, str(error)) from error
     except (SourceRejected, InvalidForkUrl) as error:
@@ -50,8 +46,8 @@ def take_sources(job: EvaluationJob) -> dict[str, str]:
         raise Ended(
             Status.BUILD_FAILED, f"the files of {TARGET_DIR}/ are larger than {MAX_SOURCES_BYTES:,} bytes"
         )
-    if isinstance(job.source, GitSource):
-        kept.keep(check_commit_hash(job.source.commit_hash), blobs)
+    if isinstance(source, GitSource):
+        kept.keep(check_commit_hash(source.commit_hash), blobs)
     sources = {}
     for name, blob in blobs.items():
         try:
@@ -106,4 +102,5 @@ def check_sources(sources: dict[str, str], job: EvaluationJob, record: Record) -
     record.fingerprint = fingerprint(sources)
     earlier = job.known_fingerprints.get(record.fingerprint)
     if earlier is not None:
+        record.evidence["duplicate_of"] = earlier
         raise Ended(Status.DUPLICATE, f"the code is that of submission {earlier} of another hotkey")

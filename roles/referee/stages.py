@@ -3,9 +3,18 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
+from protocol.shown_text import printable, shortened
 from protocol.verdicts import Status
+
+MAX_REASON_BYTES: Final = 4000
+"""With the log's tail, the notes and the seeds it has to fit into a request to the API."""
+
+
+def stated(reason: str) -> str:
+    """A reason as evidence carries it."""
+    return shortened(printable(reason), MAX_REASON_BYTES)
 
 
 class Ended(Exception):

@@ -18,6 +18,7 @@ from kernels.fork_base import write_fla_base
 from kernels.harness.session import CandidateFailed, Session
 from kernels.harness.wire import socket_pair
 from node.landlock import start_landlocked
+from node.processes import output_tail
 from node.sandbox import detect_tier, start_sandboxed, start_unsandboxed
 from node.sandbox_spec import SandboxTier
 from node.sandboxed_process import SandboxedProcess
@@ -45,10 +46,7 @@ class Worker:
 
     def log_tail(self) -> str:
         """Return the end of what the worker printed, in printable characters."""
-        # At a place of its own: the worker shares the file's, may still run, and may turn it back for ever.
-        size = os.fstat(self.log.fileno()).st_size
-        tail = os.pread(self.log.fileno(), LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES))
-        text = tail.decode("utf-8", errors="replace")
+        text = output_tail(self.log, LOG_TAIL_BYTES).decode("utf-8", errors="replace")
         # As long as what was printed: the sign for what is no UTF-8 takes three bytes.
         return printable(text.replace("\N{REPLACEMENT CHARACTER}", "?"), keep="\n")
 

@@ -143,7 +143,7 @@ class EvaluationLoop:
             lease_id=lease.lease_id,
             submission_id=lease.submission_id,
         )
-        judgement = await self._store.put_verdict(verdict, lease, fingerprint=figures.fingerprint)
+        judgement = await self._store.put_verdict(verdict, lease)
         self._count(figures, lease)
         self._pause.note(figures.status)
         log.info(

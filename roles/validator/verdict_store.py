@@ -118,9 +118,7 @@ class VerdictStore:
 
     # --- verdicts
 
-    async def put_verdict(
-        self, verdict: Verdict, lease: LeaseAnswer, *, fingerprint: str | None
-    ) -> Judgement:
+    async def put_verdict(self, verdict: Verdict, lease: LeaseAnswer) -> Judgement:
         """Keep a signed verdict; afterwards it counts, and it will reach the API even after a crash."""
         data = {
             "submission_id": lease.submission_id,
@@ -130,7 +128,7 @@ class VerdictStore:
             "target_sequence_length": lease.target_sequence_length,
             "code_fixed_at": lease.code_fixed_at.isoformat(),
             "round_number": lease.round_number,
-            "fingerprint": fingerprint,
+            "fingerprint": verdict.fingerprint,
             MEASURED: _measured(verdict),
             WHOLE: verdict.model_dump(mode="json"),
         }

@@ -378,3 +378,4 @@ def test_copy_of_an_earlier_submission(judge_submission: Judge) -> None:
     assert report.figures.status is Status.DUPLICATE
     assert report.figures.fault is Fault.NOBODY
     assert "submission 7" in report.figures.evidence["reason"]
+    assert report.figures.evidence["duplicate_of"] == 7

@@ -71,7 +71,9 @@ class Copies:
         self.subnet = subnet
         self.folder = folder
 
-    async def judged(self, miner: Key, code: tuple[str, str], status: Status, reason: str) -> int:
+    async def judged(
+        self, miner: Key, code: tuple[str, str], status: Status = Status.PASSED, **evidence: object
+    ) -> int:
         """Submit code and hand in a verdict on it; its number."""
         fork_url, commit_hash = code
         message = signed(
@@ -87,15 +89,14 @@ class Copies:
         lease = await self.api.lease(self.subnet.validator)
         assert lease is not None
         reply = await self.api.judge(
-            self.subnet.validator, lease, status=status, evidence={"reason": reason, "seeds": []}
+            self.subnet.validator, lease, status=status, evidence={"seeds": [], **evidence}
         )
         assert reply.status == 200, reply
         return lease.submission_id
 
     async def copied(self, miner: Key, code: tuple[str, str], earlier: object) -> int:
         """A submission with the verdict that it is a copy."""
-        reason = f"the five files are those of submission {earlier} of another hotkey"
-        return await self.judged(miner, code, Status.DUPLICATE, reason)
+        return await self.judged(miner, code, Status.DUPLICATE, duplicate_of=earlier)
 
     async def replay(self, number: int, *more: str, url: str | None = None) -> int:
         """The exit status."""
@@ -113,9 +114,7 @@ def copies(api: Client, subnet: Subnet, tmp_path: Path) -> Copies:
 async def test_a_copy_is_compared_with_what_was_judged_before(
     copies: Copies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = await copies.judged(
-        copies.subnet.miner, repository(tmp_path / "fork"), Status.PASSED, "outputs agree"
-    )
+    first = await copies.judged(copies.subnet.miner, repository(tmp_path / "fork"))
     # The same program, and not the same bytes.
     code = repository(tmp_path / "copy", ending="\n\n# mine\n")
     second = await copies.copied(copies.subnet.rival, code, first)
@@ -130,7 +129,7 @@ async def test_a_copy_of_something_else_is_a_contradiction(
     copies: Copies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = repository(tmp_path / "fork", ending="\n\nOTHER = 1\n")
-    first = await copies.judged(copies.subnet.miner, code, Status.PASSED, "outputs agree")
+    first = await copies.judged(copies.subnet.miner, code)
     second = await copies.copied(copies.subnet.rival, repository(tmp_path / "copy"), first)
     assert await copies.replay(second) == 1
     assert f"Compared with the files of submission {first}" in capsys.readouterr().err
@@ -141,7 +140,7 @@ async def test_nobody_copies_from_himself(
     copies: Copies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = repository(tmp_path / "fork")
-    first = await copies.judged(copies.subnet.miner, code, Status.PASSED, "outputs agree")
+    first = await copies.judged(copies.subnet.miner, code)
     again = repository(tmp_path / "again", ending="\n\n# again\n")
     second = await copies.copied(copies.subnet.miner, again, first)
     assert await copies.replay(second) == 1
@@ -151,9 +150,7 @@ async def test_nobody_copies_from_himself(
 async def test_what_was_judged_before_and_cannot_be_had_decides_nothing(
     copies: Copies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = await copies.judged(
-        copies.subnet.miner, repository(tmp_path / "fork"), Status.PASSED, "outputs agree"
-    )
+    first = await copies.judged(copies.subnet.miner, repository(tmp_path / "fork"))
     shutil.rmtree(tmp_path / "fork")
     second = await copies.copied(copies.subnet.rival, repository(tmp_path / "copy"), first)
     assert await copies.replay(second) == 69
@@ -162,7 +159,13 @@ async def test_what_was_judged_before_and_cannot_be_had_decides_nothing(
 
 
 @pytest.mark.parametrize(
-    ("earlier", "words"), [("of old", "does not say which"), (77, "there is no submission 77")]
+    ("earlier", "words"),
+    [
+        ("of old", "does not say which"),
+        (True, "does not say which"),
+        (0, "does not say which"),
+        (77, "there is no submission 77"),
+    ],
 )
 async def test_a_copy_of_nothing_that_is_known_decides_nothing(
     earlier: object, words: str, copies: Copies, tmp_path: Path, capsys: pytest.CaptureFixture[str]

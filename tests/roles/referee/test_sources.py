@@ -39,9 +39,13 @@ def job_of(source: DirectorySource | GitSource, tmp_path: Path, **options: objec
     )
 
 
+def taken(job: EvaluationJob) -> dict[str, str]:
+    return take_sources(job.source, job.work_dir)
+
+
 def ended(job: EvaluationJob) -> Ended:
     with pytest.raises(Ended) as caught:
-        take_sources(job)
+        taken(job)
     return caught.value
 
 
@@ -58,28 +62,28 @@ def pushed(fork: Path, tmp_path: Path) -> GitSource:
 
 
 def test_folder_and_commit_give_the_same_files(fork: Path, pushed: GitSource, tmp_path: Path) -> None:
-    from_folder = take_sources(job_of(DirectorySource(path=str(fork)), tmp_path))
+    from_folder = taken(job_of(DirectorySource(path=str(fork)), tmp_path))
     assert set(TARGET_FILES) <= set(from_folder)
-    assert take_sources(job_of(pushed, tmp_path)) == from_folder
+    assert taken(job_of(pushed, tmp_path)) == from_folder
 
 
 def test_a_deleted_repository_changes_nothing(pushed: GitSource, tmp_path: Path) -> None:
     job = job_of(pushed, tmp_path)
-    files = take_sources(job)
+    files = taken(job)
     shutil.rmtree(tmp_path / "remote.git")
     # As when the store of commits has outgrown its quota.
     shutil.rmtree(Path(job.work_dir) / "objects.git")
-    assert take_sources(job) == files
+    assert taken(job) == files
 
 
 def test_what_was_kept_and_is_no_longer_whole_is_fetched_again(pushed: GitSource, tmp_path: Path) -> None:
     job = job_of(pushed, tmp_path)
-    files = take_sources(job)
+    files = taken(job)
     [archive] = (Path(job.work_dir) / "sources").iterdir()
     whole = archive.read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], bytes([*whole[:100], whole[100] ^ 1, *whole[101:]])):
         archive.write_bytes(damaged)
-        assert take_sources(job) == files
+        assert taken(job) == files
         assert archive.read_bytes() == whole
 
 
@@ -98,7 +102,7 @@ def test_what_is_larger_than_allowed_is_not_kept(fork: Path, tmp_path: Path) -> 
 def test_names_that_no_import_can_name_are_left_out(fork: Path, tmp_path: Path) -> None:
     for name in ("my-kernel.py", "1.py", "with space.py", "a" * 200 + ".py", "línea.py"):
         (fork / TARGET_DIR / name).write_text("x = 1\n")
-    files = take_sources(job_of(DirectorySource(path=str(fork)), tmp_path))
+    files = taken(job_of(DirectorySource(path=str(fork)), tmp_path))
     assert all(name.removesuffix(".py").isidentifier() and name.isascii() for name in files)
     assert not any(len(name) > 103 for name in files)
 
@@ -126,7 +130,7 @@ def test_a_host_that_is_away_is_not_the_repositorys_answer(pushed: GitSource, tm
     assert (end.status, "Could not resolve host" in str(end)) == (Status.INFRASTRUCTURE, True)
     gone = pushed.model_copy(update={"fork_url": (tmp_path / "gone.git").as_uri()})
     assert ended(job_of(gone, tmp_path)).status is Status.FETCH_FAILED
-    assert take_sources(job_of(pushed, tmp_path))
+    assert taken(job_of(pushed, tmp_path))
 
 
 def test_a_folder_without_a_submission(tmp_path: Path) -> None:
@@ -144,15 +148,15 @@ def test_bytes_that_are_no_text(fork: Path, tmp_path: Path) -> None:
 
 def test_links_are_not_followed(fork: Path, tmp_path: Path) -> None:
     (fork / TARGET_DIR / "stolen.py").symlink_to("/etc/passwd")
-    assert "stolen.py" not in take_sources(job_of(DirectorySource(path=str(fork)), tmp_path))
+    assert "stolen.py" not in taken(job_of(DirectorySource(path=str(fork)), tmp_path))
 
 
 def test_fingerprint_is_recorded_and_a_copy_is_a_duplicate(fork: Path, tmp_path: Path) -> None:
     job = job_of(DirectorySource(path=str(fork)), tmp_path)
     record = Record()
-    check_sources(take_sources(job), job, record)
+    check_sources(taken(job), job, record)
     assert record.fingerprint is not None
     later = job_of(DirectorySource(path=str(fork)), tmp_path, known_fingerprints={record.fingerprint: 12})
     with pytest.raises(Ended, match="submission 12 of another hotkey") as caught:
-        check_sources(take_sources(later), later, Record())
+        check_sources(taken(later), later, Record())
     assert caught.value.status is Status.DUPLICATE

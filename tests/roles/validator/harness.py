@@ -190,7 +190,7 @@ class Validator:
             lease_id=leased.lease_id,
             submission_id=number,
         )
-        await self.store.put_verdict(verdict, leased, fingerprint=given.figures.fingerprint)
+        await self.store.put_verdict(verdict, leased)
 
     async def check(
         self, key: Any, outcome: LogitOutcome = LogitOutcome.PASSED, *, at: datetime | None = None

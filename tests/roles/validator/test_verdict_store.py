@@ -177,7 +177,7 @@ WRITER = textwrap.dedent(
         for number in range(start, start + 100_000):
             leased = lease(number, key("miner").ss58_address)
             verdict = verdict_message(key("validator"), leased, evidence={"log_tail": "a log"})
-            await store.put_verdict(verdict, leased, fingerprint=None)
+            await store.put_verdict(verdict, leased)
             print("kept", number, flush=True)
             await store.close_verdict(verdict)
             print("delivered", number, flush=True)
