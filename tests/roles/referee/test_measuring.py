@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from kernels.harness import wire
-from kernels.harness.accuracy import NEGLIGIBLE, Accuracy, reference_output
+from kernels.harness.accuracy import NEGLIGIBLE, Accuracy, compare, reference_output
 from kernels.harness.inputs import Inputs, InputSets, Shape, chained_beta
 from kernels.harness.rooms import HostRoom
 from kernels.harness.session import CandidateFailed, Session, Trial
@@ -253,9 +253,16 @@ def small_rows(o: torch.Tensor) -> torch.Tensor:
     return norms < 0.8 * NEGLIGIBLE * norms.median()
 
 
-def reference_in_a_layer(drawn: Drawn) -> torch.Tensor:
-    inputs = TrustedLayer.draw(drawn.shape, drawn.generator(0)).inputs()
-    return reference_output(inputs, torch.device("cpu"))
+def turned_round(o: torch.Tensor) -> torch.Tensor:
+    """Turn those rows the other way round."""
+    return torch.where(small_rows(o), o.flip(-1), o)
+
+
+def shows_in_a_layer(drawn: Drawn) -> bool:
+    """Whether that makes a difference here: not where another head outweighs the rows, or a gate is shut."""
+    layer = TrustedLayer.draw(drawn.shape, drawn.generator(0))
+    o = reference_output(layer.inputs(), torch.device("cpu"))
+    return compare(layer.output(turned_round(o)), layer.output(o)).cosine_similarity < 0.9
 
 
 def test_what_is_wrong_inside_a_layer_alone_is_noticed(tmp_path: Path) -> None:
@@ -263,12 +270,12 @@ def test_what_is_wrong_inside_a_layer_alone_is_noticed(tmp_path: Path) -> None:
 
     def coarse(*tensors: torch.Tensor, **options: Any) -> Any:
         o, state = honest(*tensors, **options)
-        return torch.where(small_rows(o), o.flip(-1), o), state
+        return turned_round(o), state
 
     with measuring(coarse, tmp_path) as trials:
         shape = Shape(batch=1, length=50, heads=2, dim=32, dtype="float32")
         draws = (trials._drawing.draw(shape) for _ in itertools.count())
-        drawn = next(one for one in draws if small_rows(reference_in_a_layer(one)).any())
+        drawn = next(one for one in draws if shows_in_a_layer(one))
         with pytest.raises(Ended, match="a layer's output"):
             trials._probe_layer(drawn)
 
