@@ -88,29 +88,49 @@ class InputSets:
 def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     """Draw q, k, v [B, T, H, D] and beta [H] on the generator's device.
 
-    An early impulse is written along a direction that no later key touches, because the keys after it live in
-    a random proper subspace, while queries see the whole space: a kernel that forgets, windows or skips is
-    wrong at every later token. Scaled so that outputs are of order one.
+    Every head forgets at all rates between one token and the whole sequence, along directions that do not
+    show: keys are random mixtures of parts whose sizes squared lie between 1 and 1 / T, most of them small.
+    So no piece of a sequence can be had from a guess at the state that enters it. Once in each of D / 8 parts
+    of the sequence an impulse is written along a direction that no other key touches, which stays to the end,
+    while queries see the whole space: a kernel that forgets, windows or skips is wrong at every later token.
+    Scaled so that outputs are of order one.
     """
     batch, length, heads, dim = shape.batch, shape.length, shape.heads, shape.dim
+    device = generator.device
 
     def normal(*size: int) -> torch.Tensor:
-        return torch.randn(*size, generator=generator, device=generator.device)
+        return torch.randn(*size, generator=generator, device=device)
 
     # Queries of length one: o is then of the order of v, where bfloat16 resolves a hundredth.
     q = normal(batch, length, heads, dim) / dim**0.5
     v = normal(batch, length, heads, dim)
-    k = normal(batch, length, heads, dim) / dim**0.5
+    mixture = _sizes(shape, generator)[..., None] * normal(batch, heads, dim, dim) / dim
     if dim > 1:
         hidden = _orthonormal(normal(batch, heads, dim, max(1, dim // 8)))
-        k -= torch.einsum("blhs,bhds->blhd", torch.einsum("blhd,bhds->blhs", k, hidden), hidden)
-        at = int(torch.randint(0, max(1, length // 32), (), generator=generator, device=generator.device))
-        count = min(hidden.shape[-1], length - at)
-        k[:, at : at + count] = hidden[..., :count].permute(0, 3, 1, 2)
-        v[:, at : at + count] *= 2.0
-    beta = 0.5 + torch.rand(heads, generator=generator, device=generator.device)
+        mixture -= mixture @ hidden @ hidden.mT
+    k = torch.einsum("blhs,bhsd->blhd", normal(batch, length, heads, dim), mixture)
+    if dim > 1:
+        count = min(hidden.shape[-1], length)
+        part = length // count
+        at = torch.randint(0, part, (batch, heads, count), generator=generator, device=device)
+        at += part * torch.arange(count, device=device)
+        of_batch, of_head = (torch.arange(size, device=device) for size in (batch, heads))
+        impulses = (of_batch[:, None, None], at, of_head[:, None])
+        k[impulses] = hidden[..., :count].mT
+        v[impulses] *= 2.0
+    beta = 0.5 + torch.rand(heads, generator=generator, device=device)
     q, k, v = (tensor.contiguous().to(shape.torch_dtype) for tensor in (q, k, v))
     return Inputs(q=q, k=k, v=v, beta=beta)
+
+
+def _sizes(shape: Shape, generator: torch.Generator) -> torch.Tensor:
+    """Draw the sizes [B, H, D] of the parts of keys, evenly over their range: D together when squared."""
+    size = (shape.batch, shape.heads, shape.dim)
+    steps = torch.arange(shape.dim, device=generator.device)
+    places = (steps + torch.rand(size, generator=generator, device=generator.device)) / shape.dim
+    # The root: what is forgotten slowly is what a piece of a sequence has to hand on.
+    squared = float(shape.length) ** -places.sqrt()
+    return (squared / squared.mean(-1, keepdim=True)).sqrt()
 
 
 def spliced(head: Inputs, tail: Inputs, at: int) -> Inputs:

@@ -1,13 +1,16 @@
 """Figures of accuracy, and inputs on which shortcuts show."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
 from kernels.harness.accuracy import compare, reference_output, rounding_error
-from kernels.harness.inputs import Shape, draw_inputs
-from kernels.reference import recurrence
+from kernels.harness.inputs import Inputs, Shape, draw_inputs
+from kernels.reference import chunked, recurrence
+from protocol.rules import MAX_RELATIVE_TO_YARDSTICK
 
 CPU = torch.device("cpu")
 SHAPE = Shape(batch=1, length=192, heads=2, dim=32, dtype="float32")
@@ -44,6 +47,96 @@ def test_a_window_shows_at_every_later_token(seed: int) -> None:
     accuracy = compare(torch.cat(parts, dim=1), exact)
     assert accuracy.cosine_similarity < 0.9
     assert accuracy.max_abs_diff > 0.1
+
+
+LONG = Shape(batch=1, length=16_384, heads=2, dim=64, dtype="float32")
+PIECE = 1024
+Entering = Callable[[Inputs], list[torch.Tensor]]
+
+
+def pieces(x: Inputs) -> list[tuple[torch.Tensor, ...]]:
+    """Return q, k, v of each piece of a sequence."""
+    return list(zip(*(tensor.split(PIECE, dim=1) for tensor in (x.q, x.k, x.v)), strict=True))
+
+
+def state_after(qkv: tuple[torch.Tensor, ...], beta: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+    final = chunked(*qkv, beta, state, True)[1]
+    assert final is not None
+    return final
+
+
+def nothing(x: Inputs) -> torch.Tensor:
+    return torch.zeros(1, x.q.shape[2], x.q.shape[3], x.q.shape[3])
+
+
+def one_after_another(x: Inputs) -> list[torch.Tensor]:
+    """What is right: for the test of these tests."""
+    states = [nothing(x)]
+    for piece in pieces(x):
+        states.append(state_after(piece, x.beta, states[-1]))
+    return states[:-1]
+
+
+def joined_by_sums(x: Inputs) -> list[torch.Tensor]:
+    """What a piece makes of the state that enters it, from the sum of k k^T alone."""
+    states = [nothing(x)]
+    for piece in pieces(x):
+        by_head = piece[1][0].transpose(0, 1)
+        fading = torch.linalg.matrix_exp(-x.beta[:, None, None] * by_head.mT @ by_head)
+        states.append(fading @ states[-1] + state_after(piece, x.beta, nothing(x)))
+    return states[:-1]
+
+
+def after_a_warm_up(x: Inputs, beside: int) -> list[torch.Tensor]:
+    """From the state after the first piece and the tokens just before.
+
+    To that comes the sum of what all pieces wrote along the `beside` directions that keys touch least.
+    """
+    before, warm_up = pieces(x), 768
+    late = before[-1][1][0].transpose(0, 1)
+    least = torch.linalg.eigh(late.mT @ late).eigenvectors[..., :beside]
+    part = least @ least.mT
+    first = state_after(before[0], x.beta, nothing(x))
+    states, written = [nothing(x), first], torch.zeros_like(first)
+    for last in before[1:-1]:
+        warmed = tuple(tensor[:, -warm_up:] for tensor in last)
+        entering = state_after(warmed, x.beta, first)
+        written = written + part @ (state_after(last, x.beta, states[-1]) - states[-1])
+        states.append(entering + part @ (first + written - entering))
+    return states
+
+
+def output_from(states: list[torch.Tensor], x: Inputs) -> torch.Tensor:
+    parts = [chunked(*piece, x.beta, state)[0] for piece, state in zip(pieces(x), states, strict=True)]
+    return torch.cat(parts, dim=1)
+
+
+def test_pieces_are_what_the_whole_is() -> None:
+    x = draw(shape=LONG)
+    accuracy = compare(output_from(one_after_another(x), x), reference_output(x, CPU))
+    assert accuracy.relative_error < 1e-5
+
+
+@pytest.mark.parametrize(
+    "guess",
+    [joined_by_sums, *(partial(after_a_warm_up, beside=count) for count in (1, 8, 16, 32))],
+    ids=["sums", *(f"{count} beside" for count in (1, 8, 16, 32))],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_a_guess_at_the_state_that_enters_a_piece_shows(seed: int, guess: Entering) -> None:
+    """Pieces of a sequence side by side, without what joins them."""
+    x = draw(seed, LONG)
+    exact = reference_output(x, CPU)
+    allowed = MAX_RELATIVE_TO_YARDSTICK * rounding_error(exact)
+    assert compare(output_from(guess(x), x), exact).relative_error > 3.0 * allowed
+
+
+def test_an_impulse_lies_in_each_part_of_the_sequence() -> None:
+    keys = draw(shape=Shape(batch=2, length=4096, heads=2, dim=64, dtype="float32")).k.transpose(1, 2)
+    beside_itself = (keys @ keys.mT).abs().masked_fill(torch.eye(4096, dtype=torch.bool), 0.0)
+    at = (beside_itself.amax(-1) < 1e-5).nonzero()[:, -1].reshape(4, 8)
+    assert torch.equal(at // 512, torch.arange(8).expand(4, 8))
+    assert len(set(at.flatten().tolist())) > 8
 
 
 def test_two_draws_differ_and_one_seed_repeats() -> None:
