@@ -29,6 +29,10 @@ class CandidateFailed(Exception):
         self.kind = kind
 
 
+class WorkerNotStarted(Exception):
+    """The worker did not get as far as the submission, which had no part in that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trial:
     """Calls of the operator one after another: their outputs [B, T, H, D], and the seconds for all of them.
@@ -75,10 +79,17 @@ class Session:
         """Wait until the submission is imported.
 
         Raises:
+            WorkerNotStarted: nothing of it has run.
             CandidateFailed: it failed to import, hung or ended.
         """
+        try:
+            with self._received(0) as received:
+                if received.message != wire.STARTED:
+                    raise self._failure(received.message)
+        except CandidateFailed as failure:
+            raise WorkerNotStarted(str(failure)) from failure
         with self._received(0) as received:
-            if received.message != {"ready": True}:
+            if received.message != wire.READY:
                 raise self._failure(received.message)
 
     def run(

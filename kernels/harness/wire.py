@@ -13,6 +13,10 @@ MAX_MESSAGE_BYTES: Final = 65_536
 SPIN_S: Final = 0.05
 """For so long both sides stay awake on a GPU: the calls of a trial take a hundredth of a second. On a CPU
 that would take from the worker what it computes with."""
+STARTED: Final = {"started": True}
+"""A worker's first message, before it imports the submission."""
+READY: Final = {"ready": True}
+"""Its second: the submission is imported."""
 _FD_BYTES: Final = array.array("i").itemsize
 
 

@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> None:
     from kernels.harness.rooms import make_room
 
     connection = socket.socket(fileno=descriptor)
+    # What failed until here, PyTorch's import among it, is the host's fault.
+    wire.send(connection, wire.STARTED)
     try:
         operators = _load(tree)
     except BaseException as error:  # noqa: BLE001 - whatever the submission raises at import is its own
@@ -41,7 +43,7 @@ def main(arguments: list[str]) -> None:
     # The collector runs between trials, over what they have left: over all of PyTorch it takes 0.1 s.
     gc.disable()
     gc.freeze()
-    wire.send(connection, {"ready": True})
+    wire.send(connection, wire.READY)
     serve(connection, operators, room)
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import numpy as np
 
 from kernels.harness.inputs import InputSets
-from kernels.harness.session import Session, Trial
+from kernels.harness.session import Session, Trial, WorkerNotStarted
+from protocol.verdicts import Status
+from roles.referee.stages import Ended
 
 
 def _nothing() -> None:
@@ -25,8 +27,11 @@ class Contestant:
         self._rows = np.random.default_rng(int.from_bytes(os.urandom(8), "little"))
 
     def wait_ready(self) -> None:
-        """Wait until the submission is imported. Raises CandidateFailed."""
-        self._session.wait_ready()
+        """Wait until the submission is imported. Raises CandidateFailed, Ended: it did not come to that."""
+        try:
+            self._session.wait_ready()
+        except WorkerNotStarted as error:
+            raise Ended(Status.INFRASTRUCTURE, f"no worker could be started: {error}") from error
         self._pause()
 
     def run(

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import torch
 from kernels.harness import wire
 from kernels.harness.inputs import Inputs, InputSets, Shape, draw_inputs
 from kernels.harness.memory import map_inputs, map_output
-from kernels.harness.session import CandidateFailed, Session, Trial
+from kernels.harness.session import CandidateFailed, Session, Trial, WorkerNotStarted
 
 SHAPE = Shape(batch=1, length=24, heads=2, dim=8, dtype="float32")
 INPUTS = draw_inputs(SHAPE, torch.Generator().manual_seed(3))
@@ -70,6 +71,27 @@ def failure(peer: Peer, **options: float) -> CandidateFailed:
     with pytest.raises(CandidateFailed) as caught:
         run_trial(peer, **options)
     return caught.value
+
+
+def say(*messages: dict[str, Any]) -> None:
+    """Wait for a worker that says this and is gone."""
+    ours, theirs = wire.socket_pair()
+    for message in messages:
+        wire.send(theirs, message)
+    theirs.close()
+    with ours:
+        Session(ours, deadline_s=lambda: 5.0).wait_ready()
+
+
+def test_a_worker_answers_for_the_submission_once_it_has_started() -> None:
+    gone = "the worker broke off: the peer closed the connection"
+    with pytest.raises(WorkerNotStarted, match=f"^{gone}$"):
+        say()
+    with pytest.raises(CandidateFailed, match=f"^{gone}$"):
+        say(wire.STARTED)
+    with pytest.raises(CandidateFailed, match="^no such name$"):
+        say(wire.STARTED, {"failed": "build", "reason": "no such name"})
+    say(wire.STARTED, wire.READY)
 
 
 def test_an_honest_trial() -> None:

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +11,13 @@ import pytest
 import torch
 
 from kernels.harness.session import CandidateFailed
-from node.sandbox_spec import Mount
+from node.sandbox import detect_tier
+from node.sandbox_spec import Mount, SandboxSpec, SandboxTier
 from protocol.messages import DirectorySource, EvaluationJob
 from protocol.verdicts import Status
-from roles.referee import worker_spec
+from roles.referee import worker, worker_spec
 from roles.referee.stages import Ended
-from roles.referee.worker import FOLDER_PREFIX, Worker, _own_folder, empty_caches
+from roles.referee.worker import FOLDER_PREFIX, Worker, _own_folder, empty_caches, running_worker
 from roles.referee.worker_spec import visible_gpu
 
 HOLD = """
@@ -26,6 +29,22 @@ with _own_folder(Path(sys.argv[1])) as folder:
     print(folder, flush=True)
     sys.stdin.read()
 """
+
+
+def job_of(folder: Path) -> EvaluationJob:
+    return EvaluationJob(
+        source=DirectorySource(path=str(folder)),
+        target_sequence_length=100_000,
+        sequence_length=128,
+        profile="cpu",
+        device="cpu",
+        work_dir=str(folder),
+    )
+
+
+def ending_at_once(specify: Callable[..., SandboxSpec]) -> Callable[..., SandboxSpec]:
+    """Return what specifies another program than the worker."""
+    return lambda *arguments: replace(specify(*arguments), argv=["/bin/false"])
 
 
 def test_a_folder_goes_with_its_evaluation(tmp_path: Path) -> None:
@@ -80,15 +99,7 @@ def test_the_whole_fla_is_hidden_wherever_it_shows(tmp_path: Path, monkeypatch: 
         Mount(host=tmp_path, inside=Path("/quasar/site2")),
     ]
     monkeypatch.setattr(worker_spec, "python_mounts", lambda: mounts)
-    job = EvaluationJob(
-        source=DirectorySource(path=str(tmp_path)),
-        target_sequence_length=100_000,
-        sequence_length=128,
-        profile="cpu",
-        device="cpu",
-        work_dir=str(tmp_path),
-    )
-    spec = worker_spec.isolated_spec(tmp_path / "tree", job, 3, None)
+    spec = worker_spec.isolated_spec(tmp_path / "tree", job_of(tmp_path), 3, None)
     assert spec.hidden == [Path("/quasar/site0/fla"), inside / "fla", Path("/quasar/site1/fla")]
 
 
@@ -117,3 +128,18 @@ def test_a_worker_that_broke_off_is_explained_by_what_the_kernel_did(
     )
     late = CandidateFailed("timeout", "the worker did not answer before the deadline")
     assert worker.explained(late) is late
+
+
+@pytest.mark.parametrize("tier", [SandboxTier.NONE, detect_tier()])
+def test_a_worker_that_cannot_be_started_is_nobodys_fault(
+    tier: SandboxTier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too few processes on the host for one more namespace, for one."""
+    for name in ("spec_in_place", "confined_spec_in_place", "isolated_spec"):
+        monkeypatch.setattr(worker, name, ending_at_once(getattr(worker, name)))
+    with (
+        pytest.raises(Ended, match=r"^no worker could be started: the worker broke off") as caught,
+        running_worker({}, job_of(tmp_path), tier, lambda: 30.0) as started,
+    ):
+        started.contestant.wait_ready()
+    assert caught.value.status is Status.INFRASTRUCTURE
