@@ -89,7 +89,7 @@ def test_a_worker_answers_for_the_submission_once_it_has_started() -> None:
         say()
     with pytest.raises(CandidateFailed, match=f"^{gone}$"):
         say(wire.STARTED)
-    with pytest.raises(CandidateFailed, match="^no such name$"):
+    with pytest.raises(CandidateFailed, match=r"^no such name$"):
         say(wire.STARTED, {"failed": "build", "reason": "no such name"})
     say(wire.STARTED, wire.READY)
 
