@@ -119,7 +119,7 @@ def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
         k[impulses] = hidden[..., :count].mT
         v[impulses] *= 2.0
     beta = 0.5 + torch.rand(heads, generator=generator, device=device)
-    q, k, v = (tensor.contiguous().to(shape.torch_dtype) for tensor in (q, k, v))
+    q, k, v = (tensor.to(shape.torch_dtype).contiguous() for tensor in (q, k, v))
     return Inputs(q=q, k=k, v=v, beta=beta)
 
 

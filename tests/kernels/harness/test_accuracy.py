@@ -10,7 +10,7 @@ import torch
 from kernels.harness.accuracy import compare, reference_output, rounding_error
 from kernels.harness.inputs import Inputs, Shape, draw_inputs
 from kernels.reference import chunked, recurrence
-from protocol.rules import MAX_RELATIVE_TO_YARDSTICK
+from protocol.rules import MAX_RELATIVE_TO_YARDSTICK, MIN_COSINE_SIMILARITY
 
 CPU = torch.device("cpu")
 SHAPE = Shape(batch=1, length=192, heads=2, dim=32, dtype="float32")
@@ -129,6 +129,14 @@ def test_a_guess_at_the_state_that_enters_a_piece_shows(seed: int, guess: Enteri
     exact = reference_output(x, CPU)
     allowed = MAX_RELATIVE_TO_YARDSTICK * rounding_error(exact)
     assert compare(output_from(guess(x), x), exact).relative_error > 3.0 * allowed
+
+
+def test_the_last_token_takes_more_than_the_last_half() -> None:
+    """The next call of a trial gets its beta from there."""
+    x = draw(shape=LONG)
+    half = [tensor[:, LONG.length // 2 :] for tensor in (x.q, x.k, x.v)]
+    guessed, exact = chunked(*half, x.beta)[0][0, -1], reference_output(x, CPU)[0, -1]
+    assert float(torch.cosine_similarity(guessed, exact, dim=-1).max()) < MIN_COSINE_SIMILARITY
 
 
 def test_an_impulse_lies_in_each_part_of_the_sequence() -> None:
