@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from node.cgroups import Cgroup
-from node.process_tree import family, signal_all, stop_family
+from node.standstill import Standstill
 
 TERM_TIMEOUT_S: Final = 10.0
 
@@ -31,6 +31,7 @@ class SandboxedProcess:
         self._stage = stage
         self._cgroup = cgroup
         self._is_supervised = is_supervised
+        self._standstill: Standstill | None = None
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
@@ -44,13 +45,28 @@ class SandboxedProcess:
             return None
 
     def pause(self) -> None:
-        """Stop the process and all that it started, until `resume`."""
-        # Who supervises must hear of the end.
-        stop_family(self._process.pid, with_itself=not self._is_supervised)
+        """Stop the process and all that it started, until `resume`; safe to call again.
+
+        Raises:
+            RanWhileStopped: it could not be stopped.
+        """
+        if self._cgroup is not None and self._cgroup.can_freeze:
+            self._cgroup.freeze()
+        elif self._standstill is None:
+            # Who supervises must hear of the end.
+            self._standstill = Standstill(self._process.pid, with_itself=not self._is_supervised)
 
     def resume(self) -> None:
-        """Let it go on."""
-        signal_all(family(self._process.pid), signal.SIGCONT)
+        """Let it go on.
+
+        Raises:
+            RanWhileStopped: it did not stay stopped, which nothing prevents without a cgroup.
+        """
+        if self._cgroup is not None and self._cgroup.can_freeze:
+            self._cgroup.thaw()
+        elif self._standstill is not None:
+            self._standstill.end()
+            self._standstill = None
 
     @property
     def has_exceeded_memory(self) -> bool:

@@ -22,6 +22,7 @@ from node.processes import output_tail
 from node.sandbox import detect_tier, start_sandboxed, start_unsandboxed
 from node.sandbox_spec import SandboxTier
 from node.sandboxed_process import SandboxedProcess
+from node.standstill import RanWhileStopped
 from protocol.errors import SandboxUnavailable
 from protocol.forks import TARGET_DIR
 from protocol.messages import EvaluationJob
@@ -106,12 +107,14 @@ def running_worker(
             session = Session(ours, deadline_s=deadline_s, device=torch.device(job.device))
 
             def pause() -> None:
-                process.pause()
+                with _ran_is_tampered():
+                    process.pause()
                 on_pause()
 
             def resume() -> None:
                 on_resume()
-                process.resume()
+                with _ran_is_tampered():
+                    process.resume()
 
             worker = Worker(
                 Contestant(session, pause=pause, resume=resume), log, process, job.memory_limit_bytes
@@ -126,6 +129,15 @@ def running_worker(
             finally:
                 process.kill()
                 session.close()
+
+
+@contextmanager
+def _ran_is_tampered() -> Iterator[None]:
+    """Who uses the machine in another's turn disturbs what is measured then."""
+    try:
+        yield
+    except RanWhileStopped as error:
+        raise CandidateFailed("tampered", f"between its trials {error}") from error
 
 
 @contextmanager

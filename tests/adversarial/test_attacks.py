@@ -1,5 +1,7 @@
 """Every attack with the verdict that it must get, through the real sandbox."""
 
+import platform
+
 import pytest
 
 from kernels.export import export_files
@@ -9,6 +11,7 @@ from node.http_server import MAX_BODY_BYTES
 from protocol.fingerprint import fingerprint
 from protocol.verdicts import Fault, Status
 from tests.adversarial.conftest import Judge
+from tests.fork_chain import chain_of_forks
 
 WRAP = """
 _plain_chunk_quasar = chunk_quasar
@@ -286,6 +289,71 @@ def test_clock_patches_change_nothing(name: str, judge_submission: Judge) -> Non
     assert min(figures.evidence["trial_s"]) >= 0.4 * 128 / 192
     # On a CPU nobody is to blame for a claim that was made for a GPU.
     assert figures.fault is Fault.NOBODY
+
+
+SPIN = """
+import threading
+
+def _spin():
+    while True:
+        sum(range(1000))
+
+threading.Thread(target=_spin, daemon=True).start()
+"""
+TIMERS = """
+import ctypes, signal, struct
+signal.signal(signal.SIGCONT, lambda *_: None)
+_libc = ctypes.CDLL(None)
+_timers = [ctypes.c_void_p() for _ in range(16)]
+# struct sigevent: no value, SIGCONT, SIGEV_SIGNAL.
+_event = ctypes.create_string_buffer(struct.pack("=QiiQ", 0, 18, 0, 0), 64)
+for _timer in _timers:
+    assert _libc.timer_create(1, _event, ctypes.byref(_timer)) == 0
+
+def _arm():
+    for _number, _timer in enumerate(_timers, start=1):
+        _libc.timer_settime(_timer, 0, struct.pack("=qqqq", 0, 20_000_000, 0, _number * 20_000_000), None)
+
+_arm()
+"""
+STARTS = """
+import ctypes, os, signal
+with open("/tmp/link", "wb") as _file:
+    _file.write({program!r})
+os.chmod("/tmp/link", 0o755)
+if os.fork() == 0:
+    # Whoever loses its parent is this one's, which is told of no end.
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for _ in range(3):
+        if os.fork() == 0:
+            os.execv("/tmp/link", ["/tmp/link"])
+    while True:
+        signal.pause()
+"""
+
+
+@pytest.mark.parametrize("more", ["", wrapped("_arm()")], ids=["once", "after each call"])
+def test_timers_that_wake_it_between_its_trials(more: str, judge_submission: Judge) -> None:
+    """Has the kernel send it SIGCONT, to compute while it is stopped, or in a rival's turn."""
+    figures = judge_submission(TIMERS + SPIN + more).figures
+    assert (figures.status, figures.fault) == (Status.TAMPERED, Fault.MINER), figures.evidence
+    assert figures.evidence["reason"].startswith("between its trials it ")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="machine code of x86_64")
+def test_a_chain_of_processes_that_wake_each_other_between_its_trials(judge_submission: Judge) -> None:
+    """Starts processes that fork and end so quickly that no list of them is right, woken by timers."""
+    figures = judge_submission(STARTS.format(program=chain_of_forks(wakes_itself=True)) + SPIN).figures
+    assert (figures.status, figures.fault) == (Status.TAMPERED, Fault.MINER), figures.evidence
+    assert figures.evidence["reason"].startswith("between its trials ")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="machine code of x86_64")
+def test_a_chain_of_processes_is_stopped_or_found(judge_submission: Judge) -> None:
+    """The same without timers: each sends SIGCONT to all others, and is stopped only if it is hit in time."""
+    figures = judge_submission(STARTS.format(program=chain_of_forks(wakes_itself=False)) + SPIN).figures
+    assert figures.status in (Status.PASSED, Status.TAMPERED), figures.evidence
 
 
 def test_printed_verdicts_are_only_text(judge_submission: Judge) -> None:

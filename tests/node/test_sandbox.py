@@ -13,9 +13,12 @@ import pytest
 from node.sandbox import OLD_STAGE_S, STAGE_PREFIX, detect_tier, remove_old_stages, start_sandboxed
 from node.sandbox_spec import Limits, Mount, SandboxSpec, python_argv, python_mounts
 from node.seccomp import denied_calls
+from node.standstill import RanWhileStopped
 from protocol.errors import SandboxUnavailable
 from protocol.verdicts import Isolation
+from tests.fork_chain import chain_of_forks
 from tests.processes import command_lines
+from tests.waiting import until
 
 pytestmark = pytest.mark.skipif(not detect_tier().suffices(Isolation.TO_SCORE), reason="needs bubblewrap")
 
@@ -247,6 +250,38 @@ def test_a_paused_sandbox_stands_still_with_all_that_it_started() -> None:
         finally:
             process.kill()
         assert process.poll() is not None
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="machine code of x86_64")
+@pytest.mark.parametrize("wakes_itself", [False, True], ids=["by each other", "by timers"])
+def test_a_chain_of_processes_is_stopped_or_found(wakes_itself: bool, tmp_path: Path) -> None:
+    """Processes that fork and end send SIGCONT to all others, and say so."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "link").write_bytes(chain_of_forks(wakes_itself=wakes_itself, says=b"."))
+    (tmp_path / "link").chmod(0o755)
+    mount = Mount(host=tmp_path, inside=Path("/data"))
+    with tempfile.TemporaryFile() as output:
+        spec = SandboxSpec(argv=["/bin/sh", "-c", "/data/link & sleep 600"], mounts=[mount])
+        process = start_sandboxed(spec, pass_fds=(), output=output)
+
+        def size() -> int:
+            return os.fstat(output.fileno()).st_size
+
+        try:
+            for _ in range(3):
+                before = size()
+                until(lambda before=before: size() > before + 10, lambda: "the chain ended")  # type: ignore[misc]
+                try:
+                    process.pause()
+                    stopped = size()
+                    time.sleep(0.3)
+                    still = size()
+                    process.resume()
+                except RanWhileStopped:
+                    return
+                assert still == stopped
+        finally:
+            process.kill()
 
 
 def test_stages_that_a_killed_process_left_are_removed_and_no_others(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 
 from node.cgroups import LEAF, PREFIX, Cgroup, find_parent, remove_leftovers
 from node.sandbox import detect_tier, start_sandboxed
-from node.sandbox_spec import Limits, SandboxSpec, SandboxTier, python_argv, python_mounts
+from node.sandbox_spec import Limits, Mount, SandboxSpec, SandboxTier, python_argv, python_mounts
 from node.sandboxed_process import SandboxedProcess
 from protocol.errors import CgroupUnavailable
+from tests.fork_chain import chain_of_forks
 from tests.waiting import until
 
 TOP = Path("/sys/fs/cgroup")
@@ -163,6 +165,38 @@ import time; time.sleep(3600)
 def test_the_tier_of_root_is_that_of_its_cgroups() -> None:
     assert detect_tier() is SandboxTier.CGROUP
     assert find_parent() == TOP, "a cgroup that others share cannot have limited ones below"
+    assert sandboxes() == []
+
+
+def test_what_is_paused_is_frozen_whatever_wakes_it(tmp_path: Path) -> None:
+    """A chain of processes that start each other, and have the kernel send SIGCONT."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "link").write_bytes(chain_of_forks(wakes_itself=True, says=b"."))
+    (tmp_path / "link").chmod(0o755)
+    spec = SandboxSpec(
+        argv=["/bin/sh", "-c", "/data/link & sleep 600"],
+        mounts=[Mount(host=tmp_path, inside=Path("/data"))],
+        limits=Limits(memory_bytes=100 * MIB),
+    )
+    with tempfile.TemporaryFile() as output:
+        process = start_sandboxed(spec, pass_fds=(), output=output)
+
+        def size() -> int:
+            return os.fstat(output.fileno()).st_size
+
+        (cgroup,) = sandboxes()
+        for _ in range(3):
+            before = size()
+            until(lambda before=before: size() > before + 10, lambda: "the chain does not go on")  # type: ignore[misc]
+            process.pause()
+            process.pause()
+            assert "frozen 1" in (cgroup / "cgroup.events").read_text()
+            stopped = size()
+            time.sleep(0.3)
+            assert size() == stopped
+            process.resume()
+        process.pause()
+        process.kill()
     assert sandboxes() == []
 
 

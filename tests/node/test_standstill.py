@@ -1,0 +1,131 @@
+"""Processes that are stopped, and what gives away those that did not stay so."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from node import process_tree, standstill
+from node.process_tree import family, signal_all
+from node.standstill import RanWhileStopped, Standstill
+from tests.waiting import until
+
+Start = Callable[[str], int]
+
+BUSY = """
+import threading
+for _ in range(4):
+    threading.Thread(target=lambda: [None for _ in iter(int, 1)], daemon=True).start()
+"""
+WAKES = """
+import ctypes, signal, struct
+signal.signal(signal.SIGCONT, lambda *_: None)
+libc, timer = ctypes.CDLL(None), ctypes.c_void_p()
+event = ctypes.create_string_buffer(struct.pack("=QiiQ", 0, 18, 0, 0), 64)
+assert libc.timer_create(1, event, ctypes.byref(timer)) == 0
+libc.timer_settime(timer, 0, struct.pack("=qqqq", 0, 0, 0, 500_000_000), None)
+"""
+SUBPROCESSES = """
+import subprocess, threading
+def start():
+    while True:
+        subprocess.run(["/bin/true"])
+threading.Thread(target=start, daemon=True).start()
+"""
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Return a function that starts a Python program and returns its process, once it has run."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_one(program: str) -> int:
+        program += "\nimport signal\nprint('ready', flush=True)\nwhile True: signal.pause()"
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        return process.pid
+
+    yield start_one
+    for process in started:
+        signal_all(family(process.pid), signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.parametrize("program", ["", BUSY, SUBPROCESSES], ids=["idle", "busy", "starts others"])
+def test_what_stands_still_goes_on(program: str, start: Start) -> None:
+    pid = start(program)
+    for _ in range(5):
+        still = Standstill(pid)
+        time.sleep(0.05)
+        still.end()
+        time.sleep(0.01)
+
+
+def test_who_is_woken_is_found_by_how_long_it_ran(start: Start) -> None:
+    still = Standstill(start(BUSY + WAKES))
+    time.sleep(1.0)
+    with pytest.raises(RanWhileStopped, match=r"^it ran for \d+\.\d+ ms while it was stopped$"):
+        still.end()
+
+
+def test_who_is_woken_all_the_time_cannot_be_stopped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standstill, "STOP_TIMEOUT_S", 1.0)
+    # Longer than it takes until who wakes it gets a busy processor again.
+    monkeypatch.setattr(standstill, "SETTLED_S", 0.2)
+    pid = start(BUSY)
+    waking = subprocess.Popen(["/bin/sh", "-c", f"while kill -CONT {pid}; do :; done"])
+    try:
+        with pytest.raises(RanWhileStopped, match=r"^it could not be stopped in 1 s$"):
+            Standstill(pid)
+    finally:
+        waking.kill()
+        waking.wait()
+
+
+def test_a_process_that_was_not_there_is_found(start: Start) -> None:
+    still = Standstill(os.getpid(), with_itself=False)
+    start("")
+    with pytest.raises(RanWhileStopped, match="were started while it was stopped"):
+        still.end()
+
+
+@pytest.mark.parametrize("ended_for_memory", [0, 1])
+def test_who_ended_did_not_stand_still_unless_the_kernel_ended_it(
+    ended_for_memory: int, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = start("import os, signal\nif os.fork() == 0: signal.pause()")
+    (child,) = family(pid) - {pid}
+    counted = [0, ended_for_memory]
+    monkeypatch.setattr(standstill, "_ended_for_memory", lambda: counted.pop(0))
+    still = Standstill(pid)
+    os.kill(child, signal.SIGKILL)
+    time.sleep(0.1)
+    if ended_for_memory:
+        still.end()
+    else:
+        with pytest.raises(RanWhileStopped, match="ended while it was stopped"):
+            still.end()
+
+
+def test_the_family_is_the_same_where_the_kernel_lists_no_children(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = start("import os, signal\nif os.fork() == 0:\n    os.fork()\n    signal.pause()")
+    until(lambda: len(family(pid)) == 3, lambda: family(pid))
+    listed = family(pid)
+    monkeypatch.setattr(process_tree, "_lists_children", lambda: False)
+    assert family(pid) == listed
+
+
+def test_who_watches_over_it_is_spared(start: Start) -> None:
+    pid = start("")
+    still = Standstill(os.getpid(), with_itself=False)
+    assert Path(f"/proc/{pid}/stat").read_text().split()[2] == "T"
+    still.end()
