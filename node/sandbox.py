@@ -178,7 +178,12 @@ def _bwrap_command(spec: SandboxSpec, sources: Sequence[Path], filter_fd: int) -
         command += ["--dev-bind-try", str(device), str(device)]
     for name, value in {**ENVIRONMENT, **spec.environment}.items():
         command += ["--setenv", name, value]
-    return [*command, "--chdir", "/tmp", "--remount-ro", "/", "--", *spec.argv]  # noqa: S108
+    command += ["--chdir", "/tmp", "--remount-ro", "/", "--"]  # noqa: S108
+    if spec.limits.memory_bytes is None:
+        # Set inside, where the kernel counts for each user namespace (Linux 5.14): set outside it would count
+        # what all sandboxes of a user run, and one that is full would let no other start.
+        command += [_absolute("prlimit"), f"--nproc={spec.limits.processes}", "--"]
+    return [*command, *spec.argv]
 
 
 def _absolute(program: str) -> str:
@@ -191,9 +196,6 @@ def _limit_flags(limits: Limits) -> list[str]:
         f"--fsize={limits.file_bytes}",
         f"--nofile={limits.open_files}",
     ]
-    if limits.memory_bytes is None:
-        # It counts what all sandboxes of a user run: with a cgroup one could take the others' share no more.
-        flags.append(f"--nproc={limits.processes}")
     if limits.data_bytes is not None:
         flags.append(f"--data={limits.data_bytes}")
     return flags

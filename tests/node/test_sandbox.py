@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -184,6 +185,22 @@ def test_a_fork_bomb_is_contained() -> None:
     )
     assert "started 400" not in output
     assert code != 0 or "fork" in output.lower()
+
+
+@pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < (5, 14),
+    reason="before Linux 5.14 all sandboxes of a user are counted together",
+)
+def test_one_that_is_full_of_processes_leaves_others_theirs() -> None:
+    fills = "sh -c 'while :; do sleep 600 & done'; echo full; sleep 600"
+    with tempfile.TemporaryFile() as output:
+        spec = SandboxSpec(argv=["/bin/sh", "-c", fills], limits=Limits(processes=64))
+        full = start_sandboxed(spec, pass_fds=(), output=output)
+        try:
+            until(lambda: b"full" in os.pread(output.fileno(), 4096, 0), lambda: "it does not get full")
+            assert shell("sleep 0 & wait; echo started", limits=Limits(processes=16)) == (0, "started\n")
+        finally:
+            full.kill()
 
 
 def test_memory_and_files_are_limited() -> None:
