@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from node.cgroups import Cgroup
-from node.standstill import Standstill
+from node.standstill import NOISE_NS, ONCE_NS, Standstill
 
 TERM_TIMEOUT_S: Final = 10.0
 
@@ -32,6 +32,7 @@ class SandboxedProcess:
         self._cgroup = cgroup
         self._is_supervised = is_supervised
         self._standstill: Standstill | None = None
+        self._has_run_once = False
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
@@ -65,7 +66,9 @@ class SandboxedProcess:
         if self._cgroup is not None and self._cgroup.can_freeze:
             self._cgroup.thaw()
         elif self._standstill is not None:
-            self._standstill.end()
+            # With one pause of all nobody gains anything; an honest one would lose all.
+            changes = self._standstill.end(allowed_ns=NOISE_NS if self._has_run_once else ONCE_NS)
+            self._has_run_once |= changes.ran_ns > NOISE_NS
             self._standstill = None
 
     @property

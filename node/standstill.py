@@ -4,9 +4,12 @@ Whoever is stopped can have the kernel send it SIGCONT: a timer does. Nothing pr
 it: in how long it has run, in what it has started, or in that it has ended.
 """
 
+import ctypes
 import os
+import platform
 import signal
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +24,35 @@ WAITING_S: Final = 1.0
 """The same when threads wait in the kernel, where no signal reaches them; they stop when they return."""
 NOISE_NS: Final = 10_000
 """Of honest workers none was ever seen to run at all, and to be woken takes more."""
+ONCE_NS: Final = 10_000_000
+"""For once: whoever traces it from outside, or a hypervisor, can make it look so."""
 RETURN_NS: Final = 10_000_000
 """Of those that waited in the kernel, which ran until they had returned from there."""
-_STOPPED, _WAITING, _ENDED = "T", "D", ("Z", "X")
+_STOPPED, _WAITING, _RUNNING, _ENDED = "T", "D", "R", ("Z", "X")
+_LEAVING: Final = "leaving"
+"""Not a letter of the kernel's: it is ending, runs none of its own code any more, and heeds no signal."""
+_PF_EXITING: Final = 4
+_MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283}
+_MEMBARRIER_CMD_GLOBAL: Final = 1
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+_libc = ctypes.CDLL(None)
 
 
 class RanWhileStopped(Exception):
     """It could not be stopped, or did not stay so; the text says how that showed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """What happened to processes that were to stand still."""
+
+    ran_ns: int
+    returning_ns: int
+    """How long those ran that waited in the kernel when they were to stop."""
+    started: int
+    """Processes and threads; so is `gone`."""
+    gone: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +75,31 @@ class _Family:
         for pid in pids:
             for task in threads_of(pid):
                 fields = stat_fields(f"{pid}/task/{task}")
-                if fields is not None and fields[0] not in _ENDED:
-                    threads[pid, task, fields[19]] = _Thread(fields[0], _ran_ns(pid, task, fields))
+                if fields is None or fields[0] in _ENDED:
+                    continue
+                if int(fields[6]) & _PF_EXITING and fields[0] != _RUNNING:
+                    thread = _Thread(_LEAVING, 0)
+                else:
+                    thread = _Thread(fields[0], _ran_ns(pid, task, fields))
+                threads[pid, task, fields[19]] = thread
         return cls(frozenset(pids), threads)
 
-    def ran_since_ns(self, before: "_Family", state: str) -> int:
-        """How long threads that were in that state before have run since."""
+    def changes_until(self, now: "_Family") -> Changes:
+        """How another look at them differs from this one."""
+        stayed = {one for one, thread in self.threads.items() if thread.state != _LEAVING}
+        return Changes(
+            ran_ns=self._ran_until_ns(now, _STOPPED),
+            returning_ns=self._ran_until_ns(now, _WAITING),
+            started=len(now.pids - self.pids) + len(now.threads.keys() - self.threads.keys()),
+            gone=len(stayed - now.threads.keys()),
+        )
+
+    def _ran_until_ns(self, now: "_Family", state: str) -> int:
+        """How long the threads in a state have run."""
         return sum(
-            self.threads[one].ran_ns - thread.ran_ns
-            for one, thread in before.threads.items()
-            if thread.state == state and one in self.threads
+            now.threads[one].ran_ns - thread.ran_ns
+            for one, thread in self.threads.items()
+            if thread.state == state and one in now.threads
         )
 
 
@@ -76,19 +115,29 @@ class Standstill:
         self._ended_for_memory = _ended_for_memory()
         self._found = self._stop()
 
-    def end(self) -> None:
+    @property
+    def states(self) -> Counter[str]:
+        """In which states the threads stand still, by the kernel's letters."""
+        return Counter(thread.state for thread in self._found.threads.values())
+
+    def changes(self) -> Changes:
+        """What has happened since they were stopped."""
+        return self._found.changes_until(self._look())
+
+    def end(self, *, allowed_ns: int = NOISE_NS) -> Changes:
         """Let it go on, if it stood still since then. Raises RanWhileStopped."""
         now = self._look()
-        for state, allowed_ns in ((_STOPPED, NOISE_NS), (_WAITING, RETURN_NS)):
-            ran_ns = now.ran_since_ns(self._found, state)
-            if ran_ns > allowed_ns:
+        changes = self._found.changes_until(now)
+        for ran_ns, most_ns in ((changes.ran_ns, allowed_ns), (changes.returning_ns, RETURN_NS)):
+            if ran_ns > most_ns:
                 raise RanWhileStopped(f"it ran for {ran_ns / 1e6:.2f} ms while it was stopped")
-        if now.pids - self._found.pids or now.threads.keys() - self._found.threads.keys():
+        if changes.started:
             raise RanWhileStopped("processes or threads of it were started while it was stopped")
         # The kernel ends also what is stopped when memory runs short.
-        if self._found.threads.keys() - now.threads.keys() and _ended_for_memory() == self._ended_for_memory:
+        if changes.gone and _ended_for_memory() == self._ended_for_memory:
             raise RanWhileStopped("processes or threads of it ended while it was stopped")
         signal_all(now.pids, signal.SIGCONT)
+        return changes
 
     def _stop(self) -> _Family:
         started = since = time.monotonic()
@@ -96,6 +145,7 @@ class Standstill:
         while time.monotonic() - started < STOP_TIMEOUT_S:
             moving = {pid for (pid, *_), thread in before.threads.items() if thread.state != _STOPPED}
             signal_all(moving, signal.SIGSTOP)
+            _pass_all_processors()
             time.sleep(SETTLED_S)
             now = self._look()
             if now != before:
@@ -104,12 +154,23 @@ class Standstill:
             states = {thread.state for thread in now.threads.values()}
             if states <= {_STOPPED}:
                 return now
-            if states <= {_STOPPED, _WAITING} and time.monotonic() - since > WAITING_S:
+            if states <= {_STOPPED, _WAITING, _LEAVING} and time.monotonic() - since > WAITING_S:
                 return now
         raise RanWhileStopped(f"it could not be stopped in {STOP_TIMEOUT_S:.0f} s")
 
     def _look(self) -> _Family:
         return _Family.of(family(self._pid) - self._spared)
+
+
+def _pass_all_processors() -> None:
+    """Wait until every processor has gone on from where it was.
+
+    A thread is called stopped a little before it stops: much, if a hypervisor takes its processor away then.
+    """
+    number = _MEMBARRIER.get(platform.machine())
+    # A container may forbid it, and it fails where processors are left without interrupts (nohz_full).
+    if number is not None:
+        _libc.syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0)
 
 
 def _ran_ns(pid: int, task: str, fields: list[str]) -> int:

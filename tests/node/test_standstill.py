@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from node import process_tree, standstill
-from node.process_tree import family, signal_all
+from node.process_tree import family, signal_all, stat_fields
+from node.sandboxed_process import SandboxedProcess
 from node.standstill import RanWhileStopped, Standstill
+from tests.requirements import missing
 from tests.waiting import until
 
 Start = Callable[[str], int]
@@ -36,6 +38,18 @@ def start():
     while True:
         subprocess.run(["/bin/true"])
 threading.Thread(target=start, daemon=True).start()
+"""
+LEAVES = """
+import ctypes, os, signal
+# A new user namespace, and one of processes, whose first ends only when every other was waited for.
+assert ctypes.CDLL(None).unshare(0x30000000) == 0
+if os.fork() == 0:
+    signal.pause()
+other = os.fork()
+if other == 0:
+    os._exit(0)
+os.waitid(os.P_PID, other, os.WEXITED | os.WNOWAIT)
+signal.signal(signal.SIGUSR1, lambda *_: os.waitpid(other, 0))
 """
 
 
@@ -112,6 +126,55 @@ def test_who_ended_did_not_stand_still_unless_the_kernel_ended_it(
     else:
         with pytest.raises(RanWhileStopped, match="ended while it was stopped"):
             still.end()
+
+
+def test_who_was_ending_already_may_end_meanwhile(start: Start) -> None:
+    """A driver may take its time to close what a process leaves: it runs no code of its own any more."""
+    unshared = subprocess.run(["unshare", "--user", "--pid", "--fork", "/bin/true"], check=False)
+    if unshared.returncode != 0:
+        missing("namespaces of processes are not allowed here")
+    pid = start(LEAVES)
+    (first,) = (child for child in family(pid) - {pid} if _state(child) != "Z")
+    os.kill(first, signal.SIGKILL)
+    still = Standstill(pid, with_itself=False)
+    assert _state(first) == "S"
+    os.kill(pid, signal.SIGUSR1)
+    until(lambda: _state(first) == "Z", lambda: _state(first))
+    still.end()
+
+
+def _state(pid: int) -> str:
+    return (stat_fields(str(pid)) or ["gone"])[0]
+
+
+def test_one_short_run_is_let_pass_and_no_other() -> None:
+    """A debugger or a hypervisor can make it look so; in one pause of all nobody gains anything."""
+    program = "import signal\nsignal.signal(signal.SIGCONT, lambda *_: None)\nprint('ready', flush=True)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{program}\nwhile True: signal.pause()"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    sandboxed = SandboxedProcess(process)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        def pause_and_wake() -> None:
+            sandboxed.pause()
+            os.kill(process.pid, signal.SIGCONT)
+            time.sleep(0.1)
+
+        pause_and_wake()
+        sandboxed.resume()
+        sandboxed.pause()
+        sandboxed.resume()
+        pause_and_wake()
+        with pytest.raises(RanWhileStopped, match=r"^it ran for 0\.\d\d ms while it was stopped$"):
+            sandboxed.resume()
+    finally:
+        sandboxed.kill()
+        process.communicate()
 
 
 def test_the_family_is_the_same_where_the_kernel_lists_no_children(
