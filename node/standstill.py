@@ -4,14 +4,13 @@ Whoever is stopped can have the kernel send it SIGCONT: a timer does. Nothing pr
 it: in how long it has run, in what it has started, or in that it has ended.
 """
 
-import ctypes
+import contextlib
 import os
-import platform
 import signal
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -32,11 +31,7 @@ _STOPPED, _WAITING, _RUNNING, _ENDED = "T", "D", "R", ("Z", "X")
 _LEAVING: Final = "leaving"
 """Not a letter of the kernel's: it is ending, runs none of its own code any more, and heeds no signal."""
 _PF_EXITING: Final = 4
-_MEMBARRIER: Final = {"x86_64": 324, "aarch64": 283}
-_MEMBARRIER_CMD_GLOBAL: Final = 1
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-
-_libc = ctypes.CDLL(None)
 
 
 class RanWhileStopped(Exception):
@@ -59,6 +54,8 @@ class Changes:
 class _Thread:
     state: str
     ran_ns: int
+    processor: int = field(compare=False)
+    """Where it ran last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +74,10 @@ class _Family:
                 fields = stat_fields(f"{pid}/task/{task}")
                 if fields is None or fields[0] in _ENDED:
                     continue
-                if int(fields[6]) & _PF_EXITING and fields[0] != _RUNNING:
-                    thread = _Thread(_LEAVING, 0)
-                else:
-                    thread = _Thread(fields[0], _ran_ns(pid, task, fields))
-                threads[pid, task, fields[19]] = thread
+                state, ran_ns = fields[0], _ran_ns(pid, task, fields)
+                if int(fields[6]) & _PF_EXITING and state != _RUNNING:
+                    state, ran_ns = _LEAVING, 0
+                threads[pid, task, fields[19]] = _Thread(state, ran_ns, int(fields[36]))
         return cls(frozenset(pids), threads)
 
     def changes_until(self, now: "_Family") -> Changes:
@@ -145,7 +141,7 @@ class Standstill:
         while time.monotonic() - started < STOP_TIMEOUT_S:
             moving = {pid for (pid, *_), thread in before.threads.items() if thread.state != _STOPPED}
             signal_all(moving, signal.SIGSTOP)
-            _pass_all_processors()
+            _visit({thread.processor for thread in before.threads.values()})
             time.sleep(SETTLED_S)
             now = self._look()
             if now != before:
@@ -162,15 +158,19 @@ class Standstill:
         return _Family.of(family(self._pid) - self._spared)
 
 
-def _pass_all_processors() -> None:
-    """Wait until every processor has gone on from where it was.
+def _visit(processors: Iterable[int]) -> None:
+    """Run on each processor for a moment: whoever was leaving it has left.
 
     A thread is called stopped a little before it stops: much, if a hypervisor takes its processor away then.
     """
-    number = _MEMBARRIER.get(platform.machine())
-    # A container may forbid it, and it fails where processors are left without interrupts (nohz_full).
-    if number is not None:
-        _libc.syscall(number, _MEMBARRIER_CMD_GLOBAL, 0, 0)
+    own = os.sched_getaffinity(0)
+    try:
+        for processor in processors:
+            # It may belong to others by now.
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, {processor})
+    finally:
+        os.sched_setaffinity(0, own)
 
 
 def _ran_ns(pid: int, task: str, fields: list[str]) -> int:

@@ -75,11 +75,13 @@ def start() -> Iterator[Start]:
 @pytest.mark.parametrize("program", ["", BUSY, SUBPROCESSES], ids=["idle", "busy", "starts others"])
 def test_what_stands_still_goes_on(program: str, start: Start) -> None:
     pid = start(program)
+    processors = os.sched_getaffinity(0)
     for _ in range(5):
         still = Standstill(pid)
         time.sleep(0.05)
         still.end()
         time.sleep(0.01)
+    assert os.sched_getaffinity(0) == processors
 
 
 def test_who_is_woken_is_found_by_how_long_it_ran(start: Start) -> None:
