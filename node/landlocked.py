@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from node.landlock import CREATE_RULESET
-from node.process_tree import signal_all, stop_family
+from node.process_tree import signal_all, stop_descendants
 from node.seccomp import filter_program
 
 _ADD_RULE, _RESTRICT_SELF = CREATE_RULESET + 1, CREATE_RULESET + 2
@@ -65,7 +65,7 @@ def _leave(code: int) -> NoReturn:
     """End all that descends from this process, and then itself."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     own = os.getpid()
-    while stopped := stop_family(own, with_itself=False):
+    while stopped := stop_descendants(own):
         signal_all(stopped, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG) != (0, 0):

@@ -55,12 +55,11 @@ def _children_by_parent() -> dict[int, set[int]]:
     return children
 
 
-def stop_family(pid: int, *, with_itself: bool = True) -> set[int]:
-    """Stop (SIGSTOP) a process and everything that descends from it, and return what was stopped."""
-    spared = set() if with_itself else {pid}
+def stop_descendants(pid: int) -> set[int]:
+    """Stop (SIGSTOP) everything that descends from a process, and return what was stopped."""
     stopped: set[int] = set()
     # A process that is being made while others stop is there the next time.
-    while found := family(pid) - spared - stopped:
+    while found := family(pid) - {pid} - stopped:
         signal_all(found, signal.SIGSTOP)
         stopped |= found
     return stopped

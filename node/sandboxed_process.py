@@ -51,8 +51,8 @@ class SandboxedProcess:
         Raises:
             RanWhileStopped: it could not be stopped.
         """
-        if self._cgroup is not None and self._cgroup.can_freeze:
-            self._cgroup.freeze()
+        if freezer := self._freezer():
+            freezer.freeze()
         elif self._standstill is None:
             # Who supervises must hear of the end.
             self._standstill = Standstill(self._process.pid, with_itself=not self._is_supervised)
@@ -63,13 +63,16 @@ class SandboxedProcess:
         Raises:
             RanWhileStopped: it did not stay stopped, which nothing prevents without a cgroup.
         """
-        if self._cgroup is not None and self._cgroup.can_freeze:
-            self._cgroup.thaw()
+        if freezer := self._freezer():
+            freezer.thaw()
         elif self._standstill is not None:
             # With one pause of all nobody gains anything; an honest one would lose all.
             changes = self._standstill.end(allowed_ns=NOISE_NS if self._has_run_once else ONCE_NS)
             self._has_run_once |= changes.ran_ns > NOISE_NS
             self._standstill = None
+
+    def _freezer(self) -> Cgroup | None:
+        return self._cgroup if self._cgroup is not None and self._cgroup.can_freeze else None
 
     @property
     def has_exceeded_memory(self) -> bool:

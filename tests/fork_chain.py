@@ -1,7 +1,10 @@
 """A program of a few bytes: a process that forks and ends, whose child does the same, and so on."""
 
 import struct
+from pathlib import Path
 from typing import Final
+
+from node.sandbox_spec import Mount
 
 _PLACE: Final = 0x400000
 _HEADERS: Final = 64 + 56
@@ -41,6 +44,15 @@ def chain_of_forks(*, wakes_itself: bool, says: bytes = b"") -> bytes:
     elf += struct.pack("=HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
     elf += struct.pack("=IIQQQQQQ", 1, 7, 0, _PLACE, _PLACE, size, size, 0x1000)
     return elf + data + link
+
+
+def mounted_chain(folder: Path, *, wakes_itself: bool) -> Mount:
+    """Lay it out in a folder, as /data/link of a sandbox: each link writes a dot."""
+    program = folder / "link"
+    program.write_bytes(chain_of_forks(wakes_itself=wakes_itself, says=b"."))
+    for path in (folder, program):
+        path.chmod(0o755)
+    return Mount(host=folder, inside=Path("/data"))
 
 
 def _call(number: int, *arguments: int | None) -> bytes:

@@ -105,19 +105,18 @@ def draw_inputs(shape: Shape, generator: torch.Generator) -> Inputs:
     q = normal(batch, length, heads, dim) / dim**0.5
     v = normal(batch, length, heads, dim)
     mixture = _sizes(shape, generator)[..., None] * normal(batch, heads, dim, dim) / dim
-    if dim > 1:
-        hidden = _orthonormal(normal(batch, heads, dim, max(1, dim // 8)))
-        mixture -= mixture @ hidden @ hidden.mT
+    # None where one dimension is all there is.
+    count = min(max(1, dim // 8), dim - 1, length)
+    hidden = _orthonormal(normal(batch, heads, dim, count))
+    mixture -= mixture @ hidden @ hidden.mT
     k = torch.einsum("blhs,bhsd->blhd", normal(batch, length, heads, dim), mixture)
-    if dim > 1:
-        count = min(hidden.shape[-1], length)
-        part = length // count
-        at = torch.randint(0, part, (batch, heads, count), generator=generator, device=device)
-        at += part * torch.arange(count, device=device)
-        of_batch, of_head = (torch.arange(size, device=device) for size in (batch, heads))
-        impulses = (of_batch[:, None, None], at, of_head[:, None])
-        k[impulses] = hidden[..., :count].mT
-        v[impulses] *= 2.0
+    part = length // max(1, count)
+    at = torch.randint(0, part, (batch, heads, count), generator=generator, device=device)
+    at += part * torch.arange(count, device=device)
+    of_batch, of_head = (torch.arange(size, device=device) for size in (batch, heads))
+    impulses = (of_batch[:, None, None], at, of_head[:, None])
+    k[impulses] = hidden.mT
+    v[impulses] *= 2.0
     beta = 0.5 + torch.rand(heads, generator=generator, device=device)
     q, k, v = (tensor.to(shape.torch_dtype).contiguous() for tensor in (q, k, v))
     return Inputs(q=q, k=k, v=v, beta=beta)

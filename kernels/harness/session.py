@@ -83,14 +83,10 @@ class Session:
             CandidateFailed: it failed to import, hung or ended.
         """
         try:
-            with self._received(0) as received:
-                if received.message != wire.STARTED:
-                    raise self._failure(received.message)
+            self._expect(wire.STARTED)
         except CandidateFailed as failure:
             raise WorkerNotStarted(str(failure)) from failure
-        with self._received(0) as received:
-            if received.message != wire.READY:
-                raise self._failure(received.message)
+        self._expect(wire.READY)
 
     def run(
         self,
@@ -153,8 +149,12 @@ class Session:
             wire.send(self._connection, {"roll_call": nonce, "processor": processor})
         except wire.WireBroken as error:
             raise CandidateFailed("crash", "the worker ended before the trial") from error
+        self._expect({"present": nonce})
+
+    def _expect(self, message: dict[str, Any]) -> None:
+        """Wait for this message and no other."""
         with self._received(0) as received:
-            if received.message != {"present": nonce}:
+            if received.message != message:
                 raise self._failure(received.message)
 
     def _exchange(self, go: dict[str, Any], offer: Offer) -> tuple[float, float | None]:

@@ -17,7 +17,7 @@ from node.seccomp import denied_calls
 from node.standstill import RanWhileStopped
 from protocol.errors import SandboxUnavailable
 from protocol.verdicts import Isolation
-from tests.fork_chain import chain_of_forks
+from tests.fork_chain import mounted_chain
 from tests.processes import command_lines
 from tests.waiting import until
 
@@ -273,10 +273,7 @@ def test_a_paused_sandbox_stands_still_with_all_that_it_started() -> None:
 @pytest.mark.parametrize("wakes_itself", [False, True], ids=["by each other", "by timers"])
 def test_a_chain_of_processes_is_stopped_or_found(wakes_itself: bool, tmp_path: Path) -> None:
     """Processes that fork and end send SIGCONT to all others, and say so."""
-    tmp_path.chmod(0o755)
-    (tmp_path / "link").write_bytes(chain_of_forks(wakes_itself=wakes_itself, says=b"."))
-    (tmp_path / "link").chmod(0o755)
-    mount = Mount(host=tmp_path, inside=Path("/data"))
+    mount = mounted_chain(tmp_path, wakes_itself=wakes_itself)
     with tempfile.TemporaryFile() as output:
         spec = SandboxSpec(argv=["/bin/sh", "-c", "/data/link & sleep 600"], mounts=[mount])
         process = start_sandboxed(spec, pass_fds=(), output=output)

@@ -13,10 +13,10 @@ import pytest
 
 from node.cgroups import LEAF, PREFIX, Cgroup, find_parent, remove_leftovers
 from node.sandbox import detect_tier, start_sandboxed
-from node.sandbox_spec import Limits, Mount, SandboxSpec, SandboxTier, python_argv, python_mounts
+from node.sandbox_spec import Limits, SandboxSpec, SandboxTier, python_argv, python_mounts
 from node.sandboxed_process import SandboxedProcess
 from protocol.errors import CgroupUnavailable
-from tests.fork_chain import chain_of_forks
+from tests.fork_chain import mounted_chain
 from tests.waiting import until
 
 TOP = Path("/sys/fs/cgroup")
@@ -170,12 +170,9 @@ def test_the_tier_of_root_is_that_of_its_cgroups() -> None:
 
 def test_what_is_paused_is_frozen_whatever_wakes_it(tmp_path: Path) -> None:
     """A chain of processes that start each other, and have the kernel send SIGCONT."""
-    tmp_path.chmod(0o755)
-    (tmp_path / "link").write_bytes(chain_of_forks(wakes_itself=True, says=b"."))
-    (tmp_path / "link").chmod(0o755)
     spec = SandboxSpec(
         argv=["/bin/sh", "-c", "/data/link & sleep 600"],
-        mounts=[Mount(host=tmp_path, inside=Path("/data"))],
+        mounts=[mounted_chain(tmp_path, wakes_itself=True)],
         limits=Limits(memory_bytes=100 * MIB),
     )
     with tempfile.TemporaryFile() as output:

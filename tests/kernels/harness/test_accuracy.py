@@ -160,6 +160,16 @@ def test_inputs_are_representable_in_their_dtype() -> None:
         assert torch.equal(tensor, tensor.bfloat16().float())
 
 
+@pytest.mark.parametrize(("length", "dim"), [(1, 1), (100, 1), (1, 64), (5, 64), (100, 2)])
+def test_any_shape_can_be_drawn(length: int, dim: int) -> None:
+    shape = Shape(batch=2, length=length, heads=3, dim=dim, dtype="float32")
+    inputs = draw(0, shape)
+    assert torch.isfinite(inputs.flat()).all()
+    assert torch.isfinite(reference_output(inputs, CPU)).all()
+    # Nothing of a draw is left out for want of room.
+    assert min(float(x.abs().amax()) for x in (inputs.q, inputs.k, inputs.v)) > 0.0
+
+
 def test_one_bad_token_decides() -> None:
     reference = reference_output(draw(), CPU)
     output = reference.clone()

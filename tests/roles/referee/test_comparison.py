@@ -7,26 +7,19 @@ from typing import Any
 import pytest
 
 from kernels.harness.session import CandidateFailed
-from protocol.messages import ComparisonJob, DirectorySource, EvaluationJob, GitSource
+from protocol.messages import ComparisonJob, EvaluationJob, GitSource
 from protocol.types import CommitHash
 from protocol.verdicts import LeadOutcome, Status
 from roles.referee.comparison import _expect_free, _Match, compare
 from roles.referee.kept_files import KeptFiles
 from roles.referee.side import Side, SideLost
 from roles.referee.stages import Ended, Record
+from tests.roles.referee.jobs import job_in
 
 
 def side(name: str, folder: Path, *, length: int = 100, calls: int = 1) -> Side:
     """One of two, as far as it is known before its worker starts."""
-    job = EvaluationJob(
-        source=DirectorySource(path=str(folder)),
-        target_sequence_length=length,
-        sequence_length=length,
-        profile="cpu",
-        device="cpu",
-        work_dir=str(folder),
-    )
-    made = Side(name, job)
+    made = Side(name, job_in(folder, target_sequence_length=length, sequence_length=length))
     made.measuring = SimpleNamespace(calls=calls)  # type: ignore[assignment]
     return made
 

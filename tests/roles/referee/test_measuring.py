@@ -24,12 +24,13 @@ from kernels.harness.session import CandidateFailed, Session, Trial
 from kernels.harness.trusted_layer import TrustedLayer
 from kernels.harness.worker import serve
 from kernels.reference import chunked
-from protocol.messages import DirectorySource, EvaluationJob
+from protocol.messages import EvaluationJob
 from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
 from roles.referee.drawing import Drawing, Drawn, timed_shape
 from roles.referee.measuring import Measuring
 from roles.referee.stages import Countdown, Ended
+from tests.roles.referee.jobs import job_in
 
 Operator = Callable[..., Any]
 
@@ -39,16 +40,7 @@ def honest(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, beta: torch.Tensor
 
 
 def job_of(tmp_path: Path, *, trials: int = 3) -> EvaluationJob:
-    return EvaluationJob(
-        source=DirectorySource(path=str(tmp_path)),
-        target_sequence_length=100_000,
-        sequence_length=96,
-        profile="cpu",
-        device="cpu",
-        trials_min=trials,
-        trials_max=trials,
-        work_dir=str(tmp_path),
-    )
+    return job_in(tmp_path, sequence_length=96, trials_min=trials, trials_max=trials)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from protocol.messages import DirectorySource, EvaluationJob, GitSource
 from protocol.verdicts import Status
 from roles.referee.sources import check_sources, take_sources
 from roles.referee.stages import Ended, Record
+from tests.roles.referee.jobs import job_in
 
 
 @pytest.fixture
@@ -28,15 +29,7 @@ def fork(tmp_path: Path) -> Path:
 def job_of(source: DirectorySource | GitSource, tmp_path: Path, **options: object) -> EvaluationJob:
     work = tmp_path / "work"
     work.mkdir(exist_ok=True)
-    return EvaluationJob(
-        source=source,
-        target_sequence_length=100_000,
-        sequence_length=128,
-        profile="cpu",
-        device="cpu",
-        work_dir=str(work),
-        **options,  # type: ignore[arg-type]
-    )
+    return job_in(work, source=source, **options)
 
 
 def taken(job: EvaluationJob) -> dict[str, str]:

@@ -13,12 +13,12 @@ import torch
 from kernels.harness.session import CandidateFailed
 from node.sandbox import detect_tier
 from node.sandbox_spec import Mount, SandboxSpec, SandboxTier
-from protocol.messages import DirectorySource, EvaluationJob
 from protocol.verdicts import Status
 from roles.referee import worker, worker_spec
 from roles.referee.stages import Ended
 from roles.referee.worker import FOLDER_PREFIX, Worker, _own_folder, empty_caches, running_worker
 from roles.referee.worker_spec import visible_gpu
+from tests.roles.referee.jobs import job_in
 
 HOLD = """
 import sys
@@ -29,17 +29,6 @@ with _own_folder(Path(sys.argv[1])) as folder:
     print(folder, flush=True)
     sys.stdin.read()
 """
-
-
-def job_of(folder: Path) -> EvaluationJob:
-    return EvaluationJob(
-        source=DirectorySource(path=str(folder)),
-        target_sequence_length=100_000,
-        sequence_length=128,
-        profile="cpu",
-        device="cpu",
-        work_dir=str(folder),
-    )
 
 
 def ending_at_once(specify: Callable[..., SandboxSpec]) -> Callable[..., SandboxSpec]:
@@ -99,7 +88,7 @@ def test_the_whole_fla_is_hidden_wherever_it_shows(tmp_path: Path, monkeypatch: 
         Mount(host=tmp_path, inside=Path("/quasar/site2")),
     ]
     monkeypatch.setattr(worker_spec, "python_mounts", lambda: mounts)
-    spec = worker_spec.isolated_spec(tmp_path / "tree", job_of(tmp_path), 3, None)
+    spec = worker_spec.isolated_spec(tmp_path / "tree", job_in(tmp_path), 3, None)
     assert spec.hidden == [Path("/quasar/site0/fla"), inside / "fla", Path("/quasar/site1/fla")]
 
 
@@ -139,7 +128,7 @@ def test_a_worker_that_cannot_be_started_is_nobodys_fault(
         monkeypatch.setattr(worker, name, ending_at_once(getattr(worker, name)))
     with (
         pytest.raises(Ended, match=r"^no worker could be started: the worker broke off") as caught,
-        running_worker({}, job_of(tmp_path), tier, lambda: 30.0) as started,
+        running_worker({}, job_in(tmp_path), tier, lambda: 30.0) as started,
     ):
         started.contestant.wait_ready()
     assert caught.value.status is Status.INFRASTRUCTURE

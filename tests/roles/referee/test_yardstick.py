@@ -11,12 +11,13 @@ import torch
 from kernels.harness.accuracy import reference_output
 from kernels.harness.inputs import InputSets
 from kernels.harness.session import CandidateFailed, Trial
-from protocol.messages import DirectorySource, EvaluationJob
+from protocol.messages import EvaluationJob
 from protocol.verdicts import Status
 from roles.referee.drawing import Drawing, timed_shape
 from roles.referee.measuring import Measuring
 from roles.referee.stages import Ended
 from roles.referee.yardstick import DISTURBED, ROUNDS, WARM_UPS, Yardstick
+from tests.roles.referee.jobs import job_in
 
 HAND_OVER_S = 0.001
 S_PER_TOKEN = 1e-5
@@ -66,16 +67,7 @@ class Clock:
 
 @pytest.fixture
 def job(tmp_path: Path) -> EvaluationJob:
-    return EvaluationJob(
-        source=DirectorySource(path=str(tmp_path)),
-        target_sequence_length=100_000,
-        sequence_length=100,
-        profile="cpu",
-        device="cpu",
-        trials_min=6,
-        trials_max=6,
-        work_dir=str(tmp_path),
-    )
+    return job_in(tmp_path, sequence_length=100, trials_min=6, trials_max=6)
 
 
 def beside(
