@@ -287,6 +287,9 @@ class _StoppedClock(_HastyClock):
         self.go = asyncio.Event()
         self.rechecks = 0
 
+    async def is_out_of_service(self) -> bool:
+        return self.rechecks == 1
+
     async def sleep(self, seconds: float) -> None:
         if seconds == RECHECK_S:
             self.rechecks += 1
@@ -310,6 +313,7 @@ async def test_what_was_judged_reaches_the_api_while_the_device_does_not_compute
         await validator.check(miner)
     validator.loop._clock = clock = _StoppedClock()
     validator.run("loop")
+    await validator.until(clock.is_out_of_service)
     for one in submitted:
         assert (await until_judged(validator, api, one.submission_id))["status"] == "passed"
     assert clock.rechecks == 1
@@ -326,11 +330,7 @@ async def test_what_the_api_did_not_take_is_sent_whenever_the_device_is_asked_ag
     await validator.open()
     validator.loop._clock = clock = _StoppedClock()
     validator.run("loop")
-
-    async def is_out_of_service() -> bool:
-        return clock.rechecks == 1
-
-    await validator.until(is_out_of_service)
+    await validator.until(clock.is_out_of_service)
     assert not await _all_acknowledged(validator)
     clock.go.set()
     await validator.until(lambda: _all_acknowledged(validator))
