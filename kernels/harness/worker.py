@@ -31,7 +31,8 @@ def main(arguments: list[str]) -> None:
     from kernels.harness.rooms import make_room
 
     connection = socket.socket(fileno=descriptor)
-    # What failed until here, PyTorch's import among it, is the host's fault.
+    room = make_room(device)
+    # What failed until here, PyTorch's import and the GPU's start among it, is the host's fault.
     wire.send(connection, wire.STARTED)
     try:
         operators = _load(tree)
@@ -39,7 +40,6 @@ def main(arguments: list[str]) -> None:
         traceback.print_exc()
         wire.send(connection, {"failed": "build", "reason": _reason(error)})
         return
-    room = make_room(device)
     # The collector runs between trials, over what they have left: over all of PyTorch it takes 0.1 s.
     gc.disable()
     gc.freeze()

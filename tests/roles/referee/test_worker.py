@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,17 @@ with _own_folder(Path(sys.argv[1])) as folder:
 def ending_at_once(specify: Callable[..., SandboxSpec]) -> Callable[..., SandboxSpec]:
     """Return what specifies another program than the worker."""
     return lambda *arguments: replace(specify(*arguments), argv=["/bin/false"])
+
+
+def on_a_gpu_that_does_not_start(specify: Callable[..., SandboxSpec]) -> Callable[..., SandboxSpec]:
+    """Return what has the worker use a GPU, of which it is shown none."""
+
+    def told(*arguments: Any) -> SandboxSpec:
+        spec = specify(*arguments)
+        assert spec.argv[-1] == "cpu"
+        return replace(spec, argv=[*spec.argv[:-1], "cuda:0"])
+
+    return told
 
 
 def test_a_folder_goes_with_its_evaluation(tmp_path: Path) -> None:
@@ -120,12 +132,13 @@ def test_a_worker_that_broke_off_is_explained_by_what_the_kernel_did(
 
 
 @pytest.mark.parametrize("tier", [SandboxTier.NONE, detect_tier()])
+@pytest.mark.parametrize("broken", [ending_at_once, on_a_gpu_that_does_not_start])
 def test_a_worker_that_cannot_be_started_is_nobodys_fault(
-    tier: SandboxTier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: Callable[..., Any], tier: SandboxTier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too few processes on the host for one more namespace, for one."""
     for name in ("spec_in_place", "confined_spec_in_place", "isolated_spec"):
-        monkeypatch.setattr(worker, name, ending_at_once(getattr(worker, name)))
+        monkeypatch.setattr(worker, name, broken(getattr(worker, name)))
     with (
         pytest.raises(Ended, match=r"^no worker could be started: the worker broke off") as caught,
         running_worker({}, job_in(tmp_path), tier, lambda: 30.0) as started,
