@@ -57,11 +57,13 @@ async def anchorer(miner: Miner, subnet: Subnet) -> AsyncIterator[Anchorer]:
 async def test_the_wait_counts_from_the_anchors_block(
     miner: Miner, proxy: SwitchedProxy, anchorer: Anchorer, api: Client
 ) -> None:
-    proxy.cut_before["/commit_submission"] = 1
+    proxy.cut_before["/commit_submission"] = 10_000
     await miner.start()
     anchored_at = miner.subnet.chain.height()
     await miner.offer()
     await miner.until_stage(Stage.DRAFTED)
+    await miner.until(lambda: _is_cut(proxy))
+    proxy.cut_before.clear()
     committed = await miner.until_stage(Stage.COMMITTED)
     assert committed.reveal_block == anchored_at + 10
     assert set(anchorer.made) == {committed.key}
@@ -85,6 +87,10 @@ async def test_blocks_between_anchor_and_api_count(
     proxy.cut_before.clear()
     committed = await miner.until_stage(Stage.COMMITTED)
     assert committed.reveal_block == anchored_at + 10
+
+
+async def _is_cut(proxy: SwitchedProxy) -> bool:
+    return proxy.cut_before["/commit_submission"] < 10_000
 
 
 async def _is_anchored(subnet: Subnet) -> bool:

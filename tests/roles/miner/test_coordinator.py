@@ -212,14 +212,22 @@ async def test_commitment_that_missed_its_window_expires_and_its_code_stays_secr
     assert proxy.accepted("/reveal_submission") == 0
 
 
-async def test_reveal_that_the_api_calls_expired_is_over(miner: Miner, proxy: SwitchedProxy) -> None:
-    proxy.cut_before["/reveal_submission"] = 1
+async def test_reveal_that_the_api_calls_expired_is_over(
+    miner: Miner, proxy: SwitchedProxy, api: Client
+) -> None:
+    proxy.cut_before["/reveal_submission"] = 10_000
     await miner.start()
     await miner.offer()
     await miner.until_stage(Stage.COMMITTED)
     await miner.tick(10)
     await miner.until_stage(Stage.PUSHED)
-    miner.subnet.chain.advance(30)
+    height = miner.subnet.chain.advance(30)
+
+    async def api_has_seen_it() -> bool:
+        return bool((await api.get("/pending_reveals")).body["current_block"] == height)
+
+    await miner.until(api_has_seen_it)
+    proxy.cut_before.clear()
     expired = await miner.until_stage(Stage.EXPIRED)
     assert "expired at block" in expired.reason
 
@@ -289,7 +297,7 @@ async def test_same_candidate_twice_is_one_submission(miner: Miner, proxy: Switc
 
 
 async def test_direct_submission_pushes_first_and_waits_in_line(
-    miner: Miner, proxy: SwitchedProxy, api: Client, remote: str
+    miner: Miner, proxy: SwitchedProxy, api: Client, remote: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     miner.change(submission="direct")
     await miner.start()
@@ -299,16 +307,17 @@ async def test_direct_submission_pushes_first_and_waits_in_line(
     assert (await miner.ledger.all())[0].salt is None
 
     await miner.offer("x = 2\n")
-    await miner.until(lambda: _posted(proxy, ("/submit_kernel", 409)))
+
+    async def waits_in_line() -> bool:
+        return "will be tried again" in caplog.text
+
+    await miner.until(waits_in_line)
+    assert ("/submit_kernel", 409) in proxy.posts
     lease = await api.lease(miner.subnet.validator)
     assert lease is not None
     assert lease.fork_url == remote
     await api.judge(miner.subnet.validator, lease)
     await miner.until(lambda: _accepted(proxy, "/submit_kernel", 2))
-
-
-async def _posted(proxy: SwitchedProxy, post: tuple[str, int]) -> bool:
-    return post in proxy.posts
 
 
 async def _accepted(proxy: SwitchedProxy, path: str, count: int) -> bool:

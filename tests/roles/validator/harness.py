@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -129,6 +130,7 @@ class Validator:
             bus=self.bus,
             clock=self.clock,
             interval_s=own.logit_interval_s,
+            random_source=random.Random(7),
         )
         self.setter = WeightSetter(
             store=self.store,

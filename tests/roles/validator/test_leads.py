@@ -62,6 +62,11 @@ async def test_a_lead_is_run_again_at_once_told_to_the_api_and_counts(
     assert (later.commit_hash, earlier.commit_hash) == (Code("rival").commit_hash, Code("miner").commit_hash)
     assert later.allow_file
     assert order(validator) == [fast, slow]
+
+    async def is_acknowledged() -> bool:
+        return await validator.comparisons.unacknowledged() == []
+
+    await validator.until(is_acknowledged)
     assert [row["submission_id"] for row in (await api.get("/leaderboard")).body["rows"]] == [fast, slow]
 
 

@@ -1,7 +1,6 @@
 """When miners are challenged, and what becomes of the outcome."""
 
 import asyncio
-import random
 from datetime import timedelta
 
 import pytest
@@ -105,7 +104,6 @@ class Timed:
     async def open(self) -> None:
         """Open it, with one passed miner."""
         await self.validator.open()
-        self.validator.challenger._random = random.Random(7)
         await self.validator.judge(1, self.validator.subnet.miner)
         self.validator.tasks.append(asyncio.create_task(self.validator.recorder.run()))
 
@@ -212,7 +210,8 @@ class Confirming:
         """Ask, and let the time between its tries pass."""
         task = asyncio.create_task(self.validator.challenger.confirm({self.hotkey}))
         while not task.done():
-            await self.timed.clock.advance(1.0)
+            if self.timed.clock.sleepers:
+                await self.timed.clock.advance(1.0)
             await asyncio.sleep(0.01)
         return task.result()
 

@@ -56,6 +56,12 @@ async def verifier(tiny_model: Path) -> AsyncIterator[LogitVerifier]:
     await one.close()
 
 
+@pytest.fixture(autouse=True)
+def same_challenge(verifier: LogitVerifier) -> None:
+    """Each test draws the same challenge, whichever ran before it."""
+    verifier._source.seed(5)
+
+
 def make_verifier(settings: Settings, **options: Any) -> LogitVerifier:
     return LogitVerifier(settings, key("validator"), source=random.Random(5), **options)
 
@@ -176,7 +182,7 @@ def leave_vocabulary(answer: dict[str, Any]) -> None:
 
 def change_logits(answer: dict[str, Any]) -> None:
     values = decode_logits(answer["captured_logits"], 512)
-    values[3] += 0.2
+    values[3] += 0.25
     answer["captured_logits"] = encode_logits(values)
 
 
