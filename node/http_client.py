@@ -30,6 +30,8 @@ MAX_ANSWER_BYTES = 8 * 1024 * 1024
 CHUNK_BYTES = 65_536
 BACKOFF_START_S = 0.25
 BACKOFF_MAX_S = 10.0
+LEAST_ATTEMPT_S = 0.05
+"""With less left no attempt is begun: its own lateness would hide why those before it failed."""
 
 _log = get_logger(__name__)
 
@@ -194,7 +196,8 @@ class HttpClient:
 
         def out_of_time(state: RetryCallState) -> bool:
             spent_s = self._clock.monotonic() - started
-            return not is_retried or spent_s + state.upcoming_sleep >= self._deadline_s
+            left_s = self._deadline_s - spent_s - state.upcoming_sleep
+            return not is_retried or left_s < LEAST_ATTEMPT_S
 
         retrying = AsyncRetrying(
             sleep=self._clock.sleep,

@@ -44,8 +44,8 @@ async def make_worker(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
 
 
 async def gone(pid: int) -> bool:
-    """True when the process ends within seconds (a zombie of ours counts as alive)."""
-    for _ in range(200):
+    """True when the process ends within a minute (a zombie of ours counts as alive)."""
+    for _ in range(1200):
         stat = Path(f"/proc/{pid}/stat")
         try:
             # An orphan that nobody reaps in a container is dead all the same.
@@ -101,11 +101,9 @@ async def test_death_between_calls_is_noticed(make_worker: Make) -> None:
     assert worker.pid is not None
     old = worker.pid
     os.kill(old, signal.SIGKILL)
-    for _ in range(200):
-        if not worker.is_ready:
-            break
-        await asyncio.sleep(0.01)
-    assert not worker.is_ready
+    async with asyncio.timeout(60):
+        while worker.is_ready:
+            await asyncio.sleep(0.01)
     assert await worker.call("echo", {"again": 1}, 20) == {"again": 1}
     assert worker.pid != old
 
@@ -114,8 +112,8 @@ async def test_hang_is_killed_with_its_grandchildren(make_worker: Make) -> None:
     worker = make_worker()
     await worker.start()
     pid = worker.pid
-    with pytest.raises(WorkerFailed, match="did not finish hang within 1 s and was killed"):
-        await worker.call("hang", {}, 1)
+    with pytest.raises(WorkerFailed, match="did not finish hang within 5 s and was killed"):
+        await worker.call("hang", {}, 5)
     assert pid is not None
     assert await gone(pid)
     (line,) = [line for line in worker.lines if line.startswith("grandchild")]  # type: ignore[attr-defined]
@@ -153,11 +151,9 @@ async def test_several_megabytes_pass_both_ways(make_worker: Make) -> None:
     assert (await worker.call("echo", {"text": text}, 60))["text"] == text
     assert len((await worker.call("flood", {"bytes": 3_000_000}, 60))["text"]) == 3_000_000
     lines: list[str] = worker.lines  # type: ignore[attr-defined]
-    for _ in range(100):
-        if lines[-1] == "end of flood":
-            break
-        await asyncio.sleep(0.05)
-    assert lines[-1] == "end of flood"
+    async with asyncio.timeout(60):
+        while lines[-1] != "end of flood":
+            await asyncio.sleep(0.05)
     assert max(map(len, lines)) == 4096
 
 
@@ -341,7 +337,7 @@ async def test_one_shot_hang_leaves_nothing_behind(way: str) -> None:
         run_json_process(
             python(HANGS),
             "",
-            timeout_s=1 if way == "timeout" else 60,
+            timeout_s=10 if way == "timeout" else 60,
             env=ENV,
             on_stderr_line=lambda line: started.set_result(int(line)),
         )
@@ -352,7 +348,7 @@ async def test_one_shot_hang_leaves_nothing_behind(way: str) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
     else:
-        with pytest.raises(WorkerFailed, match="did not finish within 1 s and was killed"):
+        with pytest.raises(WorkerFailed, match="did not finish within 10 s and was killed"):
             await task
     assert await gone(pid)
 
