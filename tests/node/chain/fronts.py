@@ -1,8 +1,8 @@
 """The two ways to a chain: the SDK over the state machine in this process, and over a node's websocket."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,8 +20,18 @@ from tests.fakes.subnet import NETUID, Subnet
 from tests.fakes.subtensor.fixture import required_fixture
 from tests.fakes.subtensor.node import SubtensorNode
 
+PATIENCE_S = 30.0
+"""Of a call that is to be answered: the first has a connection opened and the metadata read, in seconds."""
 IN_PROCESS, WEBSOCKET = "in-process", "websocket"
 FRONTS = (IN_PROCESS, WEBSOCKET)
+
+
+@contextmanager
+def limited(chain: BittensorChain, call_timeout_s: float) -> Iterator[None]:
+    """Calls that are to fail do so soon, and others keep their time."""
+    chain._connection.call_timeout_s, before = call_timeout_s, chain._connection.call_timeout_s
+    yield
+    chain._connection.call_timeout_s = before
 
 
 class Front(Protocol):
@@ -29,7 +39,7 @@ class Front(Protocol):
 
     chains: list[BittensorChain]
 
-    def chain(self, *, call_timeout_s: float = 5.0) -> BittensorChain:
+    def chain(self, *, call_timeout_s: float = PATIENCE_S) -> BittensorChain:
         """A client of this chain, closed with the front."""
         ...
 
@@ -118,7 +128,7 @@ class InProcess:
         self.faults = Faults()
         self.chains: list[BittensorChain] = []
 
-    def chain(self, *, call_timeout_s: float = 5.0) -> BittensorChain:
+    def chain(self, *, call_timeout_s: float = PATIENCE_S) -> BittensorChain:
         def open_client() -> Any:
             return bt.Client("local", substrate=FaultySubstrate(self._subnet.chain, self.faults))
 
@@ -150,7 +160,7 @@ class Loopback:
         self.node = node
         self.chains: list[BittensorChain] = []
 
-    def chain(self, *, call_timeout_s: float = 5.0) -> BittensorChain:
+    def chain(self, *, call_timeout_s: float = PATIENCE_S) -> BittensorChain:
         section = ChainSection(network=self.node.url, netuid=NETUID, call_timeout_s=call_timeout_s)
         self.chains.append(open_chain(section, SystemClock()))
         return self.chains[-1]
@@ -190,7 +200,7 @@ async def fronted(kind: str, subnet: Subnet) -> AsyncIterator[Front]:
 @asynccontextmanager
 async def chain_section(kind: str, path: Path, chain: LocalChain) -> AsyncIterator[ChainSection]:
     """Settings that lead to a local chain through one of the fronts."""
-    common: dict[str, Any] = {"network": "local", "netuid": NETUID, "call_timeout_s": 5.0}
+    common: dict[str, Any] = {"network": "local", "netuid": NETUID, "call_timeout_s": PATIENCE_S}
     if kind == IN_PROCESS:
         yield ChainSection(**common, local_state=path)
         return
