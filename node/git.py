@@ -6,7 +6,6 @@ follows `--`. Nothing that a stranger wrote is ever checked out.
 
 import contextlib
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -35,6 +34,8 @@ MAX_LISTING_BYTES: Final = 4 * 2**20
 MAX_ERRORS_BYTES: Final = 64 * 2**10
 MAX_MEMORY_BYTES: Final = 2 * 2**30
 """Of each process of git: an object of some megabytes on the line may be gigabytes when it is inflated."""
+_NOT_STARTED: Final = b"prlimit: "
+"""How it begins what it says when there is no git or a limit is refused: nothing about a repository."""
 REGULAR_FILE: Final = "100"
 """How the mode of a regular file begins. Its permissions follow, and do not matter: nothing that is read here
 is executed, and on some file systems every file is committed as executable."""
@@ -78,6 +79,8 @@ _SAFE: Final = (
     "-c", "core.hooksPath=/dev/null",
     "-c", "protocol.version=2",
     "-c", "gc.auto=0",
+    # In newer versions it would go on by itself when git has ended, beside whatever comes next.
+    "-c", "maintenance.auto=false",
     "-c", "submodule.recurse=false",
     "-c", "fetch.fsckObjects=true",
     # One pack file, so that the limit on a file is a limit on the fetch.
@@ -104,14 +107,19 @@ def run_git(
 
     Raises:
         GitFailed: git failed. GitUnavailable: for a reason that passes. SourceUnavailable: it took too long.
+        OSError: there is no git, or its limits cannot be set.
     """
+    # Set before git starts: its children, which take what a stranger sends, inherit them.
+    limits = [f"--as={MAX_MEMORY_BYTES}"]
+    if max_file_bytes is not None:
+        limits.append(f"--fsize={max_file_bytes}")
     with (
         _group_that_ends_with_this_process() as group,
         tempfile.TemporaryFile() as output,
         tempfile.TemporaryFile() as errors,
     ):
         process = subprocess.Popen(
-            ["git", *_SAFE, *arguments],
+            ["prlimit", *limits, "--", "git", *_SAFE, *arguments],
             cwd=cwd,
             env=dict(env),
             stdin=subprocess.DEVNULL,
@@ -119,10 +127,6 @@ def run_git(
             stderr=errors,
             process_group=group,
         )
-        # Its children, which take what a stranger sends, start later and inherit them.
-        _limit(process, resource.RLIMIT_AS, MAX_MEMORY_BYTES)
-        if max_file_bytes is not None:
-            _limit(process, resource.RLIMIT_FSIZE, max_file_bytes)
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -132,15 +136,13 @@ def run_git(
                 f"git {_command(arguments)} did not finish within {timeout_s:.0f} s"
             ) from None
         if process.returncode != 0:
+            errors.seek(0)
+            if errors.read(len(_NOT_STARTED)) == _NOT_STARTED:
+                raise OSError(f"git cannot be started: {errors.readline().decode(errors='replace').strip()}")
             told = output_tail(errors, MAX_ERRORS_BYTES).decode(errors="replace")
             raise _failure(_command(arguments), process.returncode, told)
         output.seek(0)
         return output.read()
-
-
-def _limit(process: subprocess.Popen[bytes], what: int, limit: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(process.pid, what, (limit, limit))
 
 
 def _failure(command: str, status: int, told: str) -> GitFailed:
@@ -274,10 +276,10 @@ class GitStore:
         """
         largest = 0
         for lock in self._path.rglob("*.lock"):
-            lock.unlink()
+            lock.unlink(missing_ok=True)
         for path in (self._path / "objects" / "pack").glob("tmp_*"):
             largest = max(largest, path.stat().st_size)
-            path.unlink()
+            path.unlink(missing_ok=True)
         return largest
 
     def _prepare(self) -> None:

@@ -24,6 +24,8 @@ from cryptography.x509.oid import NameOID
 
 OWNER, NAME, USER = "original", "flash-linear-attention", "miner"
 TOKEN = "ghp_token_of_the_miner"
+_AT_REST = ("-c", "maintenance.auto=false")
+"""Newer versions of git would go on by themselves in a repository that is copied or removed."""
 
 
 @dataclass
@@ -187,7 +189,7 @@ class FakeGitHub:
         }
         body = await request.read()
         process = await asyncio.create_subprocess_exec(
-            "git", "-c", "safe.directory=*", "http-backend",
+            "git", *_AT_REST, "-c", "safe.directory=*", "http-backend",
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env | {"CONTENT_LENGTH": str(len(body))},
         )  # fmt: skip
         output, _ = await process.communicate(body)
@@ -216,7 +218,7 @@ def commit(work: Path, message: str) -> str:
 
 
 def _git(*arguments: str, cwd: Path) -> str:
-    done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True)
+    done = subprocess.run(["git", *_AT_REST, *arguments], cwd=cwd, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 

@@ -1,6 +1,7 @@
 """git plumbing against real repositories, honest and hostile."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -223,3 +224,14 @@ def test_token_is_in_no_argument_and_no_file(
     assert "ghp_very_secret" not in seen.read_text()
     for path in (tree.path / ".git").rglob("*"):
         assert not path.is_file() or b"ghp_very_secret" not in path.read_bytes()
+
+
+def test_a_git_that_is_not_there_says_nothing_about_a_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "prlimit").symlink_to(shutil.which("prlimit") or "")
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(OSError, match="git cannot be started: failed to execute git"):
+        GitStore(tmp_path / "store").fetch_commit("https://example.org/a/b", CommitHash("ab" * 20))
