@@ -47,6 +47,10 @@ done
 shift
 exec setpriv --reuid 65534 --regid 65534 --clear-groups --no-new-privs -- "$@"
 """
+_SACRIFICE_SCRIPT: Final = 'echo 1000 2>/dev/null >/proc/self/oom_score_adj; exec "$@"'
+"""Without a cgroup limits are per process: when a swarm of them fills the memory, the kernel must end it, not
+the node. Set before anything else starts, which inherits it; afterwards a bwrap that is set-uid, and so
+root's, could not be marked."""
 
 
 def start_sandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[bytes]) -> SandboxedProcess:
@@ -89,6 +93,7 @@ def _start_filtered(
         ]  # fmt: skip
     else:
         argv = _bwrap_command(spec, [mount.host.resolve() for mount in spec.mounts], filter_fd)
+    argv = ["sh", "-c", _SACRIFICE_SCRIPT, "sh", *argv]
     if cgroup is not None:
         argv = cgroup.entering(argv)
     process = subprocess.Popen(
@@ -103,10 +108,6 @@ def _start_filtered(
         start_new_session=True,
         cwd="/",
     )
-    # Without a cgroup limits are per process: when a swarm of them fills the memory, the kernel must end it,
-    # not the node. A bwrap that is set-uid belongs to root and cannot be marked; one that ended need not be.
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-        Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
     sandboxed = SandboxedProcess(process, stage, cgroup)
     if cgroup is not None:
         try:

@@ -157,18 +157,18 @@ def test_threads_and_processes_still_start() -> None:
 
 def test_a_hang_ends_at_the_deadline_with_all_its_children() -> None:
     started = time.monotonic()
-    code, _ = shell("sleep 3600 & sleep 3600 & wait", timeout_s=1.0)
+    code, _ = shell("sleep 3610 & sleep 3610 & wait", timeout_s=1.0)
     assert code is None
     assert time.monotonic() - started < 10
-    assert_ends(b"sleep\x003600")
+    assert_ends(b"sleep\x003610")
 
 
 def assert_ends(command: bytes) -> None:
-    """The kernel ends a pid namespace in its own time; seconds at most."""
-    deadline = time.monotonic() + 5
-    while any(command in line for line in command_lines().values()):
-        assert time.monotonic() < deadline, f"{command!r} is still there"
-        time.sleep(0.05)
+    """The kernel ends a pid namespace in its own time."""
+    until(
+        lambda: not any(command in line for line in command_lines().values()),
+        lambda: f"{command!r} is still there",
+    )
 
 
 def test_a_daemon_does_not_survive() -> None:
@@ -179,7 +179,7 @@ def test_a_daemon_does_not_survive() -> None:
 
 def test_a_fork_bomb_is_contained() -> None:
     code, output = shell(
-        "i=0; while [ $i -lt 400 ]; do sleep 2 & i=$((i+1)); done; echo started $i",
+        "i=0; while [ $i -lt 400 ]; do sleep 600 & i=$((i+1)); done; echo started $i",
         limits=Limits(processes=64),
         timeout_s=20.0,
     )
