@@ -280,12 +280,15 @@ async def test_caller_that_leaves_disturbs_nobody(site: Site, caplog: pytest.Log
         _, writer = await asyncio.open_connection("127.0.0.1", site.server.port)
         writer.write(data)
         await writer.drain()
+        if b"/slow" in data:
+            await site.entered.wait()
         await asyncio.sleep(0.05)
         writer.transport.abort()
         await asyncio.sleep(0.05)
     site.release.set()
-    await asyncio.sleep(0.05)
-    assert site.app[STATE].running == 0
+    async with asyncio.timeout(20):
+        while site.app[STATE].running:
+            await asyncio.sleep(0.01)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert (await site.ask("GET", "/livez"))[0] == 200
 

@@ -286,7 +286,7 @@ def test_all_ends_when_who_started_it_is_killed(scratch: Path) -> None:
     assert starter.stdout is not None
     with starter.stdout:
         assert starter.stdout.readline() == b"ready\n"
-        assert is_running(86404)
+        until(lambda: is_running(86404), lambda: "it does not sleep")
         starter.kill()
         starter.wait()
     until(lambda: not is_running(86404), lambda: "it still sleeps", timeout_s=20.0)
