@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from node.chain import LocalChain, Registration
@@ -270,7 +270,6 @@ def test_two_processes_write_one_chain(tmp_path: Path) -> None:
     assert {f"{name}-{index}" for name in "ab" for index in range(40)} <= names
 
 
-@settings(deadline=None)
 @given(values=st.lists(st.integers(min_value=0, max_value=65535), min_size=4, max_size=4))
 def test_stored_weights_keep_proportions(tmp_path_factory: pytest.TempPathFactory, values: list[int]) -> None:
     chain = make(tmp_path_factory.mktemp("chains") / "chain")
