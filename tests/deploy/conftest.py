@@ -65,7 +65,7 @@ def service(tmp_path: Path, tiny_model: Path) -> Iterator[Service]:
                 "log_format": "console",
                 "device": "cpu",
                 "metrics_port": 0,
-                "watchdog_s": 4.0,
+                "watchdog_s": 15.0,
                 "drain_s": 2.0,
             },
             "chain": {"network": "local", "local_state": str(chain.path), "call_timeout_s": 1.0},

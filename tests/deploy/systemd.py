@@ -87,8 +87,8 @@ def running_systemd(folder: Path) -> Iterator[Systemd]:
             stderr=subprocess.STDOUT,
         )
     try:
-        found = until(lambda: _child(process.pid), lambda: "systemd did not start")
-        running = Systemd(int(found), units, folder)
+        found = until(lambda: _systemd_below(process.pid), lambda: "systemd did not start")
+        running = Systemd(found, units, folder)
         until(
             lambda: running.control("is-system-running", check=False) == "running",
             lambda: "systemd is not up",
@@ -99,5 +99,7 @@ def running_systemd(folder: Path) -> Iterator[Systemd]:
         process.wait()
 
 
-def _child(pid: int) -> str:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
+def _systemd_below(pid: int) -> int | None:
+    """The child, once it is no shell any more that still mounts what systemctl is to see."""
+    child = Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
+    return int(child) if child and Path(f"/proc/{child}/comm").read_text() == "systemd\n" else None

@@ -24,7 +24,7 @@ ExecStart={python} -m roles --role {role} --config {config}
 StandardOutput=append:{log}
 StandardError=append:{log}
 RestartSec=0.2
-WatchdogSec=4
+WatchdogSec=15
 """
 
 
@@ -48,7 +48,7 @@ def restarted(systemd: Systemd, unit: str, role: str, *, times: int) -> dict[str
         return shown["NRestarts"] == str(times) and shown["ActiveState"] == "active"
 
     log = systemd.folder / f"{role}.log"
-    until(is_back, lambda: f"{systemd.shown(unit)}; {log.read_text()[-2000:]}")
+    until(is_back, lambda: f"{systemd.shown(unit)}; {log.read_text()[-2000:]}", timeout_s=90)
     return systemd.shown(unit)
 
 

@@ -67,7 +67,7 @@ def a_server(address: str, folder: Path) -> Iterator[tuple[subprocess.Popen[byte
         env=worker_environment(),
     ) as asking:
         try:
-            until(found, lambda: "the module did not start")
+            until(found, lambda: "the module did not start", timeout_s=120)
             yield asking, found
         finally:
             asking.kill()
@@ -76,13 +76,13 @@ def a_server(address: str, folder: Path) -> Iterator[tuple[subprocess.Popen[byte
 def test_a_module_ends_with_the_one_that_asked_for_it(address: str, tmp_path: Path) -> None:
     with a_server(address, tmp_path) as (asking, found):
         asking.kill()
-        until(lambda: not found(), lambda: "the module is still there")
+        until(lambda: not found(), lambda: "the module is still there", timeout_s=120)
 
 
 def test_a_module_that_is_killed_is_told_apart(address: str, tmp_path: Path) -> None:
     with a_server(address, tmp_path) as (asking, found):
         os.kill(found()[0], signal.SIGKILL)
-        assert asking.wait(60) not in (0, 1)
+        assert asking.wait(120) not in (0, 1)
 
 
 def test_a_cluster_that_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,4 +131,4 @@ def test_a_cluster_that_goes_away_takes_what_it_ran_with_it(tmp_path: Path) -> N
         with a_server(address, tmp_path) as (asking, found):
             cluster.close()
             assert asking.wait(120) != 0
-            until(lambda: not found(), lambda: "the module is still there")
+            until(lambda: not found(), lambda: "the module is still there", timeout_s=120)
