@@ -270,7 +270,6 @@ def _address(name: str) -> str:
 async def test_random_histories(monkeypatch: pytest.MonkeyPatch) -> None:
     # Blocks come all at once here: a height of a second ago would take a reveal that has just expired.
     monkeypatch.setattr("roles.api.chain_view.HEIGHT_MAX_AGE_S", 0.0)
-    monkeypatch.setattr("roles.api.chain_view.READ_PATIENCE_S", 30.0)
 
     class OnThisLoop(Subnet):
         loop = asyncio.get_running_loop()
