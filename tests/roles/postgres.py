@@ -73,7 +73,7 @@ class PostgresServer:
             check=True,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=280,
         )
         return result.stdout.strip()
 
@@ -86,7 +86,7 @@ class PostgresServer:
             stdout=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
             stderr=subprocess.STDOUT if program == "initdb" else subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=280,
         )
         log = self._folder / "log"
         said = (result.stdout or b"").decode() + (log.read_text()[-2000:] if log.exists() else "")

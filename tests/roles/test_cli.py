@@ -21,7 +21,7 @@ def run(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subpro
         [sys.executable, "-m", "roles", *arguments],
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=280,
         cwd=cwd,
         env=environment,
         check=False,

@@ -21,7 +21,7 @@ from node.settings_model import Settings
 from roles.api.database import SQLITE_FILE
 from tests.roles.api.harness import Client, Code, Key, Subnet, commit_message, key, registration
 
-START_S = 30.0
+START_S = 120.0
 
 
 @pytest.fixture

@@ -232,7 +232,7 @@ async def test_killed_worker_is_replaced(server: Running) -> None:
     assert (await server.get("/health")).body["status"] == "loading"
     assert (await server.get("/readyz")).status == 503
     assert (await server.get("/livez")).status == 200
-    await until(lambda: is_ready(server), 60.0)
+    await until(lambda: is_ready(server), 240.0)
     assert server.server.model.pid != old
     assert (await server.post(prompt=PROMPT, gen_len=8)).body["tokens"] == expected
 
@@ -251,7 +251,11 @@ async def test_deadline_is_kept_and_spares_the_worker(
     assert server.server.model.pid == pid
 
 
-async def test_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
+async def test_model_that_cannot_be_loaded_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # While it is tried again it is loading again.
+    monkeypatch.setattr("roles.inference.served_model.RETRY_START_S", 3600.0)
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     async with running(local_settings(tmp_path), None, wait=False) as one:
 
@@ -260,7 +264,7 @@ async def test_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
 
         assert (await one.get("/health")).body["status"] == "loading"
         assert (await one.post(prompt=[1], gen_len=1)).status == 503
-        await until(has_failed, 60.0)
+        await until(has_failed, 240.0)
         refused = await one.post(prompt=[1], gen_len=1)
         assert refused.status == 503
         assert "cannot be loaded" in refused.detail
