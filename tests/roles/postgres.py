@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.ports import free_port
+from tests.processes import children, is_gone
 from tests.requirements import missing
+from tests.waiting import until
 
 USER = "quasar"
 PASSWORD = "sesame"  # of a server that listens on this machine only, for the time of a test
@@ -53,7 +55,10 @@ class PostgresServer:
     def kill(self) -> None:
         """SIGKILL the server and its children, as the kernel does when memory runs out."""
         pid = int((self._data / "postmaster.pid").read_text().splitlines()[0])
+        killed = (pid, *children(pid))
         os.kill(pid, signal.SIGKILL)
+        # The children notice by themselves, and until the last has ended no new server starts.
+        until(lambda: all(map(is_gone, killed)), lambda: f"of {killed} some live on")
         self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop", check=False)
 
     def url(self, database: str) -> str:
