@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from sqlalchemy import URL, Executable
 
 from node.chain.local import LocalChain, Registration
-from node.clock import Clock
+from node.clock import Clock, SystemClock
 from node.http_server import HttpServer
 from node.settings_model import Settings
 from protocol.auth import sign_request
@@ -60,6 +60,16 @@ def registration(name: str, coldkey: str, stake_tao: float = 0.0, *, permit: boo
 def digest(text: str) -> str:
     """40 hex digits for a commit hash."""
     return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+class JumpingClock(SystemClock):
+    """The machine's clock, set forward or back by a test."""
+
+    shift = timedelta(0)
+
+    def now(self) -> datetime:
+        """The time that the machine believes it is."""
+        return datetime.now(UTC) + self.shift
 
 
 @dataclass
