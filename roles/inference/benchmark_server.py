@@ -1,12 +1,15 @@
 """The inference server measured from outside: what HTTP adds, many clients, odd requests, a validator."""
 
 import asyncio
+import contextlib
 import os
 import statistics
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
+
+import aiohttp
 
 from node.chain import AxonAddress
 from node.settings_model import ChainSection, InferenceSection, NodeSection, Settings
@@ -78,9 +81,13 @@ async def _all_taken(target: Target, clients: list[asyncio.Task[float]]) -> None
     """Wait until the server has every client's request, so that the order of their coming is known."""
     # Counted before the server is asked: none is counted twice.
     while (ended := sum(one.done() for one in clients)) < len(clients):
-        async with target.session.get(target.url + "/metrics") as response:
-            lines = (await response.text()).splitlines()
-        if ended + sum(float(line.split()[1]) for line in lines if line.startswith(IN_WORK)) >= len(clients):
+        in_work = 0.0
+        # A server that is gone has ended its clients' requests too.
+        with contextlib.suppress(aiohttp.ClientError):
+            async with target.session.get(target.url + "/metrics") as response:
+                lines = (await response.text()).splitlines()
+            in_work = sum(float(line.split()[1]) for line in lines if line.startswith(IN_WORK))
+        if ended + in_work >= len(clients):
             return
         await asyncio.sleep(LOOK_S)
 
