@@ -27,8 +27,6 @@ def test_every_part_is_measured(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEVICE", "cpu")
-    # The CPU's turn is the machine's: nobody else's may count here.
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert main(["bench", "--inference", "--requests", "60", "--json"]) == 0
     output, progress = capfd.readouterr()
     parts = json.loads(output)
@@ -62,8 +60,6 @@ def test_the_server_has_the_device_to_itself(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEVICE", "cpu")
-    # The CPU's turn is the machine's: nobody else's may count here.
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr(bench_inference, "check_model_path", str)
     monkeypatch.setattr(bench_inference, "_engine", engine)
     monkeypatch.setattr(bench_inference, "_server", server)
