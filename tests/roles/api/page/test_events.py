@@ -25,7 +25,7 @@ from tests.requirements import missing
 from tests.roles.api.harness import Client, Subnet, key, running, until, with_api
 from tests.roles.api.page.populated import OTHERS, direct, page_settings
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 @dataclass

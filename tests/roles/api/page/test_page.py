@@ -78,7 +78,7 @@ async def words_soon(api: Client, path: str, *expected: str) -> Document:
         document = await page(api, path)
         return document if all(text in document.words for text in expected) else None
 
-    found: Document = await until(look, timeout_s=30.0)
+    found: Document = await until(look, timeout_s=120.0)
     return found
 
 
