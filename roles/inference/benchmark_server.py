@@ -1,12 +1,15 @@
 """The inference server measured from outside: what HTTP adds, many clients, odd requests, a validator."""
 
 import asyncio
+import contextlib
 import os
 import statistics
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
+
+import aiohttp
 
 from node.chain import AxonAddress
 from node.settings_model import ChainSection, InferenceSection, NodeSection, Settings
@@ -18,8 +21,8 @@ from roles.validator.logits import LogitVerifier
 REQUESTS: Final = 20
 CLIENTS: Final = 32
 ROUNDS: Final = 4
-CLIENT_GAP_S: Final = 0.01
-"""Between the arrivals of concurrent clients, so that their order is known."""
+LOOK_S: Final = 0.005
+IN_WORK: Final = ("quasar_inference_requests_waiting ", "quasar_inference_requests_running ")
 CHALLENGES: Final = 5
 MiB: Final = 2**20
 
@@ -50,12 +53,15 @@ async def concurrency(target: Target) -> dict[str, Any]:
         finished: list[int] = []
 
         async def client(number: int, finished: list[int] = finished) -> float:
-            await asyncio.sleep(number * CLIENT_GAP_S)
             _, taken = await target.generate(gen_len=64, logits_at_step=32, logits_encoding="base64")
             finished.append(number)
             return taken
 
-        answered = await asyncio.gather(*map(client, range(CLIENTS)), return_exceptions=True)
+        clients: list[asyncio.Task[float]] = []
+        for number in range(CLIENTS):
+            clients.append(asyncio.create_task(client(number)))
+            await _all_taken(target, clients)
+        answered = await asyncio.gather(*clients, return_exceptions=True)
         errors += sum(isinstance(one, BaseException) for one in answered)
         seconds += [one for one in answered if isinstance(one, float)]
         out_of_order += sum(one > other for one, other in pairwise(finished))
@@ -69,6 +75,21 @@ async def concurrency(target: Target) -> dict[str, Any]:
         "median_s": statistics.median(seconds),
         "p99_s": sorted(seconds)[round(0.99 * (len(seconds) - 1))],
     }
+
+
+async def _all_taken(target: Target, clients: list[asyncio.Task[float]]) -> None:
+    """Wait until the server has every client's request, so that the order of their coming is known."""
+    # Counted before the server is asked: none is counted twice.
+    while (ended := sum(one.done() for one in clients)) < len(clients):
+        in_work = 0.0
+        # A server that is gone has ended its clients' requests too.
+        with contextlib.suppress(aiohttp.ClientError):
+            async with target.session.get(target.url + "/metrics") as response:
+                lines = (await response.text()).splitlines()
+            in_work = sum(float(line.split()[1]) for line in lines if line.startswith(IN_WORK))
+        if ended + in_work >= len(clients):
+            return
+        await asyncio.sleep(LOOK_S)
 
 
 async def soak(target: Target, count: int, *, gap_s: float = 0.0) -> dict[str, Any]:

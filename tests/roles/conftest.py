@@ -21,7 +21,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("models")
     paths = (folder / "tiny", folder / "other")
     subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, paths)], check=True, capture_output=True, timeout=120
+        [sys.executable, "-c", PROGRAM, *map(str, paths)], check=True, capture_output=True, timeout=280
     )
     return paths
 

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.ports import free_port
+from tests.processes import children, is_gone
 from tests.requirements import missing
+from tests.waiting import until
 
 USER = "quasar"
 PASSWORD = "sesame"  # of a server that listens on this machine only, for the time of a test
@@ -53,7 +55,10 @@ class PostgresServer:
     def kill(self) -> None:
         """SIGKILL the server and its children, as the kernel does when memory runs out."""
         pid = int((self._data / "postmaster.pid").read_text().splitlines()[0])
+        killed = (pid, *children(pid))
         os.kill(pid, signal.SIGKILL)
+        # The children notice by themselves, and until the last has ended no new server starts.
+        until(lambda: all(map(is_gone, killed)), lambda: f"of {killed} some live on")
         self._run("pg_ctl", "-D", str(self._data), "-m", "immediate", "-w", "stop", check=False)
 
     def url(self, database: str) -> str:
@@ -73,7 +78,7 @@ class PostgresServer:
             check=True,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=280,
         )
         return result.stdout.strip()
 
@@ -86,7 +91,7 @@ class PostgresServer:
             stdout=subprocess.PIPE if program == "initdb" else subprocess.DEVNULL,
             stderr=subprocess.STDOUT if program == "initdb" else subprocess.DEVNULL,
             stdin=subprocess.DEVNULL,
-            timeout=60,
+            timeout=280,
         )
         log = self._folder / "log"
         said = (result.stdout or b"").decode() + (log.read_text()[-2000:] if log.exists() else "")

@@ -133,9 +133,11 @@ async def test_validator_leases_and_judges(client, subnet: Subnet) -> None:  # t
 
 
 async def test_miner_reads_its_submissions_whoever_has_judged_them(  # type: ignore[no-untyped-def]
-    client, api_settings: Settings, subnet: Subnet
+    client, api_settings: Settings, subnet: Subnet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sixty-four validators with evidence as it is on a GPU, and every column as long as it may be."""
+    monkeypatch.setattr("roles.api_client.ATTEMPT_S", 120.0)
+    monkeypatch.setattr("roles.api_client.CALL_S", 240.0)
     miner = client(subnet.miner)
     evidence = {"reason": "r" * 3000, "seeds": [2**62] * 50, "trial_s": [0.0123] * 24, "log_tail": "w" * 4000}
     await judged_by_many(api_settings, subnet.miner, evidence, submissions=50, validators=64)

@@ -64,7 +64,7 @@ def run(*arguments: str, data_dir: Path) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "roles", "--data-dir", str(data_dir), "history", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=280,
         check=False,
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "200"},

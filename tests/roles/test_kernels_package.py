@@ -35,7 +35,7 @@ def test_namesake_in_the_current_folder_is_named(name: str, tmp_path: Path) -> N
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=280,
         check=False,
     )
     assert result.returncode == 78, result.stderr

@@ -18,10 +18,17 @@ HOTKEY = "5HotkeyOfTheNode"
 
 async def written(path: Path, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Wait until the file says so."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             if path.exists() and condition(status := json.loads(path.read_text())):
                 return dict(status)
+            await asyncio.sleep(0.01)
+
+
+async def wrote_and_waits(clock: FakeClock) -> None:
+    """Wait until the component has done what it does in a second, and sleeps to the next."""
+    async with asyncio.timeout(60):
+        while not clock.sleepers:
             await asyncio.sleep(0.01)
 
 
@@ -65,7 +72,7 @@ async def test_status_shows_height_facts_and_sections(tmp_path: Path) -> None:
         judged = KernelJudged(submission_id=7, hotkey="5Miner", status=Status.PASSED, tokens_per_sec=9.5)
         await bus.publish(judged)
         await bus.publish(WeightsSet(height=42, weights=(("5Miner", 1.0),)))
-        await asyncio.sleep(0.05)
+        await wrote_and_waits(clock)
         await clock.advance(1.0)
         status = await written(path, lambda status: status["height"] == 42)
         assert status["kernel_judged"]["submission_id"] == 7
@@ -105,12 +112,13 @@ async def test_unchanged_status_is_written_seldom_but_shows_that_the_node_lives(
         path = tmp_path / STATUS_FILE
         first = await written(path, lambda status: True)
         for _ in range(5):
+            await wrote_and_waits(clock)
             await clock.advance(1.0)
-            await asyncio.sleep(0.02)
+        await wrote_and_waits(clock)
         assert json.loads(path.read_text())["written_at"] == first["written_at"]
         for _ in range(8):
             await clock.advance(1.0)
-            await asyncio.sleep(0.02)
+            await wrote_and_waits(clock)
         assert json.loads(path.read_text())["written_at"] > first["written_at"]
 
     await run_with(keeper, test())

@@ -106,7 +106,7 @@ async def close(graph: Graph) -> None:
 async def until_status(settings: Settings, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """Wait until status.json says so."""
     path = settings.node.data_dir / STATUS_FILE
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             if path.exists() and condition(status := json.loads(path.read_text())):
                 return dict(status)
@@ -190,7 +190,7 @@ async def test_miner_publishes_where_its_inference_server_listens(settings: Sett
         status = await until_status(settings, lambda status: status["height"] is not None)
         hotkey = status["hotkey"]
         found = None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while found is None:
                 await asyncio.sleep(0.05)
                 found = next(one.axon for one in chain.state().neurons if one.hotkey == hotkey)

@@ -5,9 +5,10 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import aiohttp
 from bittensor import sp_core
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 from sqlalchemy import URL, Executable
 
 from node.chain.local import LocalChain, Registration
-from node.clock import Clock
+from node.clock import Clock, SystemClock
 from node.http_server import HttpServer
 from node.settings_model import Settings
 from protocol.auth import sign_request
@@ -42,6 +43,8 @@ from roles.api.wiring import build
 Key = Any
 SALT = "ab" * 16
 TARGET = 1_000_000
+READ_PATIENCE_S = 30.0
+"""The local chain answers: a machine that is slow must not make it look as if it did not."""
 
 
 def key(name: str) -> Key:
@@ -57,6 +60,16 @@ def registration(name: str, coldkey: str, stake_tao: float = 0.0, *, permit: boo
 def digest(text: str) -> str:
     """40 hex digits for a commit hash."""
     return hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+class JumpingClock(SystemClock):
+    """The machine's clock, set forward or back by a test."""
+
+    shift = timedelta(0)
+
+    def now(self) -> datetime:
+        """The time that the machine believes it is."""
+        return datetime.now(UTC) + self.shift
 
 
 @dataclass
@@ -308,6 +321,13 @@ async def stored(settings: Settings, query: Executable) -> list[Any]:
 @asynccontextmanager
 async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterator[Client]:
     """Run the role's whole graph and give a client for it."""
+    with patch("roles.api.chain_view.READ_PATIENCE_S", READ_PATIENCE_S):
+        async with _running(settings, clock) as client:
+            yield client
+
+
+@asynccontextmanager
+async def _running(settings: Settings, clock: Clock | None) -> AsyncIterator[Client]:
     graph = await build(settings, clock)
     tasks: list[asyncio.Task[None]] = []
     try:
@@ -328,7 +348,7 @@ async def running(settings: Settings, clock: Clock | None = None) -> AsyncIterat
             await close()
 
 
-async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> Any:
+async def until(condition: Callable[[], Any], timeout_s: float = 60.0) -> Any:
     """Wait for an awaitable condition to give something true, and return it."""
     async with asyncio.timeout(timeout_s):
         while not (found := await condition()):

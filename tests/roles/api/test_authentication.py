@@ -25,6 +25,12 @@ from tests.roles.api.harness import (
 JSON = {"Content-Type": "application/json"}
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was signed a moment ago does not grow too old, however long a slow machine takes."""
+    monkeypatch.setattr("protocol.auth.MAX_AGE_S", 300.0)
+
+
 @pytest.mark.parametrize("signature", ["00", "0x" + "00" * 64, "ab" * 64, "ab" * 65])
 async def test_wrong_body_signatures(api: Client, subnet: Subnet, signature: str) -> None:
     for path, message in (
@@ -100,6 +106,7 @@ async def test_permit_that_is_taken_away(api: Client, subnet: Subnet) -> None:
     assert (await api.post("/evaluations/lease", b"", subnet.validator)).status == 403
 
 
+@pytest.mark.usefixtures("patient")
 async def test_replayed_request(api: Client, subnet: Subnet) -> None:
     await api.submit(subnet.miner, Code("a"))
     await api.submit(subnet.rival, Code("b"))
@@ -118,6 +125,7 @@ async def test_nonces_outlive_a_restart(settings: Settings, subnet: Subnet) -> N
         assert (await api.send("POST", "/evaluations/lease", b"", headers)).status == 401
 
 
+@pytest.mark.usefixtures("patient")
 async def test_request_signed_for_something_else(api: Client, subnet: Subnet) -> None:
     lease = "/evaluations/lease"
     signatures = {

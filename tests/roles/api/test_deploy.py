@@ -74,7 +74,7 @@ async def test_nginx_before_two_replicas(replicated: Settings, subnet: Subnet, t
                 except aiohttp.ClientError:
                     return False
 
-            await until(answers, timeout_s=30)
+            await until(answers, timeout_s=120)
             await front.submit(subnet.miner, Code())
             lease = await front.lease(subnet.validator)
             assert lease is not None
@@ -105,7 +105,7 @@ def test_unit_is_sound() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=280,
     )
     complaints = [
         line

@@ -15,7 +15,7 @@ from protocol.signing import verdict_text, verify_text
 from protocol.verdicts import Fault, LogitOutcome, Status
 from roles.api import store_submissions
 from roles.api.database import Database
-from roles.api.tables import Row, verdicts
+from roles.api.tables import Row, leases, verdicts
 from tests.roles.api.harness import (
     TARGET,
     Client,
@@ -210,12 +210,24 @@ async def test_coldkeys_take_turns(api: Client, subnet: Subnet) -> None:
     assert order == ["a", "c", "b"]
 
 
+async def age_leases(settings: Settings, time: timedelta) -> None:
+    """Make the only lease so much older."""
+    database = Database(url_of(settings))
+    try:
+        [(expires_at,)] = await stored(settings, select(leases.c.expires_at))
+        older = update(leases).values(expires_at=expires_at - time)
+        await database.write(lambda connection: connection.execute(older))
+    finally:
+        await database.close()
+
+
 async def test_lease_that_is_not_renewed_returns_to_the_queue(settings: Settings, subnet: Subnet) -> None:
-    async with running(with_api(settings, lease_s=0.6)) as api:
+    async with running(settings) as api:
         submitted = await api.submit(subnet.miner, Code())
         lost = await leased(api, subnet.validator)
         assert await api.lease(subnet.validator) is None
-        again = await until(lambda: api.lease(subnet.validator))
+        await age_leases(settings, timedelta(seconds=settings.api.lease_s))
+        again = await leased(api, subnet.validator)
         assert again.submission_id == submitted.submission_id
         assert again.lease_id != lost.lease_id
         stale = await api.judge(subnet.validator, lost)
@@ -225,13 +237,14 @@ async def test_lease_that_is_not_renewed_returns_to_the_queue(settings: Settings
 
 
 async def test_heartbeats_keep_a_lease(settings: Settings, subnet: Subnet) -> None:
-    async with running(with_api(settings, lease_s=1.0)) as api:
+    async with running(settings) as api:
         await api.submit(subnet.miner, Code())
         lease = await leased(api, subnet.validator)
         path = f"/evaluations/{lease.submission_id}/heartbeat"
         expiries = [lease.expires_at.isoformat()]
         for _ in range(4):
-            await asyncio.sleep(0.4)
+            # Without the heartbeats the second time would be the end of it.
+            await age_leases(settings, 0.75 * timedelta(seconds=settings.api.lease_s))
             reply = await api.post(path, Heartbeat(lease_id=lease.lease_id), subnet.validator)
             assert reply.status == 200
             expiries.append(reply.body["expires_at"])
@@ -243,10 +256,10 @@ async def test_heartbeats_keep_a_lease(settings: Settings, subnet: Subnet) -> No
 
 
 async def test_late_verdict_counts_while_nobody_leased_again(settings: Settings, subnet: Subnet) -> None:
-    async with running(with_api(settings, lease_s=0.1)) as api:
+    async with running(settings) as api:
         await api.submit(subnet.miner, Code())
         lease = await leased(api, subnet.validator)
-        await asyncio.sleep(0.2)
+        await age_leases(settings, timedelta(seconds=settings.api.lease_s))
         assert (await api.judge(subnet.validator, lease)).status == 200
 
 

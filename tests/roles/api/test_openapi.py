@@ -72,7 +72,7 @@ def _try_everything(api: Client, subnet: Subnet, document: dict[str, Any]) -> No
                 prepared.headers.update(
                     api.signature(subnet.validator, prepared.method, prepared.path_url, data)
                 )
-                reply = session.send(prepared, timeout=30)
+                reply = session.send(prepared, timeout=120)
                 assert reply.status_code < 500, reply.text
 
             answers()

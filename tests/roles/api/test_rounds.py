@@ -1,7 +1,7 @@
 """Rounds: one open at a time, closed when due, with winner and baseline."""
 
 import asyncio
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +10,7 @@ from sqlalchemy import select
 from node.settings_model import Settings
 from protocol.verdicts import LogitOutcome
 from roles.api.tables import Row, round_places, rounds
-from tests.roles.api.harness import Client, Code, Subnet, running, stored, until, with_api
+from tests.roles.api.harness import Client, Code, JumpingClock, Subnet, running, stored, with_api
 
 
 async def stored_rounds(settings: Settings) -> list[Row]:
@@ -41,8 +41,9 @@ async def test_first_round(api: Client, subnet: Subnet) -> None:
 async def test_round_closes_with_its_winner_which_becomes_the_baseline(
     settings: Settings, subnet: Subnet
 ) -> None:
-    # Long enough for what is done in the first round, whatever else the machine does.
-    async with running(with_api(settings, round_s=4.0)) as api:
+    # Over when the test says so, whatever else the machine does; no block comes in so short a time.
+    clock = JumpingClock()
+    async with running(with_api(settings, round_s=1800.0), clock) as api:
         submitted = await api.submit(subnet.miner, Code())
         await api.submit(subnet.rival, Code(tokens_per_sec=10.0))
         for measured in (2000.0, 1000.0):
@@ -52,12 +53,9 @@ async def test_round_closes_with_its_winner_which_becomes_the_baseline(
         for miner in (subnet.miner, subnet.rival):
             await api.check_logits(subnet.validator, miner, LogitOutcome.PASSED)
         assert (await current(api))["round_number"] == 1
-
-        async def second() -> dict[str, Any] | None:
-            body = await current(api)
-            return body if body["round_number"] == 2 else None
-
-        body = await until(second)
+        clock.shift = timedelta(seconds=1800)
+        body = await current(api)
+        assert body["round_number"] == 2
         assert body["baseline_submission_id"] == submitted.submission_id
         assert body["total_submissions"] == 0
     first, last = (await stored_rounds(settings))[:2]
@@ -94,12 +92,14 @@ async def test_rounds_close_exactly_once_under_load(settings: Settings) -> None:
 
 
 async def test_rounds_that_nobody_ran_are_not_made_up(settings: Settings) -> None:
-    short = with_api(settings, round_s=0.3)
-    async with running(short):
-        pass
-    await asyncio.sleep(1.2)
-    async with running(with_api(settings, round_s=1000.0)) as api:
-        assert (await current(api))["round_number"] <= 3
+    settings = with_api(settings, round_s=1000.0)
+    clock = JumpingClock()
+    async with running(settings, clock) as api:
+        assert (await current(api))["round_number"] == 1
+    # Three rounds are over and the fourth is half over, with room for a slow machine.
+    clock.shift = timedelta(seconds=3500)
+    async with running(settings, clock) as api:
+        assert (await current(api))["round_number"] == 2
     found = await stored_rounds(settings)
     assert found[-1].status == "open"
 

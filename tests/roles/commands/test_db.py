@@ -25,7 +25,7 @@ def db(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPro
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=280,
         check=False,
     )
 

@@ -1,7 +1,7 @@
 """`quasar-node status` as an operator sees it, with the API away too."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,18 @@ import pytest
 
 from roles.cli import main
 from roles.status import STATUS_FILE
+from tests.ports import free_port
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class StandingTime(datetime):
+    """It is always the same moment: ages do not grow while the command runs."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        """That moment."""
+        return NOW.astimezone(tz)
 
 
 def write(folder: Path, *, age_s: float = 1.0, **parts: Any) -> None:
@@ -19,21 +31,20 @@ def write(folder: Path, *, age_s: float = 1.0, **parts: Any) -> None:
         "pid": 4242,
         "height": 1234,
         "chain": {"height": 1234, "lag_s": 3, "silent_s": 1},
-        "written_at": (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat(),
+        "written_at": (NOW - timedelta(seconds=age_s)).isoformat(),
     }
     (folder / STATUS_FILE).write_text(json.dumps(status | parts))
 
 
 @pytest.fixture
-def shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], unused_tcp_port: int
-) -> Any:
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs the command with an API that is away; what it printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("roles.commands.status.datetime", StandingTime)
 
     def run(*flags: str) -> str:
-        url = f"api.url=http://127.0.0.1:{unused_tcp_port}"
+        url = f"api.url=http://127.0.0.1:{free_port()}"
         code = main(["status", "--set", f"node.data_dir={tmp_path}", "--set", url, *flags])
         assert code == 0
         return capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,8 @@ NO_MEMORY = 14
 NO_MEMORY_LEFT = 15
 """Nothing fits any more."""
 DIES_IN_WARM_UP = "dies-in-warm-up"
+ANSWERS_LATER = "answers-later"
+"""Finishes no answer until the file is gone."""
 WARMS_UP_SLOWLY = "warms-up-slowly"
 """Waits between two parts until the file is gone."""
 
@@ -41,6 +44,9 @@ class FaultyEngine(module.Engine):
         """Work, or have no memory for it."""
         if self._fault in (NO_MEMORY, NO_MEMORY_LEFT):
             raise self._out_of_memory()
+        if (Path(self._name) / ANSWERS_LATER).exists():
+            time.sleep(budget_s / 10)
+            return None
         return super().advance(budget_s)
 
     def warm_up(self) -> Iterator[Progress]:

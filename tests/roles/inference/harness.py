@@ -119,7 +119,7 @@ async def running(
         async with aiohttp.ClientSession() as session:
             one = Running(server, metrics, session)
             if wait:
-                await until(lambda: is_ready(one), 60.0)
+                await until(lambda: is_ready(one), 240.0)
             yield one
             assert not task.done(), task
     finally:
@@ -133,7 +133,7 @@ async def is_ready(one: Running) -> bool:
     return (await one.get("/readyz")).status == 200
 
 
-async def until(condition: Callable[[], Awaitable[Any]], timeout_s: float = 20.0) -> Any:
+async def until(condition: Callable[[], Awaitable[Any]], timeout_s: float = 60.0) -> Any:
     """Wait for a condition to give something true, and return it."""
     async with asyncio.timeout(timeout_s):
         while not (found := await condition()):

@@ -5,8 +5,9 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import pytest_asyncio
 from protocol.errors import ConfigError
 from protocol.messages import InferenceAnswer, ModelInfo
 from protocol.signing import inference_text, verify_text
+from roles.inference import served_model
 from roles.inference.server import InferenceServer
+from tests.roles.inference.faulty_worker import ANSWERS_LATER
 from tests.roles.inference.harness import Running, is_ready, key, local_settings, running, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -32,11 +35,29 @@ def miner() -> Any:
     return key("miner")
 
 
+@pytest.fixture(scope="module")
+def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model in a folder of its own."""
+    return Path(shutil.copytree(tiny_model, tmp_path_factory.mktemp("server") / tiny_model.name))
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(tiny_model: Path, miner: Any) -> AsyncIterator[Running]:
-    settings = local_settings(tiny_model, queue_size=2, max_gen_len=1010, max_body_bytes=20_000)
-    async with running(settings, miner) as one:
-        yield one
+async def server(model: Path, miner: Any) -> AsyncIterator[Running]:
+    settings = local_settings(model, queue_size=2, max_gen_len=1010, max_body_bytes=20_000)
+    with pytest.MonkeyPatch.context() as patched:
+        # Works as the real one, and can be held up.
+        patched.setattr(served_model, "WORKER_MODULE", "tests.roles.inference.faulty_worker")
+        async with running(settings, miner) as one:
+            yield one
+
+
+@pytest.fixture
+def held(model: Path) -> Iterator[Path]:
+    """While the file is there no answer is finished."""
+    flag = model / ANSWERS_LATER
+    flag.touch()
+    yield flag
+    flag.unlink(missing_ok=True)
 
 
 async def test_health_and_info(server: Running) -> None:
@@ -159,7 +180,7 @@ async def is_idle(server: Running) -> bool:
     return not await is_running(server) and not await waiting(server)
 
 
-async def test_queue_is_bounded_and_in_order(server: Running) -> None:
+async def test_queue_is_bounded_and_in_order(server: Running, held: Path) -> None:
     finished: list[int] = []
 
     async def ask(number: int) -> int:
@@ -180,11 +201,12 @@ async def test_queue_is_bounded_and_in_order(server: Running) -> None:
     assert refused.status == 429
     assert "2 requests are waiting already" in refused.detail
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    held.unlink()
     assert await asyncio.gather(*tasks) == [200, 200, 200]
     assert finished == [0, 1, 2]
 
 
-async def test_client_that_leaves_frees_its_slot_and_spares_the_worker(server: Running) -> None:
+async def test_client_that_leaves_frees_its_slot_and_spares_the_worker(server: Running, held: Path) -> None:
     pid = server.server.model.pid
     running_one = asyncio.create_task(server.post(LONG))
     await until(lambda: is_running(server))
@@ -199,6 +221,7 @@ async def test_client_that_leaves_frees_its_slot_and_spares_the_worker(server: R
     assert not running_one.done()
     running_one.cancel()
     await until(lambda: is_idle(server))
+    held.unlink()
     assert (await server.post(prompt=PROMPT, gen_len=2)).status == 200
     assert server.server.model.pid == pid
 
@@ -216,14 +239,17 @@ async def test_client_that_closes_at_once(server: Running) -> None:
     await until(lambda: is_idle(server))
 
 
-async def test_killed_worker_is_replaced(server: Running) -> None:
+async def test_killed_worker_is_replaced(server: Running, held: Path) -> None:
     old = server.server.model.pid
     assert old is not None
+    held.unlink()
     expected = (await server.post(prompt=PROMPT, gen_len=8)).body["tokens"]
+    held.touch()
     running_one = asyncio.create_task(server.post(LONG))
     await until(lambda: is_running(server))
     os.kill(old, signal.SIGKILL)
     cut = await running_one
+    held.unlink()
     assert cut.status == 503
     assert cut.detail == "the model's process ended and is being replaced: try again"
     refused = await server.post(prompt=PROMPT, gen_len=1)
@@ -232,7 +258,7 @@ async def test_killed_worker_is_replaced(server: Running) -> None:
     assert (await server.get("/health")).body["status"] == "loading"
     assert (await server.get("/readyz")).status == 503
     assert (await server.get("/livez")).status == 200
-    await until(lambda: is_ready(server), 60.0)
+    await until(lambda: is_ready(server), 240.0)
     assert server.server.model.pid != old
     assert (await server.post(prompt=PROMPT, gen_len=8)).body["tokens"] == expected
 
@@ -251,7 +277,11 @@ async def test_deadline_is_kept_and_spares_the_worker(
     assert server.server.model.pid == pid
 
 
-async def test_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
+async def test_model_that_cannot_be_loaded_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # While it is tried again it is loading again.
+    monkeypatch.setattr("roles.inference.served_model.RETRY_START_S", 3600.0)
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     async with running(local_settings(tmp_path), None, wait=False) as one:
 
@@ -260,7 +290,7 @@ async def test_model_that_cannot_be_loaded_is_reported(tmp_path: Path) -> None:
 
         assert (await one.get("/health")).body["status"] == "loading"
         assert (await one.post(prompt=[1], gen_len=1)).status == 503
-        await until(has_failed, 60.0)
+        await until(has_failed, 240.0)
         refused = await one.post(prompt=[1], gen_len=1)
         assert refused.status == 503
         assert "cannot be loaded" in refused.detail

@@ -32,7 +32,7 @@ NETUID = 24
 
 def write_config(folder: Path, model: Path, port: int, **tables: dict[str, Any]) -> Path:
     config: dict[str, dict[str, Any]] = {
-        "node": {"device": "cpu", "data_dir": str(folder / "data"), "log_format": "json", "drain_s": 20.0},
+        "node": {"device": "cpu", "data_dir": str(folder / "data"), "log_format": "json", "drain_s": 120.0},
         "chain": {"network": "local", "netuid": NETUID},
         "wallet": {"path": str(folder / "wallets")},
         "inference": {"host": "127.0.0.1", "port": port, "reference_model": str(model)},
@@ -55,7 +55,7 @@ def environment() -> dict[str, str]:
 def end_of(config: Path) -> tuple[int, str]:
     """Exit code and last line of a start that must fail."""
     ended = subprocess.run(
-        command(config), capture_output=True, text=True, timeout=60, cwd=config.parent, env=environment()
+        command(config), capture_output=True, text=True, timeout=280, cwd=config.parent, env=environment()
     )
     assert "Traceback" not in ended.stderr
     return ended.returncode, ended.stderr.strip().splitlines()[-1]
@@ -136,7 +136,7 @@ async def test_verify_tells_another_model_and_a_server_that_is_off(
                 except aiohttp.ClientError:
                     return False
 
-            await until(is_ready, 60.0)
+            await until(is_ready, 240.0)
         code, shown, _ = await verify(verifying, url)
     assert code == 1
     results = json.loads(shown)
@@ -194,8 +194,8 @@ async def test_answers_validators_and_drains(tmp_path: Path, tiny_model: Path) -
                 async with session.post(url + "/inference", data=body, headers=headers) as response:
                     return response.status, await response.json()
 
-            await until(lambda: answers("/health"), 60.0)
-            await until(lambda: answers("/readyz"), 60.0)
+            await until(lambda: answers("/health"), 240.0)
+            await until(lambda: answers("/readyz"), 240.0)
             status, answer = await ask(validator, 2)
             assert status == 200
             text = inference_text(nonce="ab" * 16, tokens=answer["tokens"], captured_logits_sha256="")
@@ -211,12 +211,19 @@ async def test_answers_validators_and_drains(tmp_path: Path, tiny_model: Path) -
             assert all(result["cosine_similarity"] > 0.9999 for result in results)
 
             long = asyncio.create_task(ask(validator, 1000))
-            await asyncio.sleep(0.1)
+
+            async def has_come() -> bool:
+                async with session.get(url + "/metrics") as response:
+                    running = "quasar_inference_requests_running 1.0" in await response.text()
+                # Answered already, where nobody looked for a second: nothing is left to drain.
+                return running or long.done()
+
+            await until(has_come, 60.0)
             child.send_signal(signal.SIGTERM)
             status, answer = await long
             assert status == 200
             assert len(answer["tokens"]) == 1000
-            assert await asyncio.to_thread(child.wait, 30) == 0
+            assert await asyncio.to_thread(child.wait, 120) == 0
     log = (tmp_path / "log").read_text()
     assert "Traceback" not in log
     assert all(json.loads(line) for line in log.splitlines())

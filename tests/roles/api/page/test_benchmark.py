@@ -12,7 +12,7 @@ def test_benchmark_prints_its_figures() -> None:
         [*command, "--seconds", "0.2"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=280,
         cwd=Path(__file__).parents[4],
         check=False,
     )

@@ -251,7 +251,11 @@ async def test_inline_script_and_foreign_pictures_are_refused_by_policy(
             }"""
         )
         assert await window.page.evaluate("window.ran") is None
-        assert len(window.complaints) >= 1
+
+        async def both_are_told() -> bool:
+            return len(window.complaints) >= 2
+
+        await until(both_are_told)
         assert all("Content Security Policy" in complaint for complaint in window.complaints)
         window.complaints.clear()
         window.requests.clear()

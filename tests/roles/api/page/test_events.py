@@ -20,11 +20,12 @@ from protocol.verdicts import LogitOutcome
 from roles.api.page import handlers, live
 from roles.api.page.reader import PageReader
 from roles.api.page.rendering import SECTIONS
+from tests.ports import free_port
 from tests.requirements import missing
 from tests.roles.api.harness import Client, Subnet, key, running, until, with_api
 from tests.roles.api.page.populated import OTHERS, direct, page_settings
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 @dataclass
@@ -135,13 +136,22 @@ async def test_reader_with_everything_waits_in_a_quiet_stream(
     site: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handlers, "HEARTBEAT_S", 0.1)
+
+    async def knows_the_chain() -> bool:
+        return "Heights are the last ones known" not in (await site.get("/")).body
+
+    # That is news as well.
+    await until(knows_the_chain)
     async with listening(site.url) as stream:
         seen = await stream.next()
     async with listening(site.url, since=seen.id) as stream:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1.5):
-                await stream.next()
-        assert len(stream.times) >= 3
+        news = asyncio.create_task(stream.next())
+        async with asyncio.timeout(PATIENCE_S):
+            while len(stream.times) < 3:
+                await asyncio.sleep(0.05)
+        assert not news.done()
+        news.cancel()
+        await asyncio.wait({news})
         assert abs(datetime.now(UTC) - stream.times[-1]) < timedelta(seconds=30)
 
 
@@ -164,10 +174,9 @@ async def test_many_readers_share_one_producer(site: Client, monkeypatch: pytest
         for _ in range(50):
             assert (await site.get("/")).status == 200
         await asyncio.sleep(1.0)
-        seconds = loop.time() - started
         assert "quasar_page_listeners 50.0" in (await site.get("/metrics")).body
-    # Once a second, whoever asks.
-    assert 1 <= reads <= seconds + 1
+        # Once a second, whoever asks.
+        assert 1 <= reads <= loop.time() - started + 1
 
 
 async def test_page_that_cannot_be_made_ends_neither_the_api_nor_the_stream(
@@ -220,12 +229,14 @@ async def test_seat_of_a_reader_who_left_is_free_again(site: Client, monkeypatch
 async def test_streams_end_when_the_server_stops(populated: Subnet) -> None:
     loop = asyncio.get_running_loop()
     async with contextlib.AsyncExitStack() as stack:
-        async with running(page_settings(populated)) as api:
+        settings = page_settings(populated)
+        node = settings.node.model_copy(update={"drain_s": 300.0})
+        async with running(settings.model_copy(update={"node": node})) as api:
             stream = await stack.enter_async_context(listening(api.url))
             await stream.next()
             stopped = loop.time()
-        # Well before the ten seconds that running requests are given.
-        assert loop.time() - stopped < 5.0
+        # Well before the five minutes that running requests are given.
+        assert loop.time() - stopped < 60.0
         with contextlib.suppress(aiohttp.ClientPayloadError):
             await stream.until_end()
 
@@ -291,9 +302,7 @@ async def nginx(folder: Path, target: str) -> AsyncIterator[str]:
     """A real nginx with its buffering as it comes, in front of the API."""
     if NGINX is None:
         missing("nginx is missing: install it (Debian: apt-get install nginx-light)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = folder / "nginx.conf"
     config.write_text(NGINX_CONFIG.format(folder=folder, port=port, target=target))
     process = await asyncio.create_subprocess_exec(NGINX, "-c", str(config), "-e", f"{folder}/start.log")
