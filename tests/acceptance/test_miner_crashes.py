@@ -24,6 +24,7 @@ from roles.devnet.processes import Processes, log_tail
 from tests.acceptance.subnet import change, until_up
 from tests.acceptance.test_crash import CountingProxy
 from tests.fakes.language_model import ScriptedModel, answer_with
+from tests.processes import command_lines
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -35,7 +36,8 @@ _GIT = """#!/bin/sh
 # git, except that commands which a test holds do not end.
 for word in "$@"; do
     if [ -e "{folder}/hold-$word" ]; then
-        echo $$ > "{folder}/held-$word"
+        # Whoever sees the file finds the number in it.
+        echo $$ > "{folder}/begun-$word" && mv "{folder}/begun-$word" "{folder}/held-$word"
         exec sleep 600
     fi
 done
@@ -92,14 +94,17 @@ class World:
         (self.tools / f"hold-{word}").touch()
         return lambda: (self.tools / f"held-{word}").exists()
 
-    def let_go(self, word: str) -> None:
-        """Have such commands end again; the one that was held is gone."""
+    async def let_go(self, word: str) -> None:
+        """Have such commands end again, once the one that was held has ended with its miner."""
         (self.tools / f"hold-{word}").unlink()
-        os.kill(int((self.tools / f"held-{word}").read_text()), signal.SIGKILL)
+        held = int((self.tools / f"held-{word}").read_text())
+        # One that nobody has waited for yet has no words left.
+        await self.until(lambda: not command_lines().get(held), f"the end of git {word}")
 
     def has_base(self) -> bool:
         """True once the fork's work tree holds what candidates are committed on."""
-        return bool(list(self.miner.folder.glob("data/quasar_work/*/.git/refs/heads/*")))
+        # By its name: git writes a lock beside it first.
+        return bool(list(self.miner.folder.glob("data/quasar_work/*/.git/refs/heads/main")))
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """What the miner's history says; nothing before it is there."""
@@ -162,7 +167,7 @@ async def test_miner_killed_in_every_phase_ends_where_it_would_have(
 
         await there.kill_when(there.hold("commit"), "a commit to the fork")
         assert there.phases() == ["ready"]
-        there.let_go("commit")
+        await there.let_go("commit")
 
         there.proxy.held = {"/commit_submission"}
         await there.kill_when(lambda: bool(there.proxy.waiting), "a commitment")
@@ -175,7 +180,7 @@ async def test_miner_killed_in_every_phase_ends_where_it_would_have(
         await there.kill_when(lambda: there.phases() == ["offered", "proposed"], "a second candidate")
 
         await there.kill_when(there.hold("push"), "a push")
-        there.let_go("push")
+        await there.let_go("push")
 
         there.proxy.held = {"/reveal_submission"}
         await there.kill_when(lambda: "/reveal_submission" in there.proxy.waiting, "a reveal")
