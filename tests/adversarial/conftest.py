@@ -22,17 +22,17 @@ from protocol.messages import (
 from protocol.verdicts import Isolation
 from roles.referee.comparison import compare
 from roles.referee.evaluation import evaluate
+from tests.requirements import missing
 
 Judge = Callable[..., EvaluationReport]
 Compare = Callable[..., ComparisonFigures]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without bubblewrap hostile code does not run, not even ours."""
+@pytest.fixture(autouse=True)
+def bubblewrap() -> None:
+    """Without it hostile code does not run, not even ours."""
     if not detect_tier().suffices(Isolation.TO_SCORE):
-        for item in items:
-            if "adversarial" in str(item.path):
-                item.add_marker(pytest.mark.skip(reason="bubblewrap does not run here"))
+        missing("bubblewrap does not run here")
 
 
 def give_back_memory() -> None:

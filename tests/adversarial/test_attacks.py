@@ -163,7 +163,7 @@ def test_out_of_memory(judge_submission: Judge) -> None:
 SHOUT = """
 import json, os
 def _shout(message):
-    for descriptor in range(3, 64):
+    for descriptor in range(3, 1024):
         try:
             os.write(descriptor, json.dumps(message).encode())
         except OSError:

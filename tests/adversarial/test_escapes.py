@@ -96,7 +96,8 @@ _found = [_folder for _folder, _, _files in os.walk("/") if "left_for_the_next" 
 print("FOUND", _found, flush=True)
 """
     for code, said in ((leave + look, "/triton"), (look, "FOUND []")):
-        figures = judge_submission(code).figures
+        # To walk through all that can be seen takes long where much of it is installed.
+        figures = judge_submission(code, deadline_s=120.0).figures
         assert figures.status is Status.PASSED, figures.evidence
         assert said in figures.evidence["log_tail"]
 
