@@ -22,14 +22,12 @@ from node.sandbox_spec import SandboxTier
 from roles.devnet.layout import Layout, Member, Scale, prepare
 from roles.devnet.processes import Processes, log_tail
 from tests.acceptance.subnet import change, until_up
-from tests.acceptance.test_crash import CountingProxy
+from tests.acceptance.test_crash import HoldingProxy
 from tests.fakes.language_model import ScriptedModel, answer_with
 from tests.processes import command_lines
+from tests.requirements import missing
 
-pytestmark = [
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox"),
-]
+pytestmark = pytest.mark.timeout(1200)
 
 BLOCKS_UNTIL_REVEAL = 40
 _GIT = """#!/bin/sh
@@ -43,21 +41,6 @@ for word in "$@"; do
 done
 exec "{git}" "$@"
 """
-
-
-class HoldingProxy(CountingProxy):
-    """A proxy that keeps POSTs to one path to itself, as if the way to the API were cut."""
-
-    def __init__(self, target: str) -> None:
-        super().__init__(target)
-        self.held: set[str] = set()
-        self.waiting: list[str] = []
-
-    async def before(self, path: str) -> None:
-        """Wait for ever at a path that is held."""
-        if path in self.held:
-            self.waiting.append(path)
-            await asyncio.Event().wait()
 
 
 class World:
@@ -123,6 +106,8 @@ class World:
 
 @asynccontextmanager
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    if detect_tier() is SandboxTier.NONE:
+        missing("this host offers no sandbox")
     layout = prepare(tmp_path / "devnet", scale=Scale.short(), device="cpu")
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -134,7 +119,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     model = ScriptedModel([answer_with({"chunk.py": export_files("chunk64")["chunk.py"]}, "longer chunks")])
     proxy = HoldingProxy(layout.api_url)
     async with model.serve() as base_url, proxy.serve() as api_url:
-        change(layout.api, api={"blocks_until_reveal": BLOCKS_UNTIL_REVEAL})
+        change(layout.api, api={"blocks_until_reveal": BLOCKS_UNTIL_REVEAL, "reveal_window_blocks": 30_000})
         change(
             layout.fast,
             api={"url": api_url},
