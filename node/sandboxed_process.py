@@ -85,7 +85,10 @@ class SandboxedProcess:
         return self._cgroup is not None and self._cgroup.was_sacrificed
 
     def kill(self) -> None:
-        """End the process and, with its pid namespace, all that it started; safe to call again."""
+        """End the process and, with its pid namespace, all that it started; safe to call again.
+
+        The kernel ends what is in the namespace by itself, and may do so a moment later.
+        """
         if self._is_supervised:
             self._process.terminate()
             self.wait(TERM_TIMEOUT_S)

@@ -17,7 +17,7 @@ from roles.devnet.layout import Layout, Member, Scale, prepare
 from roles.devnet.processes import Processes, log_tail
 from tests.acceptance.subnet import until_up
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(600)
 
 
 class CountingProxy:
@@ -67,6 +67,21 @@ class CountingProxy:
         return self.posts.count((path, 200))
 
 
+class HoldingProxy(CountingProxy):
+    """A proxy that keeps POSTs to one path to itself, as if the way to the API were cut."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__(target)
+        self.held: set[str] = set()
+        self.waiting: list[str] = []
+
+    async def before(self, path: str) -> None:
+        """Wait for ever at a path that is held."""
+        if path in self.held:
+            self.waiting.append(path)
+            await asyncio.Event().wait()
+
+
 def _reconfigure(member: Member, api_url: str) -> None:
     config = tomllib.loads(member.config_file.read_text())
     config["api"]["url"] = api_url
@@ -92,7 +107,8 @@ async def test_miner_killed_between_commit_and_reveal_reveals_exactly_once(tmp_p
     layout = prepare(tmp_path / "devnet", scale=Scale.short(), device="cpu")
     miner = layout.wrong
     processes = Processes()
-    proxy = CountingProxy(layout.api_url)
+    proxy = HoldingProxy(layout.api_url)
+    proxy.held = {"/reveal_submission"}
     try:
         await processes.start(layout.api)
         async with aiohttp.ClientSession() as session, proxy.serve() as proxy_url:
@@ -100,13 +116,14 @@ async def test_miner_killed_between_commit_and_reveal_reveals_exactly_once(tmp_p
             _reconfigure(miner, proxy_url)
             await processes.start(miner)
             async with asyncio.timeout(90):
-                while not await _pending(session, layout.api_url):
+                while not await _pending(session, layout.api_url) or not proxy.accepted("/commit_submission"):
                     processes.check()
                     await asyncio.sleep(0.05)
 
             await _kill(processes, miner)
             assert proxy.accepted("/commit_submission") == 1
             assert proxy.accepted("/reveal_submission") == 0
+            proxy.held = set()
 
             await processes.start(miner)
             async with asyncio.timeout(90):

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.processes import command_lines
+from tests.waiting import until
 
 pytestmark = [pytest.mark.devnet, pytest.mark.timeout(600)]
 
@@ -22,6 +22,11 @@ def _group_members(root: Path) -> list[str]:
         for pid, line in command_lines().items()
         if pid != os.getpid() and str(root).encode() in line
     ]
+
+
+def _assert_all_end(root: Path) -> None:
+    """Workers end by themselves, a moment after their parents."""
+    until(lambda: not _group_members(root), lambda: _group_members(root))
 
 
 def test_short_devnet_pays_the_correct_miners_and_excludes_the_wrong_one(tmp_path: Path) -> None:
@@ -51,7 +56,7 @@ def test_short_devnet_pays_the_correct_miners_and_excludes_the_wrong_one(tmp_pat
     assert sum(weights.values()) == pytest.approx(1.0)
     assert report["api"].startswith("http://127.0.0.1:")
     assert report["seconds"] > 0
-    assert _group_members(root) == []
+    _assert_all_end(root)
 
 
 def test_terminated_devnet_leaves_no_process_behind(tmp_path: Path) -> None:
@@ -75,10 +80,7 @@ def test_terminated_devnet_leaves_no_process_behind(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == 143
-    deadline = time.monotonic() + 10
-    while _group_members(root) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert _group_members(root) == []
+    _assert_all_end(root)
 
 
 def test_folder_that_is_not_a_devnet_is_left_alone(tmp_path: Path) -> None:

@@ -22,40 +22,25 @@ from node.sandbox_spec import SandboxTier
 from roles.devnet.layout import Layout, Member, Scale, prepare
 from roles.devnet.processes import Processes, log_tail
 from tests.acceptance.subnet import change, until_up
-from tests.acceptance.test_crash import CountingProxy
+from tests.acceptance.test_crash import HoldingProxy
 from tests.fakes.language_model import ScriptedModel, answer_with
+from tests.processes import command_lines
+from tests.requirements import missing
 
-pytestmark = [
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox"),
-]
+pytestmark = pytest.mark.timeout(1200)
 
 BLOCKS_UNTIL_REVEAL = 40
 _GIT = """#!/bin/sh
 # git, except that commands which a test holds do not end.
 for word in "$@"; do
     if [ -e "{folder}/hold-$word" ]; then
-        echo $$ > "{folder}/held-$word"
+        # Whoever sees the file finds the number in it.
+        echo $$ > "{folder}/begun-$word" && mv "{folder}/begun-$word" "{folder}/held-$word"
         exec sleep 600
     fi
 done
 exec "{git}" "$@"
 """
-
-
-class HoldingProxy(CountingProxy):
-    """A proxy that keeps POSTs to one path to itself, as if the way to the API were cut."""
-
-    def __init__(self, target: str) -> None:
-        super().__init__(target)
-        self.held: set[str] = set()
-        self.waiting: list[str] = []
-
-    async def before(self, path: str) -> None:
-        """Wait for ever at a path that is held."""
-        if path in self.held:
-            self.waiting.append(path)
-            await asyncio.Event().wait()
 
 
 class World:
@@ -92,14 +77,17 @@ class World:
         (self.tools / f"hold-{word}").touch()
         return lambda: (self.tools / f"held-{word}").exists()
 
-    def let_go(self, word: str) -> None:
-        """Have such commands end again; the one that was held is gone."""
+    async def let_go(self, word: str) -> None:
+        """Have such commands end again, once the one that was held has ended with its miner."""
         (self.tools / f"hold-{word}").unlink()
-        os.kill(int((self.tools / f"held-{word}").read_text()), signal.SIGKILL)
+        held = int((self.tools / f"held-{word}").read_text())
+        # One that nobody has waited for yet has no words left.
+        await self.until(lambda: not command_lines().get(held), f"the end of git {word}")
 
     def has_base(self) -> bool:
         """True once the fork's work tree holds what candidates are committed on."""
-        return bool(list(self.miner.folder.glob("data/quasar_work/*/.git/refs/heads/*")))
+        # By its name: git writes a lock beside it first.
+        return bool(list(self.miner.folder.glob("data/quasar_work/*/.git/refs/heads/main")))
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """What the miner's history says; nothing before it is there."""
@@ -118,6 +106,8 @@ class World:
 
 @asynccontextmanager
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    if detect_tier() is SandboxTier.NONE:
+        missing("this host offers no sandbox")
     layout = prepare(tmp_path / "devnet", scale=Scale.short(), device="cpu")
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -129,7 +119,7 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     model = ScriptedModel([answer_with({"chunk.py": export_files("chunk64")["chunk.py"]}, "longer chunks")])
     proxy = HoldingProxy(layout.api_url)
     async with model.serve() as base_url, proxy.serve() as api_url:
-        change(layout.api, api={"blocks_until_reveal": BLOCKS_UNTIL_REVEAL})
+        change(layout.api, api={"blocks_until_reveal": BLOCKS_UNTIL_REVEAL, "reveal_window_blocks": 30_000})
         change(
             layout.fast,
             api={"url": api_url},
@@ -162,7 +152,7 @@ async def test_miner_killed_in_every_phase_ends_where_it_would_have(
 
         await there.kill_when(there.hold("commit"), "a commit to the fork")
         assert there.phases() == ["ready"]
-        there.let_go("commit")
+        await there.let_go("commit")
 
         there.proxy.held = {"/commit_submission"}
         await there.kill_when(lambda: bool(there.proxy.waiting), "a commitment")
@@ -175,7 +165,7 @@ async def test_miner_killed_in_every_phase_ends_where_it_would_have(
         await there.kill_when(lambda: there.phases() == ["offered", "proposed"], "a second candidate")
 
         await there.kill_when(there.hold("push"), "a push")
-        there.let_go("push")
+        await there.let_go("push")
 
         there.proxy.held = {"/reveal_submission"}
         await there.kill_when(lambda: "/reveal_submission" in there.proxy.waiting, "a reveal")

@@ -22,17 +22,17 @@ from protocol.messages import (
 from protocol.verdicts import Isolation
 from roles.referee.comparison import compare
 from roles.referee.evaluation import evaluate
+from tests.requirements import missing
 
 Judge = Callable[..., EvaluationReport]
 Compare = Callable[..., ComparisonFigures]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without bubblewrap hostile code does not run, not even ours."""
+@pytest.fixture(autouse=True)
+def bubblewrap() -> None:
+    """Without it hostile code does not run, not even ours."""
     if not detect_tier().suffices(Isolation.TO_SCORE):
-        for item in items:
-            if "adversarial" in str(item.path):
-                item.add_marker(pytest.mark.skip(reason="bubblewrap does not run here"))
+        missing("bubblewrap does not run here")
 
 
 def give_back_memory() -> None:
@@ -79,6 +79,8 @@ def judge_submission(tmp_path: Path) -> Judge:
             trials_max=3 if profile == "cpu" else 6,
             deadline_s=deadline_s,
             memory_limit_bytes=memory_limit_bytes,
+            # What is almost right is found in nearly all draws, not in every one.
+            seeds=list(range(1, 200)),
             work_dir=str(tmp_path / "work"),
             known_fingerprints=known_fingerprints or {},
         )

@@ -48,8 +48,8 @@ WRONG = {
         "o, state = _plain_chunk_quasar(q, k, v, beta, **{**kwargs, 'initial_state': None})"
     ),
     "another state left behind": wrapped("state = None if state is None else 0.5 * state"),
-    # What SiLU lets through has a mean, and what is drawn has none.
-    "right on what is drawn only": wrapped("o = v if q.shape[1] > 40 and float(q.mean()) > 0.015 else o"),
+    # SiLU lets nothing below -0.2785 through, and what is drawn always goes further down.
+    "right on what is drawn only": wrapped("o = v if q.shape[1] > 40 and float(q.min()) > -0.28 else o"),
 }
 NOTICED = {
     "packed sequences run together": "on packed sequences",
@@ -141,7 +141,8 @@ def test_sudden_death(judge_submission: Judge) -> None:
 
 def test_hang(judge_submission: Judge) -> None:
     """Holds up the queue."""
-    figures = judge_submission("import time\n" + wrapped("time.sleep(3600)"), deadline_s=10.0).figures
+    # The start of the worker is part of it, and nobody's fault when it takes too long.
+    figures = judge_submission("import time\n" + wrapped("time.sleep(3600)"), deadline_s=40.0).figures
     assert figures.status is Status.TIMED_OUT
 
 
@@ -162,7 +163,7 @@ def test_out_of_memory(judge_submission: Judge) -> None:
 SHOUT = """
 import json, os
 def _shout(message):
-    for descriptor in range(3, 64):
+    for descriptor in range(3, 1024):
         try:
             os.write(descriptor, json.dumps(message).encode())
         except OSError:
@@ -212,6 +213,7 @@ raise ValueError("done")
 
 # What stands between the operator and the referee is code of the candidate's process: it may replace it.
 EARLY = """
+import select
 from kernels.harness import wire
 _receive, _send = wire.receive, wire.send
 
@@ -219,6 +221,8 @@ def _answer_first(connection, **options):
     received = _receive(connection, **options)
     if "nonce" in received.message:
         _send(connection, {"nonce": received.message["nonce"]})
+        # Computes once the referee has looked, however late that is.
+        select.select([connection], [], [], 60)
     return received
 
 wire.receive = _answer_first
@@ -239,7 +243,7 @@ def _leave(room, outputs):
     target.zero_()
 
     def write():
-        time.sleep(0.0005)
+        time.sleep(0.05)
         target.copy_(result)
 
     threading.Thread(target=write).start()
@@ -311,8 +315,9 @@ for _timer in _timers:
     assert _libc.timer_create(1, _event, ctypes.byref(_timer)) == 0
 
 def _arm():
+    # Out of step: a SIGSTOP ends for good those timers whose signal it finds pending.
     for _number, _timer in enumerate(_timers, start=1):
-        _libc.timer_settime(_timer, 0, struct.pack("=qqqq", 0, 20_000_000, 0, _number * 20_000_000), None)
+        _libc.timer_settime(_timer, 0, struct.pack("=qqqq", 0, 20_000_000, 0, _number * 21_250_000), None)
 
 _arm()
 """
@@ -341,18 +346,22 @@ def test_timers_that_wake_it_between_its_trials(more: str, judge_submission: Jud
     assert figures.evidence["reason"].startswith("between its trials it ")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="machine code of x86_64")
 def test_a_chain_of_processes_that_wake_each_other_between_its_trials(judge_submission: Judge) -> None:
     """Starts processes that fork and end so quickly that no list of them is right, woken by timers."""
-    figures = judge_submission(STARTS.format(program=chain_of_forks(wakes_itself=True)) + SPIN).figures
+    code = STARTS.format(program=chain_of_forks(wakes_itself=True)) + SPIN
+    figures = judge_submission(code, deadline_s=240.0).figures
     assert (figures.status, figures.fault) == (Status.TAMPERED, Fault.MINER), figures.evidence
     assert figures.evidence["reason"].startswith("between its trials ")
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="machine code of x86_64")
 def test_a_chain_of_processes_is_stopped_or_found(judge_submission: Judge) -> None:
     """The same without timers: each sends SIGCONT to all others, and is stopped only if it is hit in time."""
-    figures = judge_submission(STARTS.format(program=chain_of_forks(wakes_itself=False)) + SPIN).figures
+    code = STARTS.format(program=chain_of_forks(wakes_itself=False)) + SPIN
+    figures = judge_submission(code, deadline_s=240.0).figures
     assert figures.status in (Status.PASSED, Status.TAMPERED), figures.evidence
 
 

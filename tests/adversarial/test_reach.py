@@ -43,7 +43,8 @@ def test_the_forbidden_operators_are_not_in_the_sandbox(judge_submission: Judge)
         "import os\n"
         "for _folder, _, _files in os.walk('/', onerror=None):\n"
         "    if _folder.endswith(('/gla', '/kda', '/delta_rule')) and '/proc/' not in _folder:\n"
-        "        print('FOUND', _folder, sorted(_files))\n"
+        "        print('FOUND', _folder, sorted(_files))\n",
+        deadline_s=120.0,
     ).figures
     assert figures.status is Status.PASSED, figures.evidence
     found = [line for line in figures.evidence["log_tail"].splitlines() if line.startswith("FOUND")]

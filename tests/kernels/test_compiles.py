@@ -13,6 +13,7 @@ from kernels.chunk import SHARED_MEMORY_BYTES
 LIMITS = dict(SHARED_MEMORY_BYTES)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("capability", "limit", "shapes"),
     [
@@ -28,7 +29,7 @@ def test_kernels_fit(capability: int, limit: int, shapes: list[str], tmp_path: P
         [sys.executable, "-m", "tests.kernels.compile_all", str(capability), str(limit), *shapes],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=840,
         cwd=Path(__file__).parents[2],
         env={**environment, "TRITON_CACHE_DIR": str(tmp_path / "triton")},
         check=False,

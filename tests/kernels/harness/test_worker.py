@@ -179,7 +179,7 @@ def where_it_runs(*processors: int | None) -> list[set[int]]:
     thread = threading.Thread(target=serve, args=(theirs, {"chunk_quasar": operator}, HostRoom()))
     thread.start()
     try:
-        session = Session(ours, deadline_s=lambda: 10.0)
+        session = Session(ours, deadline_s=lambda: 60.0)
         for processor in processors:
             sets = InputSets(shape=SHAPE, count=1, draw=lambda number: DRAWN[number])
             session.run(sets, np.random.default_rng(0), processor=processor)

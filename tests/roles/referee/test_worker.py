@@ -141,7 +141,7 @@ def test_a_worker_that_cannot_be_started_is_nobodys_fault(
         monkeypatch.setattr(worker, name, broken(getattr(worker, name)))
     with (
         pytest.raises(Ended, match=r"^no worker could be started: the worker broke off") as caught,
-        running_worker({}, job_in(tmp_path), tier, lambda: 30.0) as started,
+        running_worker({}, job_in(tmp_path), tier, lambda: 120.0) as started,
     ):
         started.contestant.wait_ready()
     assert caught.value.status is Status.INFRASTRUCTURE
