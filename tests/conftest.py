@@ -6,6 +6,11 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, settings
 
+from node.sandbox import detect_tier
+from node.sandbox_spec import SandboxTier
+from protocol.verdicts import Isolation
+from tests.requirements import missing
+
 # Before anything imports Triton: the variable is read once, at import.
 if shutil.which("nvidia-smi") is None:
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -23,3 +28,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chaotic = [item for item in items if item.get_closest_marker("chaos")]
     config.hook.pytest_deselected(items=chaotic)
     items[:] = [item for item in items if item not in chaotic]
+
+
+@pytest.fixture
+def sandbox() -> None:
+    """For tests that have a submission judged."""
+    if detect_tier() is SandboxTier.NONE:
+        missing("this host offers no sandbox")
+
+
+@pytest.fixture
+def bubblewrap() -> None:
+    """For tests of hostile code: without it none runs, not even ours."""
+    if not detect_tier().suffices(Isolation.TO_SCORE):
+        missing("bubblewrap does not run here")

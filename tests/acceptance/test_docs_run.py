@@ -20,14 +20,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-from node.sandbox import detect_tier
-from node.sandbox_spec import SandboxTier
 from node.settings import load_settings
 from roles.devnet.layout import Layout, Scale, prepare
 from roles.devnet.processes import Processes
 from roles.inference.tiny_model import write_tiny_model
 from tests.acceptance.subnet import change, until_up
-from tests.requirements import missing
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.compile(r"^```(bash|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -36,7 +33,7 @@ PATIENCE_S = 240
 DOCTOR_CODES = (0, 78)
 """A machine of a test lacks this or that: the doctor says so, and that is what it is for."""
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("sandbox")]
 
 
 class Reader:
@@ -179,8 +176,6 @@ def what_it_is_for(command: str, side_by_side: int) -> str:
 @pytest.fixture
 async def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Reader]:
     """A subnet of an API and a validator, and a fresh clone beside it."""
-    if detect_tier() is SandboxTier.NONE:
-        missing("this host offers no sandbox")
     layout = prepare(tmp_path / "devnet", scale=Scale.short(), device="cpu")
     write_tiny_model(layout.model)
     evaluation: dict[str, Any] = {"trials_min": 1, "trials_max": 1, "max_sequence_length": 64}

@@ -17,17 +17,14 @@ import aiohttp
 import pytest
 
 from kernels.export import export_files
-from node.sandbox import detect_tier
-from node.sandbox_spec import SandboxTier
 from roles.devnet.layout import Layout, Member, Scale, prepare
 from roles.devnet.processes import Processes, log_tail
 from tests.acceptance.subnet import change, until_up
 from tests.acceptance.test_crash import HoldingProxy
 from tests.fakes.language_model import ScriptedModel, answer_with
 from tests.processes import command_lines
-from tests.requirements import missing
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("sandbox")]
 
 BLOCKS_UNTIL_REVEAL = 40
 _GIT = """#!/bin/sh
@@ -106,8 +103,6 @@ class World:
 
 @asynccontextmanager
 async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    if detect_tier() is SandboxTier.NONE:
-        missing("this host offers no sandbox")
     layout = prepare(tmp_path / "devnet", scale=Scale.short(), device="cpu")
     tools = tmp_path / "tools"
     tools.mkdir()

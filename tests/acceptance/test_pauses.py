@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from node.sandbox import detect_tier
-from protocol.verdicts import Isolation
-
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(not detect_tier().suffices(Isolation.TO_SCORE), reason="needs bubblewrap")
+@pytest.mark.usefixtures("bubblewrap")
 def test_an_honest_worker_stands_still_between_its_trials() -> None:
     pauses = [sys.executable, "-m", "benchmarks.referee.pauses", "--device", "cpu"]
     done = subprocess.run(

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from node.sandbox import OLD_STAGE_S, STAGE_PREFIX, detect_tier, remove_old_stages, start_sandboxed
+from node.sandbox import OLD_STAGE_S, STAGE_PREFIX, remove_old_stages, start_sandboxed
 from node.sandbox_spec import Limits, Mount, SandboxSpec, python_argv, python_mounts
 from node.seccomp import denied_calls
 from node.standstill import RanWhileStopped
 from protocol.errors import SandboxUnavailable
-from protocol.verdicts import Isolation
 from tests.fork_chain import mounted_chain
 from tests.processes import command_lines
 from tests.waiting import until
 
-pytestmark = pytest.mark.skipif(not detect_tier().suffices(Isolation.TO_SCORE), reason="needs bubblewrap")
+pytestmark = pytest.mark.usefixtures("bubblewrap")
 
 
 def run_inside(

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from node.sandbox import detect_tier, start_sandboxed
+from node.sandbox import start_sandboxed
 from node.sandbox_spec import Mount, SandboxSpec
-from protocol.verdicts import Isolation
 
-pytestmark = pytest.mark.skipif(not detect_tier().suffices(Isolation.TO_SCORE), reason="needs bubblewrap")
+pytestmark = pytest.mark.usefixtures("bubblewrap")
 
 
 def run_inside(script: str, mount: Mount, hidden: list[Path]) -> str:

@@ -9,8 +9,6 @@ import pytest
 
 from kernels.export import export_files
 from node.devices import resolve_device
-from node.sandbox import detect_tier
-from node.sandbox_spec import SandboxTier
 from node.settings import load_settings
 from node.settings_model import Settings
 from protocol.errors import ConfigError
@@ -110,7 +108,7 @@ def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         places_of(settings_of(executor=RAY))
 
 
-@pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox")
+@pytest.mark.usefixtures("sandbox")
 async def test_a_submission_is_judged_on_another_host(tmp_path: Path) -> None:
     source = laid_out(tmp_path, export_files("chunk"), "")
     with ray_cluster() as address:

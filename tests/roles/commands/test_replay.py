@@ -10,8 +10,6 @@ import pytest
 
 from kernels.export import export_files
 from node.git_work_tree import Author, GitWorkTree
-from node.sandbox import detect_tier
-from node.sandbox_spec import SandboxTier
 from protocol.forks import TARGET_DIR
 from protocol.messages import StoredVerdict, SubmissionDetail
 from protocol.rules import RULES_VERSION
@@ -27,7 +25,6 @@ LOCAL = (
     "--set",
     "evaluation.trials_max=2",
 )
-NEEDS_SANDBOX = pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox")
 
 Write = Callable[..., str]
 
@@ -104,7 +101,7 @@ def repository(path: Path) -> tuple[str, str]:
     return path.as_uri(), commit
 
 
-@NEEDS_SANDBOX
+@pytest.mark.usefixtures("sandbox")
 def test_recorded_seeds_are_used_first(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,7 +116,7 @@ def test_recorded_seeds_are_used_first(
     assert len(set(seeds)) == len(seeds) == 14
 
 
-@NEEDS_SANDBOX
+@pytest.mark.usefixtures("sandbox")
 def test_verdict_that_does_not_repeat_is_an_exit_code(
     write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,7 +129,7 @@ def test_verdict_that_does_not_repeat_is_an_exit_code(
     assert "other speeds" in printed
 
 
-@NEEDS_SANDBOX
+@pytest.mark.usefixtures("sandbox")
 @pytest.mark.parametrize(("status", "code"), [(Status.PASSED, 0), (Status.WRONG_OUTPUT, 2)])
 def test_verdict_of_other_rules_is_not_contradicted(
     status: Status, code: int, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -9,8 +9,6 @@ import pytest
 
 from kernels.export import export_files
 from node.git_work_tree import Author, GitWorkTree
-from node.sandbox import detect_tier
-from node.sandbox_spec import SandboxTier
 from protocol.forks import TARGET_DIR
 from protocol.messages import SubmitKernel
 from protocol.signing import signed
@@ -37,7 +35,6 @@ __all__ = [
     "subnet",
 ]
 
-NEEDS_SANDBOX = pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox")
 LOCAL = (
     "chain.network=local",
     "evaluation.trials_min=1",
@@ -124,7 +121,7 @@ async def test_a_copy_is_compared_with_what_was_judged_before(
     assert f"Compared with the files of submission {first}, which the verdict names." in said.err
 
 
-@NEEDS_SANDBOX
+@pytest.mark.usefixtures("sandbox")
 async def test_a_copy_of_something_else_is_a_contradiction(
     copies: Copies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,7 +132,7 @@ async def test_a_copy_of_something_else_is_a_contradiction(
     assert f"Compared with the files of submission {first}" in capsys.readouterr().err
 
 
-@NEEDS_SANDBOX
+@pytest.mark.usefixtures("sandbox")
 async def test_nobody_copies_from_himself(
     copies: Copies, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

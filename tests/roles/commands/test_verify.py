@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 
 from kernels.export import export_files
-from node.sandbox import detect_tier
-from node.sandbox_spec import SandboxTier
 from node.settings import load_settings
 from protocol.errors import UsageError
 from protocol.forks import TARGET_DIR
@@ -114,7 +112,7 @@ def test_what_makes_no_sense_is_named(
         verify_with(Judge({}), tmp_path, monkeypatch, **options)
 
 
-@pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox")
+@pytest.mark.usefixtures("sandbox")
 def test_the_shipped_kernel_passes_for_real(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 
 from kernels.export import export_files
-from node.sandbox import detect_tier
-from node.sandbox_spec import SandboxTier
 from node.settings_model import AgentSection, EvaluationSection, Settings, ValidatorSection
 from protocol.errors import ConfigError
 from protocol.verdicts import Status
@@ -20,10 +18,7 @@ from roles.miner.target import FACT, LENGTHS, Target, TargetChooser
 from tests.fakes.language_model import ScriptedModel, answer_with
 from tests.roles.miner.harness import TARGET, Miner, ScriptedReferee, files, report
 
-pytestmark = [
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(detect_tier() is SandboxTier.NONE, reason="this host offers no sandbox"),
-]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("sandbox")]
 
 GOOD = export_files("chunk64")["chunk.py"]
 WRONG = (
