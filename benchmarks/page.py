@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import random
-import socket
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from bittensor import sp_core
 from sqlalchemy import Connection, insert
 
 from node.chain.local import LocalChain, Registration
+from node.ports import free_port
 from protocol.types import Coldkey, Hotkey
 from roles.api.database import Database, database_url
 from roles.api.schema import upgrade
@@ -145,9 +145,7 @@ def check_row(miner: str, validator: str, now: datetime) -> dict[str, Any]:
 @asynccontextmanager
 async def api_process(folder: Path) -> AsyncIterator[str]:
     """`quasar-node --role api` on those files."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = {
         "node": {"data_dir": str(folder / "data"), "log_format": "json"},
         "chain": {"network": "local", "local_state": str(folder / "chain.sqlite")},

@@ -276,10 +276,10 @@ class GitStore:
         """
         largest = 0
         for lock in self._path.rglob("*.lock"):
-            lock.unlink(missing_ok=True)
+            lock.unlink()
         for path in (self._path / "objects" / "pack").glob("tmp_*"):
             largest = max(largest, path.stat().st_size)
-            path.unlink(missing_ok=True)
+            path.unlink()
         return largest
 
     def _prepare(self) -> None:

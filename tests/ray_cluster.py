@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-from tests.ports import free_port
+from node.ports import free_port
 
 RAY_VERSION = metadata.version("ray")
 

@@ -26,12 +26,13 @@ from benchmarks.chain.faults import FaultMaker
 from benchmarks.chain.miner import SoakMiner
 from benchmarks.chain.report import Samples, describe, describe_waiting
 from node.chain.local import LocalChain, Registration
+from node.ports import free_port
 from node.settings_model import ApiSection, ChainSection, NodeSection, Settings
 from node.wallets import create_wallet
 from protocol.types import Coldkey, Hotkey
 from roles.devnet.layout import Member
 from roles.devnet.processes import Processes, log_tail
-from tests.fakes.subtensor.process import NodeProcess, free_port
+from tests.fakes.subtensor.process import NodeProcess
 
 NETUID = 24
 WAITING_MINERS = 4

@@ -1,9 +1,6 @@
 """What lies where: the folder of a devnet, its members, and the settings file of each."""
 
-import errno
-import secrets
 import shutil
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +10,7 @@ import tomli_w
 
 from node.chain.local import LocalChain, Registration
 from node.git import create_bare_repository
+from node.ports import free_port
 from node.wallets import create_wallet
 from protocol.errors import UsageError
 from protocol.types import Coldkey, Hotkey
@@ -123,7 +121,7 @@ def prepare(root: Path, *, scale: Scale, device: str, is_sandboxed: bool = True)
     api, validator, fast, slow, wrong = _members(root)
     layout = Layout(
         root=root,
-        api_url=f"http://127.0.0.1:{_free_port()}",
+        api_url=f"http://127.0.0.1:{free_port()}",
         api=api,
         validator=validator,
         fast=fast,
@@ -236,17 +234,3 @@ def _config(layout: Layout, member: Member, scale: Scale, device: str) -> dict[s
 
 def _remote(layout: Layout, miner: Member) -> Path:
     return layout.root / "remotes" / f"{miner.name}.git"
-
-
-def _free_port() -> int:
-    """A port that nobody listens on, below those that Linux gives to outgoing connections meanwhile."""
-    while True:
-        port = 20_000 + secrets.randbelow(12_768)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-            else:
-                return port

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 from asyncio.subprocess import DEVNULL, STDOUT, Process
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ import tomli_w
 
 from node.chain import LocalChain, Registration
 from node.http_client import new_session
+from node.ports import free_port
 from node.processes import kill_group, module_argv, worker_environment
 from node.wallets import HotkeySigner, create_wallet, hotkey_signer
 from node.worker_main import PARENT_VARIABLE
@@ -87,7 +87,7 @@ async def serving(folder: Path, model: str, device: str, *, max_gen_len: int) ->
         owner_hotkey=None,
         neurons=[_registration(wallet, permit) for wallet, permit in ((miner, False), (validator, True))],
     )
-    port = _free_port()
+    port = free_port()
     config = {
         "node": {"device": device, "data_dir": str(folder / "data"), "log_format": "json"},
         "chain": {"network": "local", "netuid": NETUID, "local_state": str(folder / "chain.sqlite")},
@@ -152,9 +152,3 @@ async def _until_ready(target: Target) -> None:
                     return
         await asyncio.sleep(0.2)
     raise WorkerFailed(f"the server was not ready; its log ends with: {target.log.read_text()[-1500:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

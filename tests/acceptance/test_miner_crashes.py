@@ -22,7 +22,7 @@ from roles.devnet.processes import Processes, log_tail
 from tests.acceptance.subnet import change, until_up
 from tests.acceptance.test_crash import HoldingProxy
 from tests.fakes.language_model import ScriptedModel, answer_with
-from tests.processes import command_lines
+from tests.processes import is_gone
 
 pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("sandbox")]
 
@@ -78,8 +78,7 @@ class World:
         """Have such commands end again, once the one that was held has ended with its miner."""
         (self.tools / f"hold-{word}").unlink()
         held = int((self.tools / f"held-{word}").read_text())
-        # One that nobody has waited for yet has no words left.
-        await self.until(lambda: not command_lines().get(held), f"the end of git {word}")
+        await self.until(lambda: is_gone(held), f"the end of git {word}")
 
     def has_base(self) -> bool:
         """True once the fork's work tree holds what candidates are committed on."""

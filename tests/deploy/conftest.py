@@ -10,9 +10,9 @@ import tomli_w
 
 from node.chain import LocalChain
 from node.git import create_bare_repository
+from node.ports import free_port
 from node.wallets import create_wallet
 from tests.fakes.subnet import NETUID, registration
-from tests.ports import free_port
 from tests.roles.conftest import models, tiny_model
 
 __all__ = ["models", "service", "tiny_model"]

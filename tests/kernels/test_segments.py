@@ -1,7 +1,7 @@
 """How sequences are cut: every token once, in order, and only where it pays."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.segments import cut, processor_count, segment_size
@@ -9,7 +9,6 @@ from kernels.segments import cut, processor_count, segment_size
 CPU = torch.device("cpu")
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 300), min_size=1, max_size=12),
     chunk_size=st.sampled_from([16, 32, 64]),

@@ -12,10 +12,10 @@ import pytest
 from aiohttp import web
 
 from node.git import GitStore
+from node.ports import free_port
 from protocol.errors import SourceRejected, SourceUnavailable
 from protocol.types import CommitHash
 from tests.fakes.github import NAME, OWNER, FakeGitHub, write_certificate
-from tests.ports import free_port
 from tests.processes import command_lines
 from tests.waiting import until
 

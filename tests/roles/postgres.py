@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.ports import free_port
+from node.ports import free_port
 from tests.processes import children, is_gone
 from tests.requirements import missing
 from tests.waiting import until

@@ -11,8 +11,8 @@ from typing import Any
 
 import websockets
 
+from node.ports import free_port
 from tests.fakes.subtensor.fixture import required_fixture
-from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import aiohttp
 from pydantic import SecretStr
 
+from node.ports import free_port
 from node.settings_model import Settings
-from tests.ports import free_port
 from tests.requirements import missing
 from tests.roles.api.harness import Client, Code, Subnet, running, submit_message, until, with_api
 from tests.roles.postgres import PostgresServer

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Column, Connection, select, update
 from sqlalchemy.util import await_only
 
 from node.settings_model import Settings
@@ -210,12 +210,12 @@ async def test_coldkeys_take_turns(api: Client, subnet: Subnet) -> None:
     assert order == ["a", "c", "b"]
 
 
-async def age_leases(settings: Settings, time: timedelta) -> None:
-    """Make the only lease so much older."""
+async def make_older(settings: Settings, column: Column[Any], time: timedelta) -> None:
+    """Set a time of a table's only row so much further back."""
     database = Database(url_of(settings))
     try:
-        [(expires_at,)] = await stored(settings, select(leases.c.expires_at))
-        older = update(leases).values(expires_at=expires_at - time)
+        [(was,)] = await stored(settings, select(column))
+        older = update(column.table).values({column: was - time})
         await database.write(lambda connection: connection.execute(older))
     finally:
         await database.close()
@@ -226,7 +226,7 @@ async def test_lease_that_is_not_renewed_returns_to_the_queue(settings: Settings
         submitted = await api.submit(subnet.miner, Code())
         lost = await leased(api, subnet.validator)
         assert await api.lease(subnet.validator) is None
-        await age_leases(settings, timedelta(seconds=settings.api.lease_s))
+        await make_older(settings, leases.c.expires_at, timedelta(seconds=settings.api.lease_s))
         again = await leased(api, subnet.validator)
         assert again.submission_id == submitted.submission_id
         assert again.lease_id != lost.lease_id
@@ -244,7 +244,7 @@ async def test_heartbeats_keep_a_lease(settings: Settings, subnet: Subnet) -> No
         expiries = [lease.expires_at.isoformat()]
         for _ in range(4):
             # Without the heartbeats the second time would be the end of it.
-            await age_leases(settings, 0.75 * timedelta(seconds=settings.api.lease_s))
+            await make_older(settings, leases.c.expires_at, 0.75 * timedelta(seconds=settings.api.lease_s))
             reply = await api.post(path, Heartbeat(lease_id=lease.lease_id), subnet.validator)
             assert reply.status == 200
             expiries.append(reply.body["expires_at"])
@@ -259,7 +259,7 @@ async def test_late_verdict_counts_while_nobody_leased_again(settings: Settings,
     async with running(settings) as api:
         await api.submit(subnet.miner, Code())
         lease = await leased(api, subnet.validator)
-        await age_leases(settings, timedelta(seconds=settings.api.lease_s))
+        await make_older(settings, leases.c.expires_at, timedelta(seconds=settings.api.lease_s))
         assert (await api.judge(subnet.validator, lease)).status == 200
 
 
@@ -269,17 +269,6 @@ BROKEN: dict[str, Any] = {
     "measured_tokens_per_sec": None,
     "evidence": {"reason": f"could not fetch {Code().url}"},
 }
-
-
-async def let_pass(settings: Settings, time: timedelta) -> None:
-    """Make every verdict so much older."""
-    database = Database(url_of(settings))
-    try:
-        [created_at] = await stored(settings, select(verdicts.c.created_at))
-        older = update(verdicts).values(created_at=created_at[0] - time)
-        await database.write(lambda connection: connection.execute(older))
-    finally:
-        await database.close()
 
 
 async def test_infrastructure_faults_are_tried_again_twice_and_not_at_once(
@@ -293,9 +282,9 @@ async def test_infrastructure_faults_are_tried_again_twice_and_not_at_once(
             shown = await detail(api, submitted.submission_id)
             assert shown.state == ("judged" if attempt == 3 else "queued")
             assert (Code().url in shown.model_dump_json()) == (attempt == 3)
-            await let_pass(settings, delay - timedelta(minutes=1))
+            await make_older(settings, verdicts.c.created_at, delay - timedelta(minutes=1))
             assert await api.lease(subnet.validator) is None
-            await let_pass(settings, timedelta(minutes=1))
+            await make_older(settings, verdicts.c.created_at, timedelta(minutes=1))
         assert await api.lease(subnet.validator) is None
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from node.ports import free_port
 from roles.cli import main
 from roles.status import STATUS_FILE
-from tests.ports import free_port
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -1,6 +1,5 @@
 """Members of a devnet are real processes: noticed when they end, and ended when the devnet does."""
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -12,6 +11,8 @@ import pytest
 from protocol.errors import DevnetFailed
 from roles.devnet.layout import Layout, Scale, prepare
 from roles.devnet.processes import Processes, log_tail
+from tests.processes import is_gone
+from tests.waiting import until
 
 ORPHAN_MAKER = """
 import asyncio, pathlib, sys
@@ -71,20 +72,7 @@ def test_member_does_not_outlive_a_devnet_that_was_killed(tmp_path: Path) -> Non
     maker.send_signal(signal.SIGKILL)
     maker.wait(60)
 
-    async def gone() -> None:
-        async with asyncio.timeout(60):
-            while is_alive(pid):
-                await asyncio.sleep(0.05)
-
-    asyncio.run(gone())
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of somebody else's runs still."""
-    try:
-        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    until(lambda: is_gone(pid), lambda: "the member is still there")
 
 
 def test_log_that_is_not_there_yet(layout: Layout) -> None:

@@ -17,6 +17,7 @@ import pytest
 import tomli_w
 
 from node.chain import LocalChain, Registration
+from node.ports import free_port
 from node.settings_model import Settings
 from node.wallets import create_wallet
 from protocol.auth import sign_request
@@ -24,7 +25,6 @@ from protocol.errors import UsageError
 from protocol.signing import inference_text, verify_text
 from protocol.types import Coldkey, Hotkey
 from roles.commands.verify_inference import CHALLENGES, verify_inference
-from tests.ports import free_port
 from tests.roles.inference.harness import until
 
 NETUID = 24

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -71,7 +71,6 @@ def test_anything_else_is_refused_with_a_sentence(text: str, words: str) -> None
     assert str(caught.value).isprintable()
 
 
-@settings(deadline=None)
 @given(st.text(max_size=400))
 def test_no_text_does_more_than_be_refused(text: str) -> None:
     for whole in (text, f"SUMMARY: {text}", f"SUMMARY: x\nFILE: chunk.py\n```python\n{text}\n```"):

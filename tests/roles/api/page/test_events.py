@@ -16,11 +16,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from node.ports import free_port
 from protocol.verdicts import LogitOutcome
 from roles.api.page import handlers, live
 from roles.api.page.reader import PageReader
 from roles.api.page.rendering import SECTIONS
-from tests.ports import free_port
 from tests.requirements import missing
 from tests.roles.api.harness import Client, Subnet, key, running, until, with_api
 from tests.roles.api.page.populated import OTHERS, direct, page_settings
