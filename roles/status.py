@@ -15,6 +15,8 @@ from node.metrics import Metrics
 from protocol.events import BlockAdvanced, Event
 
 STATUS_FILE: Final = "status.json"
+SHOWN: Final = 20
+"""Of what only grows, the file has so many of the newest."""
 LOOK_EVERY_S: Final = 1.0
 LONGEST_SILENCE_S: Final = 10.0
 """An unchanged status is written again this often: a reader sees that the node lives."""

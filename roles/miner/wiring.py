@@ -2,7 +2,7 @@
 
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from node.devices import resolve_device
 from node.host import registered_node
@@ -26,10 +26,7 @@ from roles.miner.submitter import Submitter
 from roles.miner.target import Target, open_chooser
 from roles.miner.verdicts import VerdictFollower
 from roles.permission import require_registered
-from roles.status import StatusKeeper
-
-SHOWN: Final = 20
-"""Submissions in the status file."""
+from roles.status import SHOWN, StatusKeeper
 
 
 async def build(settings: Settings) -> Graph:

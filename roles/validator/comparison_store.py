@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from heapq import nlargest
 from typing import Any, Final, NamedTuple
 
 from node.journal import Journal, Record
@@ -11,6 +12,7 @@ from protocol.leads import counts, is_final, retry_delay_s
 from protocol.messages import Comparison
 from protocol.types import SubmissionId
 from protocol.verdicts import LeadOutcome
+from roles.status import SHOWN
 from roles.validator.verdict_store import ACKNOWLEDGED, RECORDED, REFUSED
 
 COMPARISON: Final = "comparison"
@@ -93,7 +95,8 @@ class ComparisonStore:
         return self._tries.get(pair)
 
     def summary(self) -> list[dict[str, Any]]:
-        """Every pair in a few words, for people."""
+        """The pairs that were tried last in a few words, for people."""
+        newest = nlargest(SHOWN, self._tries.items(), key=lambda item: item[1].tried_at)
         return [
             {
                 "later": pair.later,
@@ -102,7 +105,7 @@ class ComparisonStore:
                 "ratio": tries.ratio,
                 "settled": tries.is_settled,
             }
-            for pair, tries in self._tries.items()
+            for pair, tries in reversed(newest)
         ]
 
 

@@ -119,5 +119,5 @@ class Leads:
         return source, judged.target_sequence_length
 
     async def describe(self) -> list[dict[str, Any]]:
-        """Re-runs so far, for the status file."""
+        """The last re-runs, for the status file."""
         return self._comparisons.summary()

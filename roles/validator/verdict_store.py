@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from statistics import median
 from typing import Any, Final, Self
 
@@ -15,6 +16,7 @@ from protocol.ranking import Entry, pooled_throughput
 from protocol.rules import LOGIT_PASS_SECONDS
 from protocol.types import CommitHash, Hotkey, SubmissionId
 from protocol.verdicts import LogitOutcome, Status
+from roles.status import SHOWN
 
 VERDICT: Final = "verdict"
 WHOLE: Final = "verdict"
@@ -97,6 +99,11 @@ class VerdictStore:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._judgements: dict[SubmissionId, list[Judgement]] = {}
+        """Of each submission, oldest first; the submission that was judged last comes last."""
+        self._first: dict[str, Judgement] = {}
+        """Of each fingerprint the earliest submission: whose code it is."""
+        self._passed: dict[SubmissionId, Entry] = {}
+        """Of each submission that passed, what would be ranked: every block asks for all of them."""
         self._logits: dict[Hotkey, LogitStanding] = {}
 
     async def load(self) -> None:
@@ -160,17 +167,17 @@ class VerdictStore:
         await self._journal.put(VERDICT, record.key, ACKNOWLEDGED, data)
 
     def known_fingerprints(self, lease: LeaseAnswer) -> dict[str, int]:
-        """Fingerprints of other hotkeys' earlier submissions: whose code this one must not be."""
-        known: dict[str, int] = {}
-        for judgement in sorted(self._latest(), key=_by_time):
-            is_earlier = _by_time(judgement) < (lease.code_fixed_at, lease.submission_id)
-            if judgement.fingerprint and judgement.hotkey != lease.miner_hotkey and is_earlier:
-                known.setdefault(judgement.fingerprint, judgement.submission_id)
-        return known
+        """Fingerprints that first were another hotkey's, and earlier: whose code this one must not be."""
+        return {
+            fingerprint: first.submission_id
+            for fingerprint, first in self._first.items()
+            if first.hotkey != lease.miner_hotkey
+            and _by_time(first) < (lease.code_fixed_at, lease.submission_id)
+        }
 
     def passed_hotkeys(self) -> set[Hotkey]:
         """Hotkeys with a submission that passed."""
-        return {judgement.hotkey for judgement in self._latest() if judgement.status is Status.PASSED}
+        return {entry.hotkey for entry in self._passed.values()}
 
     def judgement(self, submission_id: SubmissionId) -> Judgement:
         """The last word on a submission. Raises KeyError: there is none."""
@@ -178,25 +185,26 @@ class VerdictStore:
 
     def weighted_score(self, submission_id: SubmissionId) -> float:
         """The score of a submission, whoever its miner is by now; 0 when it has none."""
-        if submission_id not in self._judgements or self.judgement(submission_id).status is not Status.PASSED:
-            return 0.0
-        entry = self._entry(self.judgement(submission_id))
-        return weighted_score(entry.tokens_per_sec, entry.target_sequence_length)
+        entry = self._passed.get(submission_id)
+        return 0.0 if entry is None else weighted_score(entry.tokens_per_sec, entry.target_sequence_length)
 
     def entries(self, now: datetime) -> list[Entry]:
         """What may be ranked: passed, not a copy of an earlier one, of a miner whose logits have passed."""
-        first: dict[str, Judgement] = {}
-        for judgement in sorted(self._latest(), key=_by_time):
-            if judgement.fingerprint:
-                first.setdefault(judgement.fingerprint, judgement)
+        verified = {
+            hotkey
+            for hotkey, standing in self._logits.items()
+            if standing.outcome_at(now) is LogitOutcome.PASSED
+        }
         return [
-            self._entry(judgement)
-            for judgement in self._latest()
-            if judgement.status is Status.PASSED
-            # The original may have been judged after its copy.
-            and first.get(judgement.fingerprint or "", judgement).hotkey == judgement.hotkey
-            and self.logit_outcome(judgement.hotkey, now) is LogitOutcome.PASSED
+            entry
+            for entry in self._passed.values()
+            if entry.hotkey in verified and self._is_original(entry.submission_id)
         ]
+
+    def _is_original(self, submission_id: SubmissionId) -> bool:
+        """Whether the code was this miner's first; the original may have been judged after its copy."""
+        judgement = self.judgement(submission_id)
+        return self._first.get(judgement.fingerprint or "", judgement).hotkey == judgement.hotkey
 
     def _entry(self, judgement: Judgement) -> Entry:
         passed = [one for one in self._judgements[judgement.submission_id] if one.status is Status.PASSED]
@@ -210,13 +218,19 @@ class VerdictStore:
             round_number=judgement.round_number,
         )
 
-    def _latest(self) -> list[Judgement]:
-        """The last word on each submission that was judged at all."""
-        return [judgements[-1] for judgements in self._judgements.values()]
-
     def _take(self, judgement: Judgement) -> None:
-        if judgement.status is not Status.INFRASTRUCTURE:
-            self._judgements.setdefault(judgement.submission_id, []).append(judgement)
+        if judgement.status is Status.INFRASTRUCTURE:
+            return
+        number = judgement.submission_id
+        # Taken out and put back, it comes last.
+        self._judgements[number] = [*self._judgements.pop(number, []), judgement]
+        if judgement.fingerprint:
+            first = self._first.get(judgement.fingerprint, judgement)
+            self._first[judgement.fingerprint] = min(first, judgement, key=_by_time)
+        if judgement.status is Status.PASSED:
+            self._passed[number] = self._entry(judgement)
+        else:
+            self._passed.pop(number, None)
 
     # --- logit checks
 
@@ -268,7 +282,8 @@ class VerdictStore:
         return LogitOutcome.PENDING if standing is None else standing.outcome_at(now)
 
     def summary(self, now: datetime) -> list[dict[str, Any]]:
-        """Every judged submission in a few words, for people."""
+        """The last word on the newest submissions in a few words, for people."""
+        newest = islice(reversed(self._judgements.values()), SHOWN)
         return [
             {
                 "submission_id": judgement.submission_id,
@@ -277,7 +292,7 @@ class VerdictStore:
                 "measured_tokens_per_sec": judgement.measured_tokens_per_sec,
                 "logits": self.logit_outcome(judgement.hotkey, now).value,
             }
-            for judgement in self._latest()
+            for judgement in reversed([judgements[-1] for judgements in newest])
         ]
 
 

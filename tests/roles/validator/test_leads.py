@@ -1,6 +1,7 @@
 """Leads that decide money are run again first: on a real journal, API and chain, with a scripted referee."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from protocol.leads import FAILED_ATTEMPTS, LONGEST_RETRY_S
 from protocol.messages import GitSource
 from protocol.ranking import Ranking, rank, reward_shares
 from protocol.verdicts import LeadOutcome, LogitOutcome
+from roles.status import SHOWN
 from roles.validator import leads, weight_setter
 from roles.validator.comparison_store import COMPARISON, ComparisonStore
 from tests.fakes.clock import START, FakeClock
@@ -195,6 +197,21 @@ async def test_the_count_of_failures_outlives_the_process(validator: Validator) 
     assert again.summary() == validator.comparisons.summary()
     [pair] = again._tries
     assert again.tries(pair) == validator.comparisons.tries(pair)
+
+
+async def test_the_status_file_has_the_re_runs_that_came_last(validator: Validator) -> None:
+    await validator.open()
+    moments = [START + timedelta(minutes=number) for number in range(SHOWN + 1)]
+    for later, moment in enumerate([*moments, START + timedelta(hours=1)], start=1):
+        # The last one is the first pair's second try.
+        number = later if later <= len(moments) else 1
+        comparison = validator.api.sign_comparison(
+            **comparison_report(LeadOutcome.LATER_FAILED, None).figures.model_dump(),
+            later_submission_id=number + 1000,
+            earlier_submission_id=number,
+        )
+        await validator.comparisons.put(comparison, moment)
+    assert [one["earlier"] for one in await validator.leads.describe()] == [*range(3, SHOWN + 2), 1]
 
 
 async def test_two_devices_never_run_the_same_lead(validator: Validator) -> None:

@@ -17,6 +17,7 @@ from protocol.errors import ConfigError
 from protocol.messages import Figures, Verdict
 from protocol.rules import LOGIT_PASS_SECONDS
 from protocol.verdicts import LogitOutcome, Status
+from roles.status import SHOWN
 from roles.validator.verdict_store import ACKNOWLEDGED, RECORDED, VERDICT, VerdictStore, trial_throughputs
 from tests.fakes.clock import FakeClock
 from tests.roles.miner.harness import KEY, report
@@ -259,6 +260,37 @@ async def test_only_earlier_submissions_of_others_are_known_fingerprints(opened:
     await opened.judge(4, rival, report(Status.FETCH_FAILED, None), minutes=1)
     known = opened.store.known_fingerprints(lease(5, miner.ss58_address, minutes=5))
     assert known == {"theirs": 2}
+
+
+async def test_a_miner_may_submit_again_what_another_has_copied_meanwhile(opened: Validator) -> None:
+    miner, rival = opened.subnet.miner, opened.subnet.rival
+    await opened.judge(1, miner, report(fingerprint="mine"), minutes=1)
+    await opened.judge(2, rival, report(Status.DUPLICATE, None, fingerprint="mine"), minutes=2)
+    assert opened.store.known_fingerprints(lease(3, miner.ss58_address, minutes=3)) == {}
+    assert opened.store.known_fingerprints(lease(3, rival.ss58_address, minutes=3)) == {"mine": 1}
+
+
+async def test_an_original_that_cannot_be_fetched_any_more_is_still_the_original(opened: Validator) -> None:
+    miner, rival = opened.subnet.miner, opened.subnet.rival
+    await opened.check(rival)
+    await opened.judge(1, miner, report(fingerprint="mine"), minutes=1)
+    await opened.judge(2, rival, report(fingerprint="mine"), minutes=2)
+    await opened.judge(1, miner, report(Status.FETCH_FAILED, None), minutes=1.5)
+    assert opened.store.known_fingerprints(lease(3, rival.ss58_address, minutes=3)) == {"mine": 1}
+    assert ranked(opened) == {}
+
+
+async def test_the_status_file_has_the_newest_of_what_was_judged(opened: Validator) -> None:
+    for number in range(1, SHOWN + 4):
+        await opened.judge(number, opened.subnet.miner, minutes=1)
+    await opened.judge(5, opened.subnet.miner, report(Status.TAMPERED, None), minutes=2)
+    shown = [(one["submission_id"], one["status"]) for one in opened.store.summary(opened.clock.now())]
+    passed = [(number, "passed") for number in range(4, SHOWN + 4) if number != 5]
+    assert shown == [*passed, (5, "tampered")]
+    await opened.kill()
+    await opened.open()
+    again = [(one["submission_id"], one["status"]) for one in opened.store.summary(opened.clock.now())]
+    assert again == shown
 
 
 async def test_copy_that_was_judged_before_its_original_leaves_the_ranking(opened: Validator) -> None:
