@@ -201,16 +201,14 @@ async def test_the_count_of_failures_outlives_the_process(validator: Validator) 
 
 async def test_the_status_file_has_the_re_runs_that_came_last(validator: Validator) -> None:
     await validator.open()
-    moments = [START + timedelta(minutes=number) for number in range(SHOWN + 1)]
-    for later, moment in enumerate([*moments, START + timedelta(hours=1)], start=1):
-        # The last one is the first pair's second try.
-        number = later if later <= len(moments) else 1
+    # The last one is the first pair's second try.
+    for minute, number in enumerate([*range(1, SHOWN + 2), 1]):
         comparison = validator.api.sign_comparison(
             **comparison_report(LeadOutcome.LATER_FAILED, None).figures.model_dump(),
             later_submission_id=number + 1000,
             earlier_submission_id=number,
         )
-        await validator.comparisons.put(comparison, moment)
+        await validator.comparisons.put(comparison, START + timedelta(minutes=minute))
     assert [one["earlier"] for one in await validator.leads.describe()] == [*range(3, SHOWN + 2), 1]
 
 
