@@ -6,7 +6,6 @@ follows `--`. Nothing that a stranger wrote is ever checked out.
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -198,11 +197,10 @@ class Blob:
 
 
 class GitStore:
-    """A bare repository that holds fetched commits, for one user at a time; emptied over its quota."""
+    """A new bare repository, for the commit that is fetched into it."""
 
-    def __init__(self, path: Path, *, quota_bytes: int = 2 * 2**30) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._quota_bytes = quota_bytes
 
     def fetch_commit(
         self,
@@ -213,15 +211,14 @@ class GitStore:
         timeout_s: float = FETCH_TIMEOUT_S,
         max_bytes: int = MAX_FETCH_BYTES,
     ) -> None:
-        """Fetch one commit, without history; a commit that is already here is not fetched again.
+        """Fetch one commit, without history.
 
         Raises:
             SourceRejected: not found, too large. SourceUnavailable: the remote is away, fails or is too slow.
         """
         check_commit_hash(commit_hash)
-        self._prepare()
-        if self._has(commit_hash):
-            return
+        self._path.mkdir(parents=True)
+        self._git(["init", "--quiet", "--bare"])
         env = git_environment(("https", "file") if allow_file else ("https",))
         try:
             # No --filter: git would write the stranger's URL into the store as a promisor, to be asked again.
@@ -231,7 +228,7 @@ class GitStore:
                 cwd=self._path, env=env, timeout_s=timeout_s, max_file_bytes=max_bytes,
             )  # fmt: skip
         except SourceRejected as error:
-            if self._drop_unfinished() >= max_bytes:
+            if self._unfinished_bytes() >= max_bytes:
                 raise SourceRejected(f"{url} at {commit_hash} is more than {max_bytes:,} bytes") from error
             raise
         if not self._has(commit_hash):
@@ -269,27 +266,10 @@ class GitStore:
                 blobs.append(Blob(mode=mode, object_id=object_id, path=path))
         return blobs
 
-    def _drop_unfinished(self) -> int:
-        """Remove packs and locks that a fetch left which failed or was killed; the size of the largest pack.
-
-        With one of its locks there, git would refuse every other fetch from then on.
-        """
-        largest = 0
-        for lock in self._path.rglob("*.lock"):
-            lock.unlink()
-        for path in (self._path / "objects" / "pack").glob("tmp_*"):
-            largest = max(largest, path.stat().st_size)
-            path.unlink()
-        return largest
-
-    def _prepare(self) -> None:
-        if self._path.exists() and _folder_bytes(self._path) > self._quota_bytes:
-            shutil.rmtree(self._path)
-        if not (self._path / "HEAD").exists():
-            shutil.rmtree(self._path, ignore_errors=True)
-            self._path.mkdir(parents=True)
-            self._git(["init", "--quiet", "--bare"])
-        self._drop_unfinished()
+    def _unfinished_bytes(self) -> int:
+        """Size of the largest pack that a fetch which failed has left."""
+        packs = (self._path / "objects" / "pack").glob("tmp_*")
+        return max((pack.stat().st_size for pack in packs), default=0)
 
     def _has(self, commit_hash: CommitHash) -> bool:
         try:
@@ -307,7 +287,3 @@ class GitStore:
             timeout_s=LOCAL_TIMEOUT_S,
             max_file_bytes=MAX_LISTING_BYTES,
         )
-
-
-def _folder_bytes(path: Path) -> int:
-    return sum(entry.stat().st_size for entry in path.rglob("*") if entry.is_file())

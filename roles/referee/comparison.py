@@ -18,10 +18,11 @@ from protocol.rules import RULES_VERSION
 from protocol.verdicts import LeadOutcome, Status
 from roles.referee.drawing import Drawing, Drawn, timed_shape
 from roles.referee.evaluation import LOCK_TIMEOUT_S, Announce, device_name, settled_yardstick, versions
+from roles.referee.own_folder import remove_left_folders
 from roles.referee.side import Side, SideLost
 from roles.referee.sources import take_sources
 from roles.referee.stages import Countdown, Ended, Record, stated
-from roles.referee.worker import choose_tier, empty_caches
+from roles.referee.worker import choose_tier
 from roles.referee.yardstick import ACCUSING, STEADY, Yardstick
 
 
@@ -32,7 +33,7 @@ def compare(job: ComparisonJob, announce: Announce) -> ComparisonReport:
     try:
         work_dir = Path(job.later.work_dir)
         work_dir.mkdir(parents=True, exist_ok=True)
-        empty_caches(work_dir)
+        remove_left_folders(work_dir)
         with record.stage("fetch", announce):
             _fetch(earlier, later)
         with record.stage("sandbox", announce):

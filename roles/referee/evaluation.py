@@ -21,10 +21,11 @@ from protocol.verdicts import Status
 from roles.referee.drawing import Drawing, timed_shape
 from roles.referee.gpu import MemoryWatch, roofline_tokens_per_sec, wait_until_cool
 from roles.referee.measuring import Measuring
+from roles.referee.own_folder import remove_left_folders
 from roles.referee.processors import shared_processor
 from roles.referee.sources import check_sources, take_sources
 from roles.referee.stages import Countdown, Ended, Record, stated
-from roles.referee.worker import Worker, choose_tier, empty_caches, running_worker, running_yardstick
+from roles.referee.worker import Worker, choose_tier, running_worker, running_yardstick
 from roles.referee.yardstick import Yardstick
 
 LOCK_TIMEOUT_S: Final = 1800.0
@@ -46,7 +47,7 @@ def evaluate(job: EvaluationJob, announce: Announce) -> EvaluationReport:
     measurements: Measurements | None = None
     try:
         Path(job.work_dir).mkdir(parents=True, exist_ok=True)
-        empty_caches(Path(job.work_dir))
+        remove_left_folders(Path(job.work_dir))
         with record.stage("fetch", announce):
             sources = take_sources(job.source, job.work_dir)
         with record.stage("imports", announce):

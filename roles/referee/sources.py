@@ -6,7 +6,6 @@ from typing import Final
 
 from kernels.fork_base import forbidden_sources
 from node.git import MAX_BLOB_BYTES, MAX_BLOBS, GitStore
-from node.locks import FileLock
 from protocol.errors import InvalidForkUrl, SourceRejected, SourceUnavailable
 from protocol.fingerprint import fingerprint
 from protocol.forks import TARGET_DIR, check_commit_hash, check_fork_url
@@ -16,12 +15,11 @@ from protocol.messages import DirectorySource, EvaluationJob, GitSource
 from protocol.shown_text import printable
 from protocol.verdicts import Status
 from roles.referee.kept_files import KeptFiles
+from roles.referee.own_folder import own_folder
 from roles.referee.stages import Ended, Record
 
 MAX_SOURCES_BYTES: Final = 2**20
 """Of all files; a syntax tree takes up to a thousand times as much memory as its text."""
-STORE_PATIENCE_S: Final = 600.0
-"""Other evaluations in the same data directory fetch first."""
 
 # What `import` can name; a longer name would not fit into a file system either.
 _MODULE_FILE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\.py")
@@ -32,7 +30,6 @@ def take_sources(source: DirectorySource | GitSource, work_dir: str) -> dict[str
 
     Raises:
         Ended: fetch_failed, build_failed; infrastructure, nothing was learned about the repository.
-        DeviceBusy: another evaluation keeps the store of commits.
     """
     kept = KeptFiles(Path(work_dir) / "sources")
     try:
@@ -63,9 +60,9 @@ def _from_git(source: GitSource, work_dir: str, kept: KeptFiles) -> dict[str, by
     blobs = kept.read(commit_hash)
     if blobs is not None:
         return blobs
-    store = GitStore(Path(work_dir) / "objects.git")
-    # One at a time: a store over its quota starts afresh, under whoever reads it.
-    with FileLock(Path(work_dir) / "objects.lock", "the store of commits", timeout_s=STORE_PATIENCE_S):
+    # A store of its own: what others left in one, or the disk lost of it, must not speak of this repository.
+    with own_folder(Path(work_dir)) as folder:
+        store = GitStore(folder / "commit.git")
         store.fetch_commit(url, commit_hash, allow_file=source.allow_file)
         return store.read_blobs(commit_hash, TARGET_DIR)
 

@@ -1,8 +1,5 @@
 """Start the candidate's worker in the sandbox, with its tree laid over the pinned base."""
 
-import fcntl
-import os
-import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -29,11 +26,11 @@ from protocol.messages import EvaluationJob
 from protocol.shown_text import printable
 from protocol.verdicts import Status
 from roles.referee.contestant import Contestant
+from roles.referee.own_folder import own_folder
 from roles.referee.stages import Ended
 from roles.referee.worker_spec import confined_spec_in_place, isolated_spec, spec_in_place
 
 LOG_TAIL_BYTES: Final = 4000
-FOLDER_PREFIX: Final = "run-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +94,7 @@ def running_worker(
     `triton_cache`, of a worker without a sandbox alone, is a folder that stays. It is stopped between its
     trials: `on_pause` is called then, and `on_resume` before it goes on.
     """
-    with _own_folder(Path(job.work_dir)) as folder, tempfile.TemporaryFile() as log:
+    with own_folder(Path(job.work_dir)) as folder, tempfile.TemporaryFile() as log:
         tree = folder / "tree"
         _lay_out(tree, files)
         ours, theirs = socket_pair()
@@ -146,51 +143,6 @@ def running_yardstick(job: EvaluationJob, deadline_s: Callable[[], float]) -> It
     files, cache = export_files("chunk"), Path(job.work_dir) / "yardstick"
     with running_worker(files, job, SandboxTier.NONE, deadline_s, triton_cache=cache) as worker:
         yield worker
-
-
-@contextmanager
-def _own_folder(work_dir: Path) -> Iterator[Path]:
-    """A new folder whose lock says, for as long as this process lives, that it is in use."""
-    with _locked(work_dir):
-        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=work_dir))
-        lock = _lock_folder(folder, fcntl.LOCK_EX)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = _lock_folder(folder, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
-def _lock_folder(folder: Path, how: int) -> int:
-    """Return the descriptor that holds a folder's lock; BlockingIOError with LOCK_NB when it is taken."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, how)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def empty_caches(work_dir: Path) -> None:
-    """Remove what evaluations that were killed left behind, and nothing of those that are running."""
-    with _locked(work_dir):
-        for folder in work_dir.glob(f"{FOLDER_PREFIX}*"):
-            try:
-                lock = _lock_folder(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, FileNotFoundError):
-                continue
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
 
 
 def _lay_out(tree: Path, files: Mapping[str, str]) -> None:

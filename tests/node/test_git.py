@@ -70,9 +70,6 @@ def test_commit_push_fetch_read(tree: GitWorkTree, remote: Path, tmp_path: Path)
     store = GitStore(tmp_path / "store")
     store.fetch_commit(remote.as_uri(), commit, allow_file=True)
     assert store.read_blobs(commit, TARGET_DIR) == {"chunk.py": b"x = 1\n"}
-    # A second fetch needs no remote.
-    subprocess.run(["rm", "-r", str(remote)], check=True)
-    store.fetch_commit(remote.as_uri(), commit, allow_file=True)
 
 
 def test_an_older_commit_is_found_by_its_hash(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
@@ -182,17 +179,6 @@ def test_folder_that_is_missing(tree: GitWorkTree, remote: Path, tmp_path: Path)
     store.fetch_commit(remote.as_uri(), commit, allow_file=True)
     with pytest.raises(SourceRejected, match=r"no \.py files in fla/ops/kda"):
         store.read_blobs(commit, "fla/ops/kda")
-
-
-def test_a_store_over_its_quota_starts_afresh(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:
-    first = pushed(tree, remote)
-    (tree.path / TARGET_DIR / "chunk.py").write_bytes(os.urandom(60_000).hex().encode())
-    second = pushed(tree, remote)
-    store = GitStore(tmp_path / "store", quota_bytes=50_000)
-    store.fetch_commit(remote.as_uri(), second, allow_file=True)
-    store.fetch_commit(remote.as_uri(), first, allow_file=True)
-    with pytest.raises(SourceRejected):
-        store.read_blobs(second, TARGET_DIR)
 
 
 def test_hooks_of_the_remote_owner_do_not_run(tree: GitWorkTree, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import os
 import platform
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ from node.seccomp import denied_calls
 from node.standstill import RanWhileStopped
 from protocol.errors import SandboxUnavailable
 from tests.fork_chain import mounted_chain
-from tests.processes import command_lines
+from tests.processes import command_lines, is_gone
 from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("bubblewrap")
@@ -307,3 +309,36 @@ def test_stages_that_a_killed_process_left_are_removed_and_no_others(tmp_path: P
     remove_old_stages(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {f"{STAGE_PREFIX}new", "something-old", f"{STAGE_PREFIX}full"}
+
+
+PAUSED = """
+import sys, time
+from node.sandbox import start_sandboxed, start_unsandboxed
+from node.sandbox_spec import SandboxSpec
+from tests.node.test_sandbox import sleepers
+from tests.waiting import until
+
+start = {"with": start_sandboxed, "without": start_unsandboxed}[sys.argv[1]]
+process = start(SandboxSpec(argv=["/bin/sleep", sys.argv[2]]), pass_fds=(), output=sys.stderr.buffer)
+until(lambda: sleepers(sys.argv[2]), lambda: "it does not sleep")
+process.pause()
+print("paused", flush=True)
+time.sleep(1000)
+"""
+
+
+def sleepers(seconds: str) -> list[int]:
+    """The processes that sleep for so long."""
+    return [pid for pid, words in command_lines().items() if words == f"/bin/sleep\0{seconds}\0".encode()]
+
+
+@pytest.mark.parametrize(("sandbox", "seconds"), [("with", "86405"), ("without", "86406")])
+def test_one_that_is_paused_ends_with_who_started_it(sandbox: str, seconds: str) -> None:
+    """Stopped, it cannot see that nobody is there any more."""
+    command = [sys.executable, "-c", PAUSED, sandbox, seconds]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as starter:
+        assert starter.stdout is not None
+        assert starter.stdout.readline() == b"paused\n"
+        assert sleepers(seconds)
+        starter.kill()
+    until(lambda: all(map(is_gone, sleepers(seconds))), lambda: "it still sleeps", timeout_s=20.0)

@@ -1,7 +1,5 @@
-"""Folders of workers, their own while they run and removed when they are gone; and the GPU that they see."""
+"""How a worker ends, and the GPU that it sees."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +15,9 @@ from node.sandbox_spec import Mount, SandboxSpec, SandboxTier
 from protocol.verdicts import Status
 from roles.referee import worker, worker_spec
 from roles.referee.stages import Ended
-from roles.referee.worker import FOLDER_PREFIX, Worker, _own_folder, empty_caches, running_worker
+from roles.referee.worker import Worker, running_worker
 from roles.referee.worker_spec import visible_gpu
 from tests.roles.referee.jobs import job_in
-
-HOLD = """
-import sys
-from pathlib import Path
-from roles.referee.worker import _own_folder
-with _own_folder(Path(sys.argv[1])) as folder:
-    (folder / "tree").mkdir()
-    print(folder, flush=True)
-    sys.stdin.read()
-"""
 
 
 def ending_at_once(specify: Callable[..., SandboxSpec]) -> Callable[..., SandboxSpec]:
@@ -46,35 +34,6 @@ def on_a_gpu_that_does_not_start(specify: Callable[..., SandboxSpec]) -> Callabl
         return replace(spec, argv=[*spec.argv[:-1], "cuda:0"])
 
     return told
-
-
-def test_a_folder_goes_with_its_evaluation(tmp_path: Path) -> None:
-    with _own_folder(tmp_path) as folder:
-        (folder / "tree").mkdir()
-        assert folder.parent == tmp_path
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_another_referee_in_the_same_data_directory_removes_nothing_that_is_in_use(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        folder = Path(other.stdout.readline().strip())
-        empty_caches(tmp_path)
-        assert (folder / "tree").is_dir()
-        other.kill()
-        other.wait()
-    # The kernel let go of the lock of the one that was killed.
-    empty_caches(tmp_path)
-    assert not folder.exists()
-
-
-def test_only_folders_of_evaluations_are_removed(tmp_path: Path) -> None:
-    (tmp_path / "objects.git").mkdir()
-    (tmp_path / f"{FOLDER_PREFIX}left" / "tree").mkdir(parents=True)
-    empty_caches(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["objects.git"]
 
 
 def test_a_worker_is_told_its_gpu_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
