@@ -5,6 +5,7 @@ follows `--`. Nothing that a stranger wrote is ever checked out.
 """
 
 import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -98,9 +99,12 @@ def run_git(
     cwd: Path,
     env: Mapping[str, str],
     timeout_s: float,
+    given: bytes = b"",
     max_file_bytes: int | None = None,
 ) -> bytes:
-    """Run git; it is killed with all that it started when the deadline passes, or with this process.
+    """Run git on `given` as its input.
+
+    It is killed with all that it started when the deadline passes, or with this process.
 
     A file or an output of more than `max_file_bytes` ends it, too, as does too much memory.
 
@@ -114,14 +118,17 @@ def run_git(
         limits.append(f"--fsize={max_file_bytes}")
     with (
         _group_that_ends_with_this_process() as group,
+        tempfile.TemporaryFile() as source,
         tempfile.TemporaryFile() as output,
         tempfile.TemporaryFile() as errors,
     ):
+        source.write(given)
+        source.seek(0)
         process = subprocess.Popen(
             ["prlimit", *limits, "--", "git", *_SAFE, *arguments],
             cwd=cwd,
             env=dict(env),
-            stdin=subprocess.DEVNULL,
+            stdin=source,
             stdout=output,
             stderr=errors,
             process_group=group,
@@ -245,16 +252,33 @@ class GitStore:
             raise SourceRejected(f"commit {commit_hash} has no {suffix} files in {folder}/")
         if len(blobs) > MAX_BLOBS:
             raise SourceRejected(f"{folder}/ holds {len(blobs)} files, more than {MAX_BLOBS}")
-        files: dict[str, bytes] = {}
-        for blob in blobs:
-            name = blob.path.removeprefix(f"{folder}/")
-            if not blob.mode.startswith(REGULAR_FILE) or "/" in name:
-                continue
-            size = int(self._git(["cat-file", "-s", blob.object_id]))
-            if size > MAX_BLOB_BYTES:
-                raise SourceRejected(f"{blob.path} is {size:,} bytes, more than {MAX_BLOB_BYTES:,}")
-            files[name] = self._git(["cat-file", "blob", blob.object_id])
-        return files
+        named = {blob.path.removeprefix(f"{folder}/"): blob for blob in blobs}
+        files = {
+            name: blob
+            for name, blob in named.items()
+            if blob.mode.startswith(REGULAR_FILE) and "/" not in name
+        }
+        if not files:
+            return {}
+        # All at once: one after the other git would build anew what they rest on, which may be large.
+        asked = "".join(f"{blob.object_id}\n" for blob in files.values()).encode()
+        listed = self._git(["cat-file", "--batch-check=%(objecttype) %(objectsize)"], given=asked)
+        sizes = {}
+        for (name, blob), line in zip(files.items(), listed.decode().splitlines(), strict=True):
+            kind, _, digits = line.partition(" ")
+            if kind != "blob":
+                raise SourceRejected(f"{blob.path} is no file, whatever the folder says")
+            sizes[name] = int(digits)
+            if sizes[name] > MAX_BLOB_BYTES:
+                raise SourceRejected(f"{blob.path} is {sizes[name]:,} bytes, more than {MAX_BLOB_BYTES:,}")
+        room = sum(sizes.values()) + MAX_LISTING_BYTES
+        told = io.BytesIO(self._git(["cat-file", "--batch=%(objectsize)"], given=asked, max_bytes=room))
+        contents = {}
+        for name, size in sizes.items():
+            told.readline()
+            contents[name] = told.read(size)
+            told.read(1)
+        return contents
 
     def _list(self, commit_hash: CommitHash, folder: str) -> list[Blob]:
         listing = self._git(["ls-tree", "-z", commit_hash, "--", f"{folder}/"])
@@ -279,11 +303,14 @@ class GitStore:
         except SourceRejected:
             return False
 
-    def _git(self, arguments: Sequence[str]) -> bytes:
+    def _git(
+        self, arguments: Sequence[str], *, given: bytes = b"", max_bytes: int = MAX_LISTING_BYTES
+    ) -> bytes:
         return run_git(
             arguments,
             cwd=self._path,
             env=git_environment(()),
             timeout_s=LOCAL_TIMEOUT_S,
-            max_file_bytes=MAX_LISTING_BYTES,
+            given=given,
+            max_file_bytes=max_bytes,
         )

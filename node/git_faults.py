@@ -39,7 +39,8 @@ _PATTERNS: Final = (
     (
         Fault.HOST,
         r"^(?!remote: ).*(No space left on device|Disk quota exceeded|Read-only file system"
-        r"|Cannot allocate memory|Too many open files|Resource temporarily unavailable|died of signal 9)",
+        r"|Cannot allocate memory|Out of memory, malloc failed|Too many open files|Input/output error"
+        r"|Stale file handle|Resource temporarily unavailable|died of signal (7|9|15)\b)",
     ),
     (Fault.PROTECTED, r"GH006|GH013|protected branch|hook declined|repository rule violations"),
     (Fault.DIVERGED, r"non-fast-forward|fetch first|\[rejected\]"),
@@ -55,7 +56,7 @@ _PATTERNS: Final = (
         r"error: (408|5\d\d)|HTTP (408|5\d\d)"
         # curl's own words. A status of HTTP (its error 22) was an answer; 23 is what it could not hand on.
         r"|unable to access '[^']*': (?!The requested URL returned error)|RPC failed; curl (?!22 |23 )"
-        r"|unexpected disconnect|hung up unexpectedly",
+        r"|unexpected disconnect|hung up unexpectedly|bad pack header|possible repository corruption",
     ),
 )
 

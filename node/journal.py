@@ -1,5 +1,6 @@
 """What a node must not forget across a crash: records in SQLite, on disk before a call returns."""
 
+import errno
 import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -19,6 +20,8 @@ __all__ = ["Journal", "Record", "load_key"]
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 10.0
 PAGE_RECORDS: Final = 200
+DISK_FAULTS: Final = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO))
+"""Pass, or are for whoever cares for the disk; whatever else keeps a file from being made is a setting."""
 KEY_CHECK_TEXT = "quasar-journal"
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
@@ -152,12 +155,19 @@ class Journal:
             database = sqlite3.connect(
                 self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
-        except (OSError, sqlite3.Error) as error:
-            raise ConfigError(f"journal {self._path} cannot be opened: {error}") from error
+        except OSError as error:
+            wrong = JournalError if error.errno in DISK_FAULTS else ConfigError
+            raise wrong(f"journal {self._path} cannot be opened: {error}") from error
+        except sqlite3.Error as error:
+            raise JournalError(f"journal {self._path} cannot be opened: {error}") from error
         try:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
             self._prepare(database)
+        except sqlite3.OperationalError as error:
+            # A full disk, a file that somebody else has open: over without anybody's doing anything to it.
+            database.close()
+            raise JournalError(f"journal {self._path} cannot be used: {error}: check the disk") from error
         except sqlite3.Error as error:
             database.close()
             raise ConfigError(

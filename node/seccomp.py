@@ -9,6 +9,7 @@ used subsystems. memfd_create stays: CUDA needs it.
 import os
 import platform
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 from protocol.errors import SandboxUnavailable
@@ -134,6 +135,8 @@ _ON_ITSELF_ONLY: Final = {
 }
 _SOCKETS: Final = ((41, 198), (53, 199))
 """socket and socketpair, left for local connections alone: CUDA listens on one in each process."""
+_HELD_FAMILIES: Final = (1, 2, 10, 16)
+"""AF_UNIX, AF_INET, AF_INET6, AF_NETLINK: a network namespace holds them; AF_VSOCK leads out of it."""
 _LOCAL, _STREAM, _PACKETS, _KIND_OF_SOCKET = 1, 1, 5, 0xF
 _DENIED_COMMANDS: Final = {
     # name: (x86_64, aarch64), the commands (second argument): they have the kernel send signals, or type.
@@ -191,9 +194,11 @@ def filter_program(machine: str | None = None, *, same_user_pid: int | None = No
     for number in sorted(denied_calls(machine, is_same_user=same_user_pid is not None).values()):
         program += _refusal(_JUMP_EQUAL, number, _EPERM)
     program += _refusal(_JUMP_EQUAL, _CLONE3, _ENOSYS)
-    if same_user_pid is not None:
+    if same_user_pid is None:
+        program += _only_with(_SOCKETS[0][column], _HELD_FAMILIES)
+    else:
         for numbers in _ON_ITSELF_ONLY.values():
-            program += _only_on(numbers[column], same_user_pid)
+            program += _only_with(numbers[column], (0, same_user_pid))
         for numbers, commands in _DENIED_COMMANDS.values():
             program += _without(numbers[column], commands)
         for numbers in _SOCKETS:
@@ -233,13 +238,13 @@ def _instruction(code: int, value: int, *, if_true: int = 0, if_false: int = 0) 
     return struct.pack("=HBBI", code, if_true, if_false, value)
 
 
-def _only_on(number: int, pid: int) -> list[bytes]:
-    """Refuse a call whose first argument is neither 0 nor `pid`; other calls go on after it."""
+def _only_with(number: int, allowed: Sequence[int]) -> list[bytes]:
+    """Refuse a call whose first argument is none of `allowed`; other calls go on after it."""
+    count = len(allowed)
     return [
-        _instruction(_JUMP_EQUAL, number, if_false=5),
+        _instruction(_JUMP_EQUAL, number, if_false=count + 3),
         _instruction(_LOAD, _FIRST_ARGUMENT_AT),
-        _instruction(_JUMP_EQUAL, 0, if_true=2),
-        _instruction(_JUMP_EQUAL, pid, if_true=1),
+        *(_instruction(_JUMP_EQUAL, value, if_true=count - index) for index, value in enumerate(allowed)),
         _instruction(_RETURN, _ERRNO | _EPERM),
         _instruction(_RETURN, _ALLOW),
     ]

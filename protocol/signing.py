@@ -158,6 +158,22 @@ def signed(signer: Signer, model: type[M], /, **fields: Any) -> M:
     return unsigned.model_copy(update={"signature": sign_text(signer, text_of(unsigned))})
 
 
+def signed_as_now(signer: Signer, message: M) -> M:
+    """Return a message of the signer's with a signature of the text that this build writes for it.
+
+    One that was signed by an earlier build, which knew fewer fields, is signed anew.
+
+    Raises:
+        KeyError: the message is not one that is signed.
+    """
+    try:
+        verify_message(message)
+    except SignatureInvalid:
+        _, text_of = _TEXTS[type(message)]
+        return message.model_copy(update={"signature": sign_text(signer, text_of(message))})
+    return message
+
+
 def verify_message(message: BaseModel) -> str:
     """Check a message's signature against the hotkey that the message names; return that hotkey.
 

@@ -3,6 +3,7 @@
 import ast
 import re
 import warnings
+from collections.abc import Sequence
 from typing import Final
 
 from protocol.errors import SourceRejected
@@ -14,7 +15,8 @@ MAX_DEPTH: Final = 120
 """Levels of a syntax tree; real kernels stay below 30, and everything that walks a tree recurses."""
 
 _CODING = re.compile(r"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)", re.ASCII)
-_UTF8_NAMES: Final = frozenset({"utf-8", "utf8", "utf_8", "utf-8-sig", "ascii", "us-ascii"})
+_COMMENT = re.compile(r"[ \t\f]*(#|[\r\n]|$)")
+_UTF8_NAMES: Final = frozenset({"utf-8", "utf8", "ascii", "us-ascii"})
 
 
 def parse_source(name: str, source: str | bytes) -> ast.Module:
@@ -27,10 +29,11 @@ def parse_source(name: str, source: str | bytes) -> ast.Module:
     if len(source) > MAX_SOURCE_BYTES:
         raise SourceRejected(f"{name}: {len(source)} bytes long; a file may have {MAX_SOURCE_BYTES}")
     text = _decoded(name, source)
-    for line in re.split(r"\r\n|\r|\n", text, maxsplit=2)[:2]:
-        declared = _CODING.match(line)
-        if declared is not None and declared[1].lower() not in _UTF8_NAMES:
-            raise SourceRejected(f"{name}: declares the encoding {declared[1]!r}; write the file in UTF-8")
+    # The compiler's lines, and those of `inspect`, from which Triton reads a kernel.
+    for end in (r"\r\n|\r|\n", r"\n"):
+        declared = _declared_encoding(re.split(end, text, maxsplit=2)[:2])
+        if declared is not None and not _is_utf8(declared):
+            raise SourceRejected(f"{name}: declares the encoding {declared!r}; write the file in UTF-8")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -45,6 +48,22 @@ def parse_source(name: str, source: str | bytes) -> ast.Module:
     if _is_deeper_than(tree, MAX_DEPTH):
         raise SourceRejected(f"{name}: nested too deeply to be read; {MAX_DEPTH} levels are allowed")
     return tree
+
+
+def _declared_encoding(lines: Sequence[str]) -> str | None:
+    """The name in a comment of the first two lines; in the second only if the first holds no code."""
+    for line in lines:
+        if declared := _CODING.match(line):
+            return declared[1]
+        if not _COMMENT.match(line):
+            return None
+    return None
+
+
+def _is_utf8(encoding: str) -> bool:
+    # As the interpreter compares them: Emacs writes `utf-8-unix`.
+    plain = encoding.lower().replace("_", "-")
+    return plain in _UTF8_NAMES or plain.startswith("utf-8-")
 
 
 def _is_deeper_than(tree: ast.Module, limit: int) -> bool:

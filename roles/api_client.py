@@ -7,7 +7,7 @@ from node.clock import Clock
 from node.http_client import HttpClient
 from node.logs import get_logger
 from node.settings_model import Settings
-from protocol.errors import ApiRefused, ConfigError
+from protocol.errors import ApiRefused, ApiUnavailable, ConfigError
 from protocol.messages import (
     ApiInfo,
     Benchmarks,
@@ -32,7 +32,7 @@ from protocol.messages import (
     VerdictAnswer,
 )
 from protocol.rules import RULES_VERSION
-from protocol.signing import Signer, signed
+from protocol.signing import Signer, signed, signed_as_now
 from protocol.types import CommitHash, Hotkey, LeaseId, SubmissionId
 
 ATTEMPT_S = 10.0
@@ -204,7 +204,7 @@ class SubnetApi:
         return await self._http.request(
             "POST",
             f"/evaluations/{verdict.submission_id}/verdict",
-            body=verdict,
+            body=signed_as_now(self._signer, verdict),
             answer=VerdictAnswer,
             signed=True,
         )
@@ -216,7 +216,11 @@ class SubnetApi:
     async def send_comparison(self, comparison: Comparison) -> ComparisonAnswer:
         """Hand in a re-run; the same again gives the same answer."""
         return await self._http.request(
-            "POST", "/comparisons", body=comparison, answer=ComparisonAnswer, signed=True
+            "POST",
+            "/comparisons",
+            body=signed_as_now(self._signer, comparison),
+            answer=ComparisonAnswer,
+            signed=True,
         )
 
     def sign_logit_check(self, **fields: Any) -> LogitCheck:
@@ -226,7 +230,11 @@ class SubnetApi:
     async def send_logit_check(self, check: LogitCheck) -> LogitCheckAnswer:
         """Hand in a logit check; the same again gives the same answer."""
         return await self._http.request(
-            "POST", "/record_verification", body=check, answer=LogitCheckAnswer, signed=True
+            "POST",
+            "/record_verification",
+            body=signed_as_now(self._signer, check),
+            answer=LogitCheckAnswer,
+            signed=True,
         )
 
 
@@ -244,9 +252,10 @@ class Receiver:
         self._netuid = netuid
         self._hotkey: str | None = None
         self._asked_at_s = 0.0
+        self._was_right = False
 
     async def __call__(self) -> str:
-        """The API's hotkey. Raises ApiUnavailable, ConfigError for the API of another subnet."""
+        """The API's hotkey. Raises as `info`."""
         if self._hotkey is None or self._clock.monotonic() - self._asked_at_s > self.MAX_AGE_S:
             info = await self.info()
             if info.rules_version != RULES_VERSION:
@@ -260,13 +269,19 @@ class Receiver:
         return self._hotkey
 
     async def info(self) -> ApiInfo:
-        """What the API says about itself. Raises ConfigError for the API of another subnet."""
+        """What the API says about itself.
+
+        Raises ConfigError for the API of another subnet, ApiUnavailable when it was the right one before.
+        """
         info = await self._http.request("GET", "/info", answer=ApiInfo)
         if info.netuid != self._netuid:
-            raise ConfigError(
+            # Their mistake then, which they will mend: it must not end every node that runs.
+            wrong = ApiUnavailable if self._was_right else ConfigError
+            raise wrong(
                 f"chain.netuid is {self._netuid} but the API at api.url serves subnet {info.netuid}: "
                 "correct one of them"
             )
+        self._was_right = True
         return info
 
     async def close(self) -> None:

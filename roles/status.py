@@ -57,6 +57,7 @@ class StatusKeeper:
         self._status |= {_name(fact): None for fact in facts}
         self._written: dict[str, Any] = {}
         self._written_at_s = float("-inf")
+        self._is_failing = False
 
     async def run(self) -> None:
         """Note events and write until cancelled."""
@@ -81,9 +82,16 @@ class StatusKeeper:
         now_s = self._clock.monotonic()
         if status == self._written and now_s - self._written_at_s < LONGEST_SILENCE_S:
             return
-        self._written, self._written_at_s = status, now_s
         told = status | {"written_at": self._clock.now().isoformat()}
-        await asyncio.to_thread(write_atomically, self._path, json.dumps(told, indent=2))
+        try:
+            await asyncio.to_thread(write_atomically, self._path, json.dumps(told, indent=2))
+        except OSError as error:
+            # Nothing depends on it: a disk that is full for a while must not end the node.
+            if not self._is_failing:
+                _log.error("the status cannot be written, it is tried again every second", reason=str(error))
+            self._is_failing = True
+            return
+        self._written, self._written_at_s, self._is_failing = status, now_s, False
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -42,6 +42,7 @@ class BittensorChain:
     def __init__(self, connection: Connection, *, netuid: int) -> None:
         self.netuid = netuid
         self._connection = connection
+        self._has_subnet = False
 
     async def height(self) -> BlockHeight:
         """The head's block number."""
@@ -82,9 +83,13 @@ class BittensorChain:
 
         found = await self._connection.read("tell the metagraph", read)
         if found is None:
-            raise ConfigError(
-                f"subnet {self.netuid} does not exist on chain {self._connection.where}: check chain.netuid"
-            )
+            absent = f"subnet {self.netuid} does not exist on chain {self._connection.where}"
+            if not self._has_subnet:
+                raise ConfigError(f"{absent}: check chain.netuid")
+            # It did a moment ago: an endpoint that is far behind, and not the only one.
+            self._connection.discard()
+            raise ChainUnavailable(f"{absent} as this endpoint has it now")
+        self._has_subnet = True
         neurons = [_neuron(neuron) for neuron in found.neurons]
         return Metagraph(
             height=BlockHeight(int(found.block)),

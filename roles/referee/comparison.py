@@ -118,25 +118,35 @@ class _Match:
             if job.profile == "gpu":
                 left_s = self._yardstick_left_s
                 yardstick = settled_yardstick(job, drawing, outlasting, left_s, self._record, self._announce)
-            started: list[Side] = []
-            with ExitStack() as opened:
-                for side, drawn_by in ((self._earlier, drawing), (self._later, again)):
-                    side.start(tier, drawn_by, yardstick, self._give_way, opened)
-                    side.at_end(self._note)
-                    started.insert(0, side)
-                    with self._record.stage(f"probe {side.name}", self._announce):
-                        with self._turn_of(side):
-                            side.worker.contestant.wait_ready()
-                            side.measuring.probe()
-                        if yardstick is not None:
-                            _expect_free(yardstick, started)
-                with self._record.stage("time", self._announce):
-                    self._time(yardstick)
+            try:
+                self._play_both(tier, drawing, again, yardstick)
+            except SideLost:
+                if yardstick is not None:
+                    yardstick.expect_working()
+                raise
             if yardstick is not None:
                 self._check_quiet(yardstick)
                 # What is taken off the trials may be another amount since then.
                 for side in (self._earlier, self._later):
                     self._record.evidence[side.name] |= side.measuring.evidence()
+
+    def _play_both(
+        self, tier: SandboxTier, drawing: Drawing, again: Drawing, yardstick: Yardstick | None
+    ) -> None:
+        started: list[Side] = []
+        with ExitStack() as opened:
+            for side, drawn_by in ((self._earlier, drawing), (self._later, again)):
+                side.start(tier, drawn_by, yardstick, self._give_way, opened)
+                side.at_end(self._note)
+                started.insert(0, side)
+                with self._record.stage(f"probe {side.name}", self._announce):
+                    with self._turn_of(side):
+                        side.worker.contestant.wait_ready()
+                        side.measuring.probe()
+                    if yardstick is not None:
+                        _expect_free(yardstick, started)
+            with self._record.stage("time", self._announce):
+                self._time(yardstick)
 
     def _time(self, yardstick: Yardstick | None) -> None:
         job, sets = self._earlier.job, self._sets(yardstick)

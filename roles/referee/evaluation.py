@@ -106,11 +106,18 @@ def _measure_in_turn(
             # A challenge to a model on this device does not wait for the rest of the trials.
             started = time.monotonic()
             turn.give_way()
-            for countdown in (left_s, yardstick_left_s):
-                countdown.extend(time.monotonic() - started)
+            yardstick_left_s.extend(time.monotonic() - started)
 
-        with running_worker(sources, job, tier, left_s) as worker:
-            measuring = _measure_worker(job, worker, drawing, yardstick, give_way, record, announce)
+        try:
+            # Stopped it does not use up its time, whatever takes long meanwhile.
+            with running_worker(
+                sources, job, tier, left_s, on_pause=left_s.stop, on_resume=left_s.go
+            ) as worker:
+                measuring = _measure_worker(job, worker, drawing, yardstick, give_way, record, announce)
+        except CandidateFailed:
+            if yardstick is not None:
+                yardstick.expect_working()
+            raise
         if yardstick is not None:
             yardstick.check_after()
             # What is taken off the trials may be another amount since then.
@@ -153,6 +160,9 @@ def _measure_worker(
         if watch is not None:
             watch.look()
         give_way()
+        if watch is not None:
+            # The reference model may have taken memory meanwhile, while the submission stands still.
+            watch.resume()
 
     measuring = Measuring(job, worker.contestant, drawing, yardstick, after_trial=after_trial)
     try:

@@ -165,6 +165,15 @@ class Yardstick:
         """Wait until nothing of a submission that has just ended is left on the GPU."""
         self._sleep(CLEARING_S)
 
+    def expect_working(self) -> None:
+        """Make sure that the GPU still computes, now that a submission has failed on it.
+
+        Raises:
+            Ended: infrastructure, it does not; whoever had its turn when it died answers for nothing.
+        """
+        self.wait_for_clearing()
+        self._run(self._drawing.draw_unrecorded(self._shapes[0], count=1), into=_Trials())
+
     def check_after(self) -> None:
         """Measure again, now that the submission is gone, if yardstick or hand-over was slow beside it.
 

@@ -1,7 +1,7 @@
 """This validator's own re-runs: how leads were settled, and what is to be tried again."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from heapq import nlargest
@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from node.journal import Journal, Record
 from protocol.leads import counts, is_final, retry_delay_s
 from protocol.messages import Comparison
-from protocol.types import SubmissionId
+from protocol.types import CommitHash, SubmissionId
 from protocol.verdicts import LeadOutcome
 from roles.status import SHOWN
 from roles.validator.verdict_store import ACKNOWLEDGED, RECORDED, REFUSED
@@ -18,6 +18,10 @@ from roles.validator.verdict_store import ACKNOWLEDGED, RECORDED, REFUSED
 COMPARISON: Final = "comparison"
 OPEN: Final = "open"
 """It settled nothing and is tried again; the API does not hear of it."""
+
+
+Commits = tuple[CommitHash, CommitHash]
+"""The later submission's and the earlier one's."""
 
 
 class Pair(NamedTuple):
@@ -37,16 +41,23 @@ class Tries:
     times: Mapping[LeadOutcome, int] = field(default_factory=dict)
     """How often they came to each outcome."""
     tried_at: datetime
+    commits: Commits | None
+    """What ran; None in what an earlier build has kept."""
 
     @property
     def is_settled(self) -> bool:
         """Whether the last one is the last word."""
         return is_final(self.outcome, self.times[self.outcome])
 
-    @property
-    def due_at(self) -> datetime:
-        """When the next one is due, unless this is settled."""
-        return self.tried_at + timedelta(seconds=retry_delay_s(sum(self.times.values())))
+    def are_of(self, commits: Commits) -> bool:
+        """Whether these ran: an API that was restored from a backup gives its numbers again, to others."""
+        return self.commits is None or self.commits == commits
+
+    def is_due_at(self, now: datetime) -> bool:
+        """Whether the next one is due, unless this is settled."""
+        # A date that is to come is of a clock that was wrong.
+        age = abs(now - self.tried_at)
+        return age >= timedelta(seconds=retry_delay_s(sum(self.times.values())))
 
 
 class ComparisonStore:
@@ -62,16 +73,20 @@ class ComparisonStore:
             for record in records:
                 self._tries[_pair(_read(record))] = _read_tries(record)
 
-    async def put(self, comparison: Comparison, now: datetime) -> Tries:
+    async def put(self, comparison: Comparison, commits: Commits, now: datetime) -> Tries:
         """Keep a signed re-run; one that settles the lead reaches the API, even after a crash."""
         pair = _pair(comparison)
-        times = Counter(self._tries[pair].times if pair in self._tries else {})
+        before = self.tries(pair, commits)
+        times = Counter(before.times if before is not None else {})
         times[comparison.outcome] += 1
-        tries = Tries(outcome=comparison.outcome, ratio=comparison.ratio, times=times, tried_at=now)
+        tries = Tries(
+            outcome=comparison.outcome, ratio=comparison.ratio, times=times, tried_at=now, commits=commits
+        )
         data = {
             "comparison": comparison.model_dump(mode="json"),
             "times": {outcome.value: count for outcome, count in times.items()},
             "tried_at": now.isoformat(),
+            "commits": commits,
         }
         await self._journal.put(COMPARISON, _key(pair), RECORDED if tries.is_settled else OPEN, data)
         self._tries[pair] = tries
@@ -86,13 +101,18 @@ class ComparisonStore:
         state = REFUSED if is_refused else ACKNOWLEDGED
         await self._journal.update(COMPARISON, _key(_pair(comparison)), state=state)
 
-    def settled(self) -> dict[Pair, bool]:
+    def settled(self, commit_of: Callable[[SubmissionId], CommitHash]) -> dict[Pair, bool]:
         """Pairs with a last word, and whether the lead counts."""
-        return {pair: counts(tries.outcome) for pair, tries in self._tries.items() if tries.is_settled}
+        return {
+            pair: counts(tries.outcome)
+            for pair, tries in self._tries.items()
+            if tries.is_settled and tries.are_of((commit_of(pair.later), commit_of(pair.earlier)))
+        }
 
-    def tries(self, pair: Pair) -> Tries | None:
+    def tries(self, pair: Pair, commits: Commits) -> Tries | None:
         """What became of a pair so far; None before its first re-run."""
-        return self._tries.get(pair)
+        tries = self._tries.get(pair)
+        return tries if tries is not None and tries.are_of(commits) else None
 
     def summary(self) -> list[dict[str, Any]]:
         """The pairs that were tried last in a few words, for people."""
@@ -128,4 +148,5 @@ def _read_tries(record: Record) -> Tries:
         ratio=comparison.ratio,
         times={LeadOutcome(outcome): count for outcome, count in record.data["times"].items()},
         tried_at=datetime.fromisoformat(record.data["tried_at"]),
+        commits=tuple(commits) if (commits := record.data.get("commits")) else None,
     )

@@ -8,12 +8,12 @@ from node.logs import get_logger
 from node.settings_model import Settings
 from protocol.messages import ComparisonFigures, GitSource
 from protocol.ranking import Compared, Entry, Ranking, rank
-from protocol.types import SubmissionId
+from protocol.types import CommitHash, SubmissionId
 from protocol.verdicts import LeadOutcome
 from roles.api_client import SubnetApi
 from roles.evaluation import git_source
 from roles.evaluator import Evaluator
-from roles.validator.comparison_store import ComparisonStore, Pair
+from roles.validator.comparison_store import Commits, ComparisonStore, Pair, Tries
 from roles.validator.verdict_store import VerdictStore
 
 Basis = tuple[list[Entry], list[Compared]]
@@ -52,7 +52,7 @@ class Leads:
                 counts=is_counted,
                 earlier_score=self._store.weighted_score(pair.earlier),
             )
-            for pair, is_counted in self._comparisons.settled().items()
+            for pair, is_counted in self._comparisons.settled(self._commit_of).items()
         ]
 
     def ranking(self, entries: Iterable[Entry]) -> Ranking:
@@ -61,9 +61,7 @@ class Leads:
 
     def are_settling(self) -> bool:
         """Whether the ranking is about to change: an open lead is being looked at, or was not yet."""
-        return any(
-            pair in self._running or self._comparisons.tries(pair) is None for pair in self._open_pairs()
-        )
+        return any(pair in self._running or self._tries(pair) is None for pair in self._open_pairs())
 
     async def compare_next(self, referee: Evaluator) -> LeadOutcome | None:
         """Have both submissions of the next open lead run in turn; None: none is due."""
@@ -80,10 +78,19 @@ class Leads:
         now = self._clock.now()
         under_way = {pair.later for pair in self._running}
         for pair in self._open_pairs():
-            tries = self._comparisons.tries(pair)
-            if pair.later not in under_way and (tries is None or tries.due_at <= now):
+            tries = self._tries(pair)
+            if pair.later not in under_way and (tries is None or tries.is_due_at(now)):
                 return pair
         return None
+
+    def _tries(self, pair: Pair) -> Tries | None:
+        return self._comparisons.tries(pair, self._commits(pair))
+
+    def _commits(self, pair: Pair) -> Commits:
+        return self._commit_of(pair.later), self._commit_of(pair.earlier)
+
+    def _commit_of(self, submission_id: SubmissionId) -> CommitHash:
+        return self._store.judgement(submission_id).commit_hash
 
     def _open_pairs(self) -> list[Pair]:
         # Asked for at every block and every look at the queue: ranked again when something is new.
@@ -96,6 +103,7 @@ class Leads:
     async def _compare(self, pair: Pair, referee: Evaluator) -> LeadOutcome:
         log = _log.bind(later=pair.later, earlier=pair.earlier)
         log.info("a lead is looked at: both run in turn")
+        commits = self._commits(pair)
         report = await referee.compare(earlier=self._runner(pair.earlier), later=self._runner(pair.later))
         figures = report.figures
         comparison = self._api.sign_comparison(
@@ -103,7 +111,7 @@ class Leads:
             later_submission_id=pair.later,
             earlier_submission_id=pair.earlier,
         )
-        tries = await self._comparisons.put(comparison, self._clock.now())
+        tries = await self._comparisons.put(comparison, commits, self._clock.now())
         log.info(
             "lead looked at",
             outcome=figures.outcome.value,

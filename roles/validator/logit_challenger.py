@@ -84,7 +84,8 @@ class LogitChallenger:
         self._interval_s = interval_s
         # A miner must not know when to have its model at hand: the system's randomness, not a seeded one.
         self._random = random_source if random_source is not None else random.SystemRandom()
-        self._due: dict[Hotkey, datetime] = {}
+        self._due_s: dict[Hotkey, float] = {}
+        """By the clock that nobody sets: with a wrong date for a moment, miners would wait for that date."""
         self._running: set[Hotkey] = set()
         self._turns: defaultdict[Hotkey, asyncio.Lock] = defaultdict(asyncio.Lock)
         """Nobody is challenged twice at a time."""
@@ -105,27 +106,28 @@ class LogitChallenger:
                 await self._clock.sleep(LOOK_EVERY_S)
 
     def _due_hotkeys(self) -> list[Hotkey]:
-        now = self._clock.now()
+        now_s = self._clock.monotonic()
         due = []
         for hotkey in self._store.passed_hotkeys() - self._running:
-            if hotkey not in self._due:
-                self._due[hotkey] = self._first_time(hotkey, now)
-            if self._due[hotkey] <= now:
+            if hotkey not in self._due_s:
+                self._due_s[hotkey] = now_s + self._first_delay_s(hotkey)
+            if self._due_s[hotkey] <= now_s:
                 due.append(hotkey)
         return due
 
-    def _first_time(self, hotkey: Hotkey, now: datetime) -> datetime:
-        """At once, unless an earlier run of this node has passed it."""
+    def _first_delay_s(self, hotkey: Hotkey) -> float:
+        """None, unless an earlier run of this node has passed it."""
         standing = self._store.logit_standing(hotkey)
         if standing is None or standing.outcome is not LogitOutcome.PASSED:
-            return now
-        return standing.checked_at + self._delay(standing.outcome)
+            return 0.0
+        age_s = max(0.0, (self._clock.now() - standing.checked_at).total_seconds())
+        return self._delay_s(standing.outcome) - age_s
 
-    def _delay(self, outcome: LogitOutcome) -> timedelta:
+    def _delay_s(self, outcome: LogitOutcome) -> float:
         mean_s = self._interval_s
         if outcome is LogitOutcome.PENDING:
             mean_s = min(mean_s * PENDING_SHARE, PENDING_MEAN_S)
-        return timedelta(seconds=min(self._random.expovariate(1 / mean_s), LONGEST_S))
+        return min(self._random.expovariate(1 / mean_s), LONGEST_S)
 
     async def confirm(self, hotkeys: Collection[Hotkey]) -> set[Hotkey]:
         """Challenge miners that are about to be paid, unless they have passed a moment ago.
@@ -156,13 +158,13 @@ class LogitChallenger:
         standing = self._store.logit_standing(hotkey)
         if standing is None or standing.outcome is not LogitOutcome.PASSED:
             return False
-        return self._clock.now() - standing.checked_at < timedelta(seconds=RECENT_S)
+        return abs(self._clock.now() - standing.checked_at) < timedelta(seconds=RECENT_S)
 
     async def _check(self, hotkey: Hotkey) -> None:
         try:
             async with self._turns[hotkey]:
                 # It may have been challenged for the weights meanwhile.
-                if self._due[hotkey] <= self._clock.now():
+                if self._due_s[hotkey] <= self._clock.monotonic():
                     await self._check_in_turn(hotkey)
         finally:
             self._running.discard(hotkey)
@@ -170,7 +172,7 @@ class LogitChallenger:
     async def _check_in_turn(self, hotkey: Hotkey) -> None:
         async with self._slots:
             outcome = await self._challenge(hotkey)
-        self._due[hotkey] = self._clock.now() + self._delay(outcome)
+        self._due_s[hotkey] = self._clock.monotonic() + self._delay_s(outcome)
 
     async def _challenge(self, hotkey: Hotkey) -> LogitOutcome:
         """Challenge one miner; the outcome as it was recorded, pending when nothing could be asked."""
@@ -246,6 +248,14 @@ class LogitChallenger:
 
     async def _send_checks(self) -> None:
         for check in await self._store.unacknowledged_logit_checks():
+            if check.validator_hotkey != self._api.hotkey:
+                _log.error(
+                    "a logit check of the hotkey before cannot be sent",
+                    hotkey=check.miner_hotkey,
+                    validator_hotkey=check.validator_hotkey,
+                )
+                await self._store.close_logit_check(check, is_refused=True)
+                continue
             is_refused = False
             try:
                 await self._api.send_logit_check(check)
@@ -261,4 +271,4 @@ def _pending_since(result: LogitResult, earlier: LogitStanding | None, now: date
     """When the tries that have not reached the server began; they go on after they have counted as failed."""
     if result.outcome is not LogitOutcome.PENDING:
         return None
-    return now if earlier is None or earlier.pending_since is None else earlier.pending_since
+    return now if earlier is None or earlier.pending_since is None else min(earlier.pending_since, now)

@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from yarl import URL
 
 from node.chain.interface import AxonAddress
 from node.clock import Clock, SystemClock
+from node.device_turns import urgent_turn
 from node.devices import resolve_device
 from node.settings_model import Settings
 from node.workers import WorkerProcess
@@ -38,6 +40,8 @@ TOKEN_TOLERANCE: Final = MAX_ABS_DIFFERENCE
 LOAD_TIMEOUT_S: Final = 3600.0
 """Loading may include a download."""
 COMPARE_TIMEOUT_S: Final = 600.0
+DEVICE_PATIENCE_S: Final = 120.0
+"""Nobody waits for the reference: it can wait until a measurement pauses, be it after a compilation."""
 BYTES_PER_LOGIT: Final = 32
 """Room for float text, should a server ignore the encoding asked for."""
 OTHER_ANSWER_BYTES: Final = 65_536
@@ -83,12 +87,14 @@ class LogitVerifier:
     ) -> None:
         inference = settings.inference
         flags = ["--trust-remote-code"] if inference.trust_remote_code else []
-        device, model = resolve_device(settings.node.device), check_model_path(inference.reference_model)
+        self._clock = clock if clock is not None else SystemClock()
+        self._device = device = resolve_device(settings.node.device)
+        model = check_model_path(inference.reference_model)
         self._worker = WorkerProcess(
             "roles.validator.logit_worker",
             args=[model, "--device", device, "--dtype", "float32", *flags],
             name="logit-reference",
-            clock=clock if clock is not None else SystemClock(),
+            clock=self._clock,
         )
         self._signer = signer
         self._allow_loopback = settings.is_local_chain
@@ -161,7 +167,8 @@ class LogitVerifier:
             "step": challenge.step,
             "tolerance": TOKEN_TOLERANCE,
         }
-        found = await self._worker.call("compare", params, COMPARE_TIMEOUT_S)
+        async with self._device_turn():
+            found = await self._worker.call("compare", params, COMPARE_TIMEOUT_S)
         comparison, rounding = Comparison(**found["comparison"]), Comparison(**found["rounding"])
         reason = find_fault(found, challenge)
         return LogitResult(
@@ -174,10 +181,15 @@ class LogitVerifier:
             tokens_per_sec=challenge.gen_len / timed.seconds,
         )
 
+    def _device_turn(self) -> AbstractAsyncContextManager[None]:
+        """What the reference takes of a GPU is not to be found in a submission's time, nor in its memory."""
+        return urgent_turn(self._device, self._clock, patience_s=DEVICE_PATIENCE_S)
+
     async def _load(self) -> _Reference:
         async with self._loading:
             if self._reference is None:
-                info = await self._worker.call("info", {}, LOAD_TIMEOUT_S)
+                async with self._device_turn():
+                    info = await self._worker.call("info", {}, LOAD_TIMEOUT_S)
                 self._reference = _Reference(ModelInfo.model_validate(info["model"]), info["ordinary_tokens"])
             return self._reference
 

@@ -50,6 +50,11 @@ class Judgement:
     trials: tuple[float, ...]
     """Throughput of each timed trial; none unless it passed."""
 
+    @property
+    def code(self) -> tuple[Hotkey, CommitHash, int]:
+        """What was submitted, whatever its number: whose, what, and for which length."""
+        return self.hotkey, self.commit_hash, self.target_sequence_length
+
     @classmethod
     def read(cls, record: Record) -> Self:
         """The judgement of a journal record."""
@@ -85,7 +90,8 @@ class LogitStanding:
         """What counts: a pass lasts a day, unless a check fails meanwhile."""
         if self.outcome is LogitOutcome.FAILED:
             return LogitOutcome.FAILED
-        if self.passed_at is not None and now - self.passed_at < timedelta(seconds=LOGIT_PASS_SECONDS):
+        # A date that is to come is of a clock that was wrong.
+        if self.passed_at is not None and abs(now - self.passed_at) < timedelta(seconds=LOGIT_PASS_SECONDS):
             return LogitOutcome.PASSED
         return LogitOutcome.PENDING
 
@@ -223,7 +229,9 @@ class VerdictStore:
             return
         number = judgement.submission_id
         # Taken out and put back, it comes last.
-        self._judgements[number] = [*self._judgements.pop(number, []), judgement]
+        before = self._judgements.pop(number, [])
+        # An API that was restored from a backup gives its numbers again, to other submissions.
+        self._judgements[number] = [*(one for one in before if one.code == judgement.code), judgement]
         if judgement.fingerprint:
             first = self._first.get(judgement.fingerprint, judgement)
             self._first[judgement.fingerprint] = min(first, judgement, key=_by_time)

@@ -1,8 +1,11 @@
 """The way of an evaluation on a GPU, with the yardstick, in shapes that a CPU's interpreter can do."""
 
 import itertools
+import math
 import os
+import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,16 @@ import pytest
 import torch
 
 from kernels.export import export_files
-from kernels.harness.session import Trial
+from kernels.harness.accuracy import Accuracy
+from kernels.harness.session import CandidateFailed, Session, Trial
 from protocol.messages import ComparisonJob, EvaluationJob
 from protocol.verdicts import LeadOutcome, Status
-from roles.referee import comparison, drawing, processors, yardstick
+from roles.referee import comparison, drawing, evaluation, processors, yardstick
 from roles.referee.comparison import compare
 from roles.referee.drawing import Drawn
 from roles.referee.evaluation import evaluate
 from roles.referee.measuring import Measuring
+from roles.referee.stages import Countdown
 from tests.adversarial.conftest import laid_out
 
 TRIALS = 4
@@ -139,3 +144,75 @@ def test_a_gpu_left_busy_in_a_round_ends_the_comparison(
     assert figures.outcome is LeadOutcome.LATER_FAILED, figures.evidence
     assert "busy after its turn" in figures.evidence["reason"]
     assert len(figures.evidence["earlier"]["trial_s"]) == 1
+
+
+def test_what_takes_long_while_it_is_stopped_is_not_the_submissions_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that swaps or is suspended, or a slow reference."""
+    stalled_s = 0.0
+
+    class WithStalls(Countdown):
+        def __init__(self, seconds: float) -> None:
+            super().__init__(seconds, clock=lambda: time.monotonic() + stalled_s)
+
+    compare = Measuring.compare
+
+    def stalling(measuring: Measuring, trial: Trial, drawn: Drawn) -> Accuracy:
+        nonlocal stalled_s
+        stalled_s += 3600.0
+        return compare(measuring, trial, drawn)
+
+    monkeypatch.setattr(evaluation, "Countdown", WithStalls)
+    monkeypatch.setattr(Measuring, "compare", stalling)
+    figures = evaluate(job_of(tmp_path).model_copy(update={"profile": "cpu"}), lambda _stage: None).figures
+    assert figures.status is Status.PASSED, figures.evidence
+    assert stalled_s > 0
+
+
+@pytest.fixture
+def dies_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Have the worker whose first timed turn it is fail, and for so many trials after it everybody's."""
+
+    def prepare(trials: float) -> None:
+        left: float | None = None
+        run, timed = Session.run, Measuring.timed
+
+        def failing(session: Session, *arguments: Any, **options: Any) -> Trial:
+            nonlocal left
+            if left is not None and left >= 0:
+                left -= 1
+                raise CandidateFailed("crash", "CUDA error: unspecified launch failure")
+            return run(session, *arguments, **options)
+
+        def dying(measuring: Measuring, drawn: Drawn) -> Trial:
+            nonlocal left
+            left = trials if left is None else left
+            return timed(measuring, drawn)
+
+        monkeypatch.setattr(Session, "run", failing)
+        monkeypatch.setattr(Measuring, "timed", dying)
+
+    return prepare
+
+
+@pytest.mark.parametrize(("trials", "status"), [(0, Status.CRASHED), (math.inf, Status.INFRASTRUCTURE)])
+def test_a_gpu_that_dies_in_a_turn_of_the_submission_is_nobodys_fault(
+    trials: float, status: Status, tmp_path: Path, dies_in_a_turn: Callable[[float], None]
+) -> None:
+    dies_in_a_turn(trials)
+    figures = evaluate(job_of(tmp_path), lambda _stage: None).figures
+    assert figures.status is status, figures.evidence
+
+
+@pytest.mark.parametrize(
+    ("trials", "outcome"), [(0, LeadOutcome.EARLIER_FAILED), (math.inf, LeadOutcome.INFRASTRUCTURE)]
+)
+def test_a_gpu_that_dies_in_a_turn_of_a_comparison_is_nobodys_fault(
+    trials: float, outcome: LeadOutcome, tmp_path: Path, dies_in_a_turn: Callable[[float], None]
+) -> None:
+    dies_in_a_turn(trials)
+    figures = compare(
+        ComparisonJob(earlier=job_of(tmp_path), later=job_of(tmp_path)), lambda _stage: None
+    ).figures
+    assert figures.outcome is outcome, figures.evidence

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from node.git import GitFailed, GitStore, create_bare_repository, git_environment
+from node.git import GitFailed, GitStore, create_bare_repository, git_environment, run_git
 from node.git_faults import Fault, fault_of
 from node.git_work_tree import Author, GitWorkTree
 from protocol.errors import InvalidForkUrl, SourceRejected, SourceUnavailable
@@ -157,6 +157,10 @@ def test_what_git_complains_of_is_no_outage_whatever_it_quotes(
     [
         ("fatal: write error: No space left on device\nfatal: index-pack failed", Fault.HOST),
         ("error: index-pack died of signal 9\nfatal: early EOF", Fault.HOST),
+        ("error: read error: Input/output error", Fault.HOST),
+        ("remote: error: read error: Input/output error", Fault.OTHER),
+        ("fatal: Out of memory, malloc failed (tried to allocate 1048576 bytes)", Fault.HOST),
+        ("fatal: protocol error: bad pack header", Fault.AWAY),
         ("remote: fatal: write error: No space left on device\nfatal: early EOF", Fault.OTHER),
     ],
 )
@@ -171,6 +175,27 @@ def test_large_files_are_refused(tree: GitWorkTree, remote: Path, tmp_path: Path
     store.fetch_commit(remote.as_uri(), commit, allow_file=True)
     with pytest.raises(SourceRejected):
         store.read_blobs(commit, TARGET_DIR)
+
+
+def test_files_are_read_all_at_once(
+    tree: GitWorkTree, remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each by itself could have git rebuild something large that a stranger has them rest on."""
+    for number in range(100):
+        (tree.path / TARGET_DIR / f"m{number}.py").write_bytes(b"\n" * number + b"x = 1")
+    commit = pushed(tree, remote)
+    store = GitStore(tmp_path / "store")
+    store.fetch_commit(remote.as_uri(), commit, allow_file=True)
+    runs: list[object] = []
+
+    def counted(*arguments: object, **options: object) -> bytes:
+        runs.append(arguments)
+        return run_git(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("node.git.run_git", counted)
+    files = store.read_blobs(commit, TARGET_DIR)
+    assert files == {"chunk.py": b"x = 1\n"} | {f"m{n}.py": b"\n" * n + b"x = 1" for n in range(100)}
+    assert len(runs) == 3
 
 
 def test_folder_that_is_missing(tree: GitWorkTree, remote: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The journal: durable, encrypted, idempotent; a real process is killed while it writes."""
 
 import asyncio
+import errno
 import os
 import signal
 import sqlite3
@@ -339,3 +340,25 @@ async def test_lists_are_narrowed_by_what_records_hold_and_to_the_newest(path: P
         assert await keys(newest=2) == ["4", "bare"]
         assert await keys(states=["sent"], where={"code": "c0"}, newest=1) == ["4"]
         assert await keys(newest=0) == []
+
+
+async def test_a_disk_that_is_full_or_busy_is_no_mistake_in_the_settings(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor starts a node again after the one and not after the other."""
+    async with Journal(path, KEY):
+        pass
+    monkeypatch.setattr("node.journal.BUSY_TIMEOUT_S", 0.1)
+    with sqlite3.connect(path) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(JournalError, match="cannot be used: database is locked: check the disk"):
+            Journal(path, KEY)
+        other.rollback()
+    other.close()
+
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(JournalError, match=r"cannot be opened.*No space left on device"):
+        Journal(path, KEY)

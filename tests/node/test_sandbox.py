@@ -342,3 +342,19 @@ def test_one_that_is_paused_ends_with_who_started_it(sandbox: str, seconds: str)
         assert sleepers(seconds)
         starter.kill()
     until(lambda: all(map(is_gone, sleepers(seconds))), lambda: "it still sleeps", timeout_s=20.0)
+
+
+def test_no_socket_leads_out_of_the_namespace_of_networks() -> None:
+    """A virtual machine's AF_VSOCK belongs to no namespace, and leads to the hypervisor."""
+    program = """
+import socket
+for family in ("AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_VSOCK", "AF_ALG", "AF_PACKET"):
+    try:
+        socket.socket(getattr(socket, family), socket.SOCK_DGRAM).close()
+        print(family, "is there")
+    except OSError as error:
+        print(family, error.errno)
+"""
+    refused = ["AF_VSOCK 1", "AF_ALG 1", "AF_PACKET 1"]
+    there = [f"{family} is there" for family in ("AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK")]
+    assert python(program) == (0, "\n".join([*there, *refused]) + "\n")

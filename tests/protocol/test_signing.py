@@ -31,6 +31,7 @@ from protocol.signing import (
     reveal_text,
     sign_text,
     signed,
+    signed_as_now,
     submit_text,
     verdict_text,
     verify_message,
@@ -222,3 +223,13 @@ def test_a_text_that_cannot_be_encoded_is_refused() -> None:
 def test_fields_are_checked_before_anything_is_signed() -> None:
     with pytest.raises(ValidationError):
         signed(ALICE, CommitSubmission, commitment_hash="short", target_sequence_length=100_000)
+
+
+def test_a_message_of_an_earlier_build_is_signed_anew() -> None:
+    """That signed a text without the fields which have come since."""
+    check = signed(ALICE, LogitCheck, **LOGIT_CHECK)
+    assert signed_as_now(ALICE, check) is check
+    before = check.model_copy(update={"signature": sign_text(ALICE, "quasar:logit_check:{}")})
+    again = signed_as_now(ALICE, before)
+    assert verify_message(again) == ALICE.ss58_address
+    assert again == check.model_copy(update={"signature": again.signature})

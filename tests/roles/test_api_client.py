@@ -236,6 +236,12 @@ async def test_api_of_another_subnet_is_a_configuration_error(  # type: ignore[n
         await other.info()
     with pytest.raises(ConfigError, match="netuid"):
         await other.lease()
+    # One that was right is somebody's mistake for a while, and ends no node that runs.
+    right = client(subnet.validator)
+    await right.info()
+    right._receiver._netuid = 9
+    with pytest.raises(ApiUnavailable, match="serves subnet 24"):
+        await right.info()
 
 
 async def test_info_names_the_receiver(client, subnet: Subnet, api: Client) -> None:  # type: ignore[no-untyped-def]

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from node.bus import Bus
 from node.metrics import Metrics
 from protocol.events import BlockAdvanced, KernelJudged, WeightsSet
@@ -122,3 +124,32 @@ async def test_unchanged_status_is_written_seldom_but_shows_that_the_node_lives(
         assert json.loads(path.read_text())["written_at"] > first["written_at"]
 
     await run_with(keeper, test())
+
+
+async def test_a_status_that_cannot_be_written_ends_nobody(tmp_path: Path) -> None:
+    clock = FakeClock()
+    keeper = StatusKeeper(
+        role="miner",
+        hotkey=HOTKEY,
+        data_dir=tmp_path,
+        bus=Bus(),
+        clock=clock,
+        metrics=Metrics(),
+        facts=(),
+        sections={},
+    )
+    draft = tmp_path / f".{STATUS_FILE}.new"
+    draft.mkdir()
+
+    async def test() -> None:
+        await wrote_and_waits(clock)
+        assert not (tmp_path / STATUS_FILE).exists()
+        draft.rmdir()
+        await clock.advance(1)
+        await written(tmp_path / STATUS_FILE, lambda status: True)
+
+    with structlog.testing.capture_logs() as logs:
+        await run_with(keeper, test())
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == [
+        "the status cannot be written, it is tried again every second"
+    ]

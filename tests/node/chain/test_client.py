@@ -293,6 +293,13 @@ async def test_a_subnet_that_does_not_exist(chain: BittensorChain) -> None:
     elsewhere = BittensorChain(chain._connection, netuid=NETUID + 1)
     with pytest.raises(ConfigError, match="subnet 25 does not exist"):
         await elsewhere.metagraph()
+    # Where it did exist, it is an endpoint that is behind: the next one is asked.
+    await chain.metagraph()
+    chain.netuid = NETUID + 1
+    with pytest.raises(ChainUnavailable, match="as this endpoint has it"):
+        await chain.metagraph()
+    chain.netuid = NETUID
+    await chain.metagraph()
 
 
 MINER = """

@@ -62,7 +62,13 @@ class Wallet:
 
 
 def lease(
-    number: int, hotkey: str, *, minutes: float = 0.0, target: int = TARGET, round_number: int = 1
+    number: int,
+    hotkey: str,
+    *,
+    minutes: float = 0.0,
+    target: int = TARGET,
+    round_number: int = 1,
+    commit_hash: str | None = None,
 ) -> LeaseAnswer:
     """A lease on a submission whose code was fixed that many minutes after the start."""
     return LeaseAnswer(
@@ -70,7 +76,7 @@ def lease(
         submission_id=number,
         miner_hotkey=hotkey,
         fork_url="https://github.com/a/b",
-        commit_hash=f"{number:040x}",
+        commit_hash=commit_hash or f"{number:040x}",
         target_sequence_length=target,
         claimed_tokens_per_sec=1.0,
         code_fixed_at=START + timedelta(minutes=minutes),

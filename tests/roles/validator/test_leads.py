@@ -9,6 +9,7 @@ import pytest
 from protocol.leads import FAILED_ATTEMPTS, LONGEST_RETRY_S
 from protocol.messages import GitSource
 from protocol.ranking import Ranking, rank, reward_shares
+from protocol.types import CommitHash
 from protocol.verdicts import LeadOutcome, LogitOutcome
 from roles.status import SHOWN
 from roles.validator import leads, weight_setter
@@ -20,6 +21,7 @@ from tests.roles.proxy import SwitchedProxy
 from tests.roles.validator.harness import Validator
 
 SLOW, FAST = 101, 102
+COMMITS = CommitHash("1" * 40), CommitHash("2" * 40)
 
 
 async def enter(validator: Validator) -> None:
@@ -196,7 +198,8 @@ async def test_the_count_of_failures_outlives_the_process(validator: Validator) 
     await again.load()
     assert again.summary() == validator.comparisons.summary()
     [pair] = again._tries
-    assert again.tries(pair) == validator.comparisons.tries(pair)
+    commits = validator.leads._commits(pair)
+    assert again.tries(pair, commits) == validator.comparisons.tries(pair, commits) is not None
 
 
 async def test_the_status_file_has_the_re_runs_that_came_last(validator: Validator) -> None:
@@ -208,7 +211,7 @@ async def test_the_status_file_has_the_re_runs_that_came_last(validator: Validat
             later_submission_id=number + 1000,
             earlier_submission_id=number,
         )
-        await validator.comparisons.put(comparison, START + timedelta(minutes=minute))
+        await validator.comparisons.put(comparison, COMMITS, START + timedelta(minutes=minute))
     assert [one["earlier"] for one in await validator.leads.describe()] == [*range(3, SHOWN + 2), 1]
 
 
@@ -266,3 +269,34 @@ async def test_weights_wait_for_a_rerun_but_not_for_ever(
         key("rival").ss58_address: 0.6,
         key("miner").ss58_address: 0.25,
     }
+
+
+async def test_a_re_run_says_nothing_of_others_that_have_the_same_numbers(validator: Validator) -> None:
+    """An API that was restored from a backup gives its numbers again."""
+    await validator.open()
+    await enter(validator)
+    assert await validator.leads.compare_next(validator.referee) is LeadOutcome.CONFIRMED
+    assert order(validator) == [FAST, SLOW]
+    again = report(tokens_per_sec=3000.0)
+    await validator.judge(FAST, key("rival"), again, minutes=FAST + 1, commit_hash="f" * 40)
+    assert order(validator) == [SLOW, FAST]
+    assert await validator.leads.compare_next(validator.referee) is LeadOutcome.CONFIRMED
+    assert order(validator) == [FAST, SLOW]
+
+
+async def test_a_clock_that_was_wrong_puts_off_no_re_run(validator: Validator) -> None:
+    year = timedelta(days=365)
+    validator.clock = ahead = FakeClock(START + year)
+    validator.referee = ScriptedReferee(
+        comparisons=[
+            comparison_report(LeadOutcome.INFRASTRUCTURE, None),
+            comparison_report(LeadOutcome.CONFIRMED, 2.0),
+        ]
+    )
+    await validator.open()
+    await enter(validator)
+    assert await validator.leads.compare_next(validator.referee) is LeadOutcome.INFRASTRUCTURE
+    ahead._start -= year
+    for name in ("miner", "rival"):
+        await validator.check(key(name), at=ahead.now())
+    assert await validator.leads.compare_next(validator.referee) is LeadOutcome.CONFIRMED

@@ -265,3 +265,16 @@ async def test_own_fault_before_weights_counts_for_the_miner(validator: Validato
     await one.open()
     assert await one.confirm() == set()
     assert validator.store.has_answered(one.hotkey)
+
+
+async def test_a_clock_that_was_wrong_for_a_moment_puts_off_nobody(validator: Validator) -> None:
+    timed = Timed(validator)
+    await timed.open()
+    year = timedelta(days=365)
+    timed.clock._start += year
+    validator.verifier.results = [result(LogitOutcome.PENDING)]
+    assert await timed.look()
+    timed.clock._start -= year
+    validator.verifier.results = [result()]
+    assert await timed.next_check_s(60.0) <= PENDING_MEAN_S * 20
+    assert len(validator.store.entries(timed.clock.now())) == 1

@@ -488,3 +488,20 @@ async def test_wrong_network_never_sees_a_request(tiny_model: Path, verifier: Lo
     assert result.outcome is PENDING
     assert "127.0.0.1 is not a global unicast address" in result.reason
     assert called == []
+
+
+async def test_the_reference_takes_its_turn_on_the_device(
+    honest: Running, verifier: LogitVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it takes of a GPU would count as a submission's that is measured there."""
+    turns: list[str] = []
+
+    @asynccontextmanager
+    async def turn(device: str, *_arguments: Any, **_options: Any) -> AsyncIterator[None]:
+        turns.append(device)
+        yield
+        turns.append("over")
+
+    monkeypatch.setattr("roles.validator.logits.urgent_turn", turn)
+    assert (await check(verifier, honest)).outcome is PASSED
+    assert turns == ["cpu", "over"]

@@ -18,7 +18,15 @@ from protocol.messages import Figures, Verdict
 from protocol.rules import LOGIT_PASS_SECONDS
 from protocol.verdicts import LogitOutcome, Status
 from roles.status import SHOWN
-from roles.validator.verdict_store import ACKNOWLEDGED, RECORDED, VERDICT, VerdictStore, trial_throughputs
+from roles.validator.verdict_store import (
+    ACKNOWLEDGED,
+    RECORDED,
+    REFUSED,
+    VERDICT,
+    WHOLE,
+    VerdictStore,
+    trial_throughputs,
+)
 from tests.fakes.clock import FakeClock
 from tests.roles.miner.harness import KEY, report
 from tests.roles.validator.harness import Validator, lease
@@ -323,3 +331,37 @@ def test_trials_come_from_the_evidence_when_it_has_them() -> None:
     assert trial_throughputs(figures(trial_s=[0.0])) == (100.0,)
     assert trial_throughputs(figures(trial_s="1")) == (100.0,)
     assert trial_throughputs(report(Status.CRASHED, None).figures) == ()
+
+
+async def test_a_number_that_is_given_again_is_another_submission(opened: Validator) -> None:
+    """By an API that was restored from a backup."""
+    miner, rival = opened.subnet.miner, opened.subnet.rival
+    await opened.check(miner)
+    await opened.check(rival)
+    await opened.judge(1, miner, report(tokens_per_sec=1000.0), minutes=1)
+    await opened.judge(1, rival, report(tokens_per_sec=200.0), minutes=2)
+    assert ranked(opened) == {1: 200.0}
+    again = VerdictStore(opened.journal)
+    await again.load()
+    assert again.entries(opened.clock.now()) == opened.store.entries(opened.clock.now())
+
+
+async def test_a_pass_of_a_date_to_come_is_of_a_wrong_clock(opened: Validator) -> None:
+    await opened.judge(1, opened.subnet.miner)
+    await opened.check(opened.subnet.miner, at=opened.clock.now() + timedelta(days=365))
+    assert ranked(opened) == {}
+
+
+async def test_what_another_hotkey_has_signed_holds_nothing_up(opened: Validator) -> None:
+    """The operator has given the validator another hotkey, and the API refuses the one before."""
+    await opened.judge(1, opened.subnet.miner)
+    await opened.check(opened.subnet.miner)
+    opened.subnet.validator = opened.subnet.rival
+    await opened.open()
+    await opened.sender.send_all()
+    await opened.challenger._send_checks()
+    assert await opened.store.unacknowledged_verdicts() == []
+    assert await opened.store.unacknowledged_logit_checks() == []
+    assert ranked(opened) == {1: 1000.0}
+    [record] = await opened.journal.list(VERDICT, [REFUSED])
+    assert WHOLE in record.data
