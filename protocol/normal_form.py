@@ -32,6 +32,7 @@ class NormalForm:
         self._scopes = ScopeTree(trees)
         self._numbers: dict[tuple[int, str], int] = {}
         self._slots = self._kernel_slots()
+        self._named: dict[tuple[int, str], Function | None] = {}
         self._callees = {id(call): self._callee(call.func, scope) for call, scope in self._scopes.calls}
         self._pin()
         self._places: dict[int, dict[str, int]] = {}
@@ -62,7 +63,15 @@ class NormalForm:
             func = func.value
         if not isinstance(func, ast.Name):
             return None
-        owner, text = scope.find(func.id), func.id
+        # Once for each name: a hostile file has hundreds of thousands, which lead through all the others.
+        asked = id(scope), func.id
+        if asked not in self._named:
+            self._named[asked] = self._function(func.id, scope)
+        return self._named[asked]
+
+    def _function(self, text: str, scope: Scope) -> Function | None:
+        """The function of these files that a name stands for."""
+        owner = scope.find(text)
         for _ in range(1 + len(self._trees)):  # Files can import a name from each other in a circle.
             if owner is None or owner.bound[text] != 1:
                 return None
