@@ -20,8 +20,8 @@ OPEN: Final = "open"
 """It settled nothing and is tried again; the API does not hear of it."""
 
 
-Commits = tuple[CommitHash, CommitHash]
-"""The later submission's and the earlier one's."""
+Commits = tuple[CommitHash | None, CommitHash | None]
+"""The later submission's and the earlier one's; None of one that has no verdict here."""
 
 
 class Pair(NamedTuple):
@@ -101,7 +101,7 @@ class ComparisonStore:
         state = REFUSED if is_refused else ACKNOWLEDGED
         await self._journal.update(COMPARISON, _key(_pair(comparison)), state=state)
 
-    def settled(self, commit_of: Callable[[SubmissionId], CommitHash]) -> dict[Pair, bool]:
+    def settled(self, commit_of: Callable[[SubmissionId], CommitHash | None]) -> dict[Pair, bool]:
         """Pairs with a last word, and whether the lead counts."""
         return {
             pair: counts(tries.outcome)

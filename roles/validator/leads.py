@@ -8,7 +8,7 @@ from node.logs import get_logger
 from node.settings_model import Settings
 from protocol.messages import ComparisonFigures, GitSource
 from protocol.ranking import Compared, Entry, Ranking, rank
-from protocol.types import CommitHash, SubmissionId
+from protocol.types import SubmissionId
 from protocol.verdicts import LeadOutcome
 from roles.api_client import SubnetApi
 from roles.evaluation import git_source
@@ -52,7 +52,7 @@ class Leads:
                 counts=is_counted,
                 earlier_score=self._store.weighted_score(pair.earlier),
             )
-            for pair, is_counted in self._comparisons.settled(self._commit_of).items()
+            for pair, is_counted in self._comparisons.settled(self._store.commit_hash).items()
         ]
 
     def ranking(self, entries: Iterable[Entry]) -> Ranking:
@@ -87,10 +87,7 @@ class Leads:
         return self._comparisons.tries(pair, self._commits(pair))
 
     def _commits(self, pair: Pair) -> Commits:
-        return self._commit_of(pair.later), self._commit_of(pair.earlier)
-
-    def _commit_of(self, submission_id: SubmissionId) -> CommitHash:
-        return self._store.judgement(submission_id).commit_hash
+        return self._store.commit_hash(pair.later), self._store.commit_hash(pair.earlier)
 
     def _open_pairs(self) -> list[Pair]:
         # Asked for at every block and every look at the queue: ranked again when something is new.

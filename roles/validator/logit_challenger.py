@@ -116,7 +116,7 @@ class LogitChallenger:
         return due
 
     def _first_delay_s(self, hotkey: Hotkey) -> float:
-        """None, unless an earlier run of this node has passed it."""
+        """Seconds; at once, unless an earlier run of this node has passed it."""
         standing = self._store.logit_standing(hotkey)
         if standing is None or standing.outcome is not LogitOutcome.PASSED:
             return 0.0

@@ -189,6 +189,11 @@ class VerdictStore:
         """The last word on a submission. Raises KeyError: there is none."""
         return self._judgements[submission_id][-1]
 
+    def commit_hash(self, submission_id: SubmissionId) -> CommitHash | None:
+        """What was judged under a number last; None before its first verdict."""
+        judgements = self._judgements.get(submission_id)
+        return judgements[-1].commit_hash if judgements else None
+
     def weighted_score(self, submission_id: SubmissionId) -> float:
         """The score of a submission, whoever its miner is by now; 0 when it has none."""
         entry = self._passed.get(submission_id)
