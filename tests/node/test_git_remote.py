@@ -4,6 +4,7 @@ import asyncio
 import ssl
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,8 +86,9 @@ async def github(certificate: Path, tmp_path: Path) -> AsyncIterator[FakeGitHub]
 
 async def fetched(folder: Path, url: str, commit: str) -> type[SourceRejected] | None:
     """Fetch; how it was refused, as far as that matters to whoever judges."""
+    store = GitStore(Path(tempfile.mkdtemp(dir=folder)) / "store")
     try:
-        await asyncio.to_thread(GitStore(folder / "store").fetch_commit, url, CommitHash(commit))
+        await asyncio.to_thread(store.fetch_commit, url, CommitHash(commit))
     except SourceUnavailable:
         return SourceUnavailable
     except SourceRejected:
