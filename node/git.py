@@ -118,26 +118,23 @@ def run_git(
         limits.append(f"--fsize={max_file_bytes}")
     with (
         _group_that_ends_with_this_process() as group,
-        tempfile.TemporaryFile() as source,
         tempfile.TemporaryFile() as output,
         tempfile.TemporaryFile() as errors,
     ):
-        source.write(given)
-        source.seek(0)
         process = subprocess.Popen(
             ["prlimit", *limits, "--", "git", *_SAFE, *arguments],
             cwd=cwd,
             env=dict(env),
-            stdin=source,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=errors,
             process_group=group,
         )
         try:
-            process.wait(timeout_s)
+            process.communicate(given, timeout_s)
         except subprocess.TimeoutExpired:
             os.killpg(group, signal.SIGKILL)
-            process.wait()
+            process.communicate()
             raise SourceUnavailable(
                 f"git {_command(arguments)} did not finish within {timeout_s:.0f} s"
             ) from None
@@ -202,6 +199,11 @@ class Blob:
     object_id: str
     path: str
 
+    @property
+    def is_regular_file(self) -> bool:
+        """Whether it is neither a link nor a submodule."""
+        return self.mode.startswith(REGULAR_FILE)
+
 
 class GitStore:
     """A new bare repository, for the commit that is fetched into it."""
@@ -252,14 +254,11 @@ class GitStore:
             raise SourceRejected(f"commit {commit_hash} has no {suffix} files in {folder}/")
         if len(blobs) > MAX_BLOBS:
             raise SourceRejected(f"{folder}/ holds {len(blobs)} files, more than {MAX_BLOBS}")
-        named = {blob.path.removeprefix(f"{folder}/"): blob for blob in blobs}
-        files = {
-            name: blob
-            for name, blob in named.items()
-            if blob.mode.startswith(REGULAR_FILE) and "/" not in name
-        }
-        if not files:
-            return {}
+        named = {blob.path.removeprefix(f"{folder}/"): blob for blob in blobs if blob.is_regular_file}
+        return self._contents({name: blob for name, blob in named.items() if "/" not in name})
+
+    def _contents(self, files: Mapping[str, Blob]) -> dict[str, bytes]:
+        """What each file holds. Raises SourceRejected: one is too large, or is no file."""
         # All at once: one after the other git would build anew what they rest on, which may be large.
         asked = "".join(f"{blob.object_id}\n" for blob in files.values()).encode()
         listed = self._git(["cat-file", "--batch-check=%(objecttype) %(objectsize)"], given=asked)

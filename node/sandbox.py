@@ -129,9 +129,12 @@ def remove_old_stages(folder: Path) -> None:
 def start_unsandboxed(spec: SandboxSpec, *, pass_fds: Sequence[int], output: IO[bytes]) -> SandboxedProcess:
     """Start `spec` with an empty environment and nothing else between it and the host.
 
-    For our own code, and on the local chain. It ends with the thread that starts it. Raises OSError: setpriv
-    is missing.
+    For our own code, and on the local chain. It ends with the thread that starts it.
+
+    Raises:
+        SandboxUnavailable: setpriv is missing.
     """
+    _require("setpriv")
     process = subprocess.Popen(
         # Stopped between its trials it would not see that nobody is there any more, and stay for ever.
         [_absolute("setpriv"), "--pdeathsig", "KILL", "--", *spec.argv],

@@ -15,7 +15,7 @@ MAX_DEPTH: Final = 120
 """Levels of a syntax tree; real kernels stay below 30, and everything that walks a tree recurses."""
 
 _CODING = re.compile(r"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)", re.ASCII)
-_COMMENT = re.compile(r"[ \t\f]*(#|[\r\n]|$)")
+_NO_CODE = re.compile(r"[ \t\f]*(#|[\r\n]|$)")
 _UTF8_NAMES: Final = frozenset({"utf-8", "utf8", "ascii", "us-ascii"})
 
 
@@ -55,7 +55,7 @@ def _declared_encoding(lines: Sequence[str]) -> str | None:
     for line in lines:
         if declared := _CODING.match(line):
             return declared[1]
-        if not _COMMENT.match(line):
+        if not _NO_CODE.match(line):
             return None
     return None
 

@@ -1,7 +1,7 @@
 """The subnet API as miners and validators call it: typed, with every body built and signed here."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from node.clock import Clock
 from node.http_client import HttpClient
@@ -39,6 +39,9 @@ ATTEMPT_S = 10.0
 CALL_S = 30.0
 """A whole call with its retries; callers that must not give up call again."""
 
+Judged = TypeVar("Judged", Verdict, Comparison, LogitCheck)
+"""What a validator keeps until the API has it."""
+
 _log = get_logger(__name__)
 
 
@@ -55,9 +58,17 @@ def ban_s(error: ApiRefused) -> float | None:
     return error.retry_after_s if error.status == 403 else None
 
 
+class SignedByAnother(ApiRefused):
+    """Another hotkey, which this node had before, has signed it: the API would refuse it each time."""
+
+    def __init__(self, signer: str, own: str) -> None:
+        super().__init__(403, f"hotkey {signer} has signed it, and this node's is {own} now")
+
+
 def is_about_content(error: ApiRefused) -> bool:
     """True when the refusal is about what was sent, and not about who sent it (a permit may come back)."""
-    return is_final_refusal(error) and error.status not in (401, 403)
+    is_about_sender = error.status in (401, 403) and not isinstance(error, SignedByAnother)
+    return is_final_refusal(error) and not is_about_sender
 
 
 class SubnetApi:
@@ -204,7 +215,7 @@ class SubnetApi:
         return await self._http.request(
             "POST",
             f"/evaluations/{verdict.submission_id}/verdict",
-            body=signed_as_now(self._signer, verdict),
+            body=self._as_now(verdict),
             answer=VerdictAnswer,
             signed=True,
         )
@@ -216,11 +227,7 @@ class SubnetApi:
     async def send_comparison(self, comparison: Comparison) -> ComparisonAnswer:
         """Hand in a re-run; the same again gives the same answer."""
         return await self._http.request(
-            "POST",
-            "/comparisons",
-            body=signed_as_now(self._signer, comparison),
-            answer=ComparisonAnswer,
-            signed=True,
+            "POST", "/comparisons", body=self._as_now(comparison), answer=ComparisonAnswer, signed=True
         )
 
     def sign_logit_check(self, **fields: Any) -> LogitCheck:
@@ -230,12 +237,14 @@ class SubnetApi:
     async def send_logit_check(self, check: LogitCheck) -> LogitCheckAnswer:
         """Hand in a logit check; the same again gives the same answer."""
         return await self._http.request(
-            "POST",
-            "/record_verification",
-            body=signed_as_now(self._signer, check),
-            answer=LogitCheckAnswer,
-            signed=True,
+            "POST", "/record_verification", body=self._as_now(check), answer=LogitCheckAnswer, signed=True
         )
+
+    def _as_now(self, message: Judged) -> Judged:
+        """What was kept for a while, maybe by an earlier process or build. Raises SignedByAnother."""
+        if message.validator_hotkey != self.hotkey:
+            raise SignedByAnother(message.validator_hotkey, self.hotkey)
+        return signed_as_now(self._signer, message)
 
 
 class Receiver:

@@ -49,10 +49,6 @@ class Tries:
         """Whether the last one is the last word."""
         return is_final(self.outcome, self.times[self.outcome])
 
-    def are_of(self, commits: Commits) -> bool:
-        """Whether these ran: an API that was restored from a backup gives its numbers again, to others."""
-        return self.commits is None or self.commits == commits
-
     def is_due_at(self, now: datetime) -> bool:
         """Whether the next one is due, unless this is settled."""
         # A date that is to come is of a clock that was wrong.
@@ -63,8 +59,10 @@ class Tries:
 class ComparisonStore:
     """Re-runs in the journal, with what the ranking needs of them in memory."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, commit_of: Callable[[SubmissionId], CommitHash | None]) -> None:
         self._journal = journal
+        self._commit_of = commit_of
+        """What a number stands for now: an API that was restored from a backup gives it again, to another."""
         self._tries: dict[Pair, Tries] = {}
 
     async def load(self) -> None:
@@ -74,9 +72,9 @@ class ComparisonStore:
                 self._tries[_pair(_read(record))] = _read_tries(record)
 
     async def put(self, comparison: Comparison, commits: Commits, now: datetime) -> Tries:
-        """Keep a signed re-run; one that settles the lead reaches the API, even after a crash."""
+        """Keep a signed re-run of these; one that settles the lead reaches the API, even after a crash."""
         pair = _pair(comparison)
-        before = self.tries(pair, commits)
+        before = self._of(pair, commits)
         times = Counter(before.times if before is not None else {})
         times[comparison.outcome] += 1
         tries = Tries(
@@ -101,18 +99,22 @@ class ComparisonStore:
         state = REFUSED if is_refused else ACKNOWLEDGED
         await self._journal.update(COMPARISON, _key(_pair(comparison)), state=state)
 
-    def settled(self, commit_of: Callable[[SubmissionId], CommitHash | None]) -> dict[Pair, bool]:
+    def settled(self) -> dict[Pair, bool]:
         """Pairs with a last word, and whether the lead counts."""
-        return {
-            pair: counts(tries.outcome)
-            for pair, tries in self._tries.items()
-            if tries.is_settled and tries.are_of((commit_of(pair.later), commit_of(pair.earlier)))
-        }
+        found = ((pair, self.tries(pair)) for pair in self._tries)
+        return {pair: counts(tries.outcome) for pair, tries in found if tries and tries.is_settled}
 
-    def tries(self, pair: Pair, commits: Commits) -> Tries | None:
+    def tries(self, pair: Pair) -> Tries | None:
         """What became of a pair so far; None before its first re-run."""
+        return self._of(pair, self.commits(pair))
+
+    def commits(self, pair: Pair) -> Commits:
+        """What the numbers of a pair stand for now."""
+        return self._commit_of(pair.later), self._commit_of(pair.earlier)
+
+    def _of(self, pair: Pair, commits: Commits) -> Tries | None:
         tries = self._tries.get(pair)
-        return tries if tries is not None and tries.are_of(commits) else None
+        return tries if tries is not None and tries.commits in (None, commits) else None
 
     def summary(self) -> list[dict[str, Any]]:
         """The pairs that were tried last in a few words, for people."""

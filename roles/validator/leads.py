@@ -13,7 +13,7 @@ from protocol.verdicts import LeadOutcome
 from roles.api_client import SubnetApi
 from roles.evaluation import git_source
 from roles.evaluator import Evaluator
-from roles.validator.comparison_store import Commits, ComparisonStore, Pair, Tries
+from roles.validator.comparison_store import ComparisonStore, Pair
 from roles.validator.verdict_store import VerdictStore
 
 Basis = tuple[list[Entry], list[Compared]]
@@ -52,7 +52,7 @@ class Leads:
                 counts=is_counted,
                 earlier_score=self._store.weighted_score(pair.earlier),
             )
-            for pair, is_counted in self._comparisons.settled(self._store.commit_hash).items()
+            for pair, is_counted in self._comparisons.settled().items()
         ]
 
     def ranking(self, entries: Iterable[Entry]) -> Ranking:
@@ -61,7 +61,9 @@ class Leads:
 
     def are_settling(self) -> bool:
         """Whether the ranking is about to change: an open lead is being looked at, or was not yet."""
-        return any(pair in self._running or self._tries(pair) is None for pair in self._open_pairs())
+        return any(
+            pair in self._running or self._comparisons.tries(pair) is None for pair in self._open_pairs()
+        )
 
     async def compare_next(self, referee: Evaluator) -> LeadOutcome | None:
         """Have both submissions of the next open lead run in turn; None: none is due."""
@@ -78,16 +80,10 @@ class Leads:
         now = self._clock.now()
         under_way = {pair.later for pair in self._running}
         for pair in self._open_pairs():
-            tries = self._tries(pair)
+            tries = self._comparisons.tries(pair)
             if pair.later not in under_way and (tries is None or tries.is_due_at(now)):
                 return pair
         return None
-
-    def _tries(self, pair: Pair) -> Tries | None:
-        return self._comparisons.tries(pair, self._commits(pair))
-
-    def _commits(self, pair: Pair) -> Commits:
-        return self._store.commit_hash(pair.later), self._store.commit_hash(pair.earlier)
 
     def _open_pairs(self) -> list[Pair]:
         # Asked for at every block and every look at the queue: ranked again when something is new.
@@ -100,7 +96,7 @@ class Leads:
     async def _compare(self, pair: Pair, referee: Evaluator) -> LeadOutcome:
         log = _log.bind(later=pair.later, earlier=pair.earlier)
         log.info("a lead is looked at: both run in turn")
-        commits = self._commits(pair)
+        commits = self._comparisons.commits(pair)
         report = await referee.compare(earlier=self._runner(pair.earlier), later=self._runner(pair.later))
         figures = report.figures
         comparison = self._api.sign_comparison(

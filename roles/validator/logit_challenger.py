@@ -248,14 +248,6 @@ class LogitChallenger:
 
     async def _send_checks(self) -> None:
         for check in await self._store.unacknowledged_logit_checks():
-            if check.validator_hotkey != self._api.hotkey:
-                _log.error(
-                    "a logit check of the hotkey before cannot be sent",
-                    hotkey=check.miner_hotkey,
-                    validator_hotkey=check.validator_hotkey,
-                )
-                await self._store.close_logit_check(check, is_refused=True)
-                continue
             is_refused = False
             try:
                 await self._api.send_logit_check(check)

@@ -6,7 +6,6 @@ from functools import partial
 
 from node.logs import get_logger
 from protocol.errors import ApiRefused
-from protocol.messages import Comparison, Verdict
 from roles.api_client import SubnetApi, is_about_content
 from roles.validator.comparison_store import ComparisonStore
 from roles.validator.verdict_store import VerdictStore
@@ -28,7 +27,6 @@ class VerdictSender:
         async with self._turn:
             for verdict in await self._store.unacknowledged_verdicts():
                 await self._send(
-                    verdict,
                     partial(self._api.send_verdict, verdict),
                     partial(self._store.close_verdict, verdict),
                     "verdict",
@@ -37,7 +35,6 @@ class VerdictSender:
                 )
             for comparison in await self._comparisons.unacknowledged():
                 await self._send(
-                    comparison,
                     partial(self._api.send_comparison, comparison),
                     partial(self._comparisons.close, comparison),
                     "re-run",
@@ -48,20 +45,11 @@ class VerdictSender:
 
     async def _send(
         self,
-        message: Verdict | Comparison,
         send: Callable[[], Awaitable[object]],
         close: Callable[..., Awaitable[None]],
         what: str,
         **about: object,
     ) -> None:
-        if message.validator_hotkey != self._api.hotkey:
-            _log.error(
-                f"a {what} of the hotkey before cannot be sent, it counts for the own weights only",
-                **about,
-                hotkey=message.validator_hotkey,
-            )
-            await close(is_refused=True)
-            return
         try:
             await send()
         except ApiRefused as error:

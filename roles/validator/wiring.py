@@ -46,7 +46,7 @@ async def build(settings: Settings) -> Graph:
         await require_sandbox(settings)
         store = VerdictStore(base.journal)
         await store.load()
-        comparisons = ComparisonStore(base.journal)
+        comparisons = ComparisonStore(base.journal, store.commit_hash)
         await comparisons.load()
         leads = Leads(settings=settings, api=api, store=store, comparisons=comparisons, clock=clock)
         verifier = LogitVerifier(settings, base.signer, clock=clock)

@@ -117,7 +117,7 @@ class Validator:
         self.api = open_api(self.settings, self.subnet.validator, SystemClock())
         self.chain = open_chain(self.settings.chain, SystemClock())
         self.recorder = Recorder(self.bus)
-        self.comparisons = ComparisonStore(self.journal)
+        self.comparisons = ComparisonStore(self.journal, self.store.commit_hash)
         await self.comparisons.load()
         self.leads = Leads(
             settings=self.settings,
