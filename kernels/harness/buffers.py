@@ -26,6 +26,10 @@ class OutputRefused(Exception):
     """An output is not where the worker says, is not all there, or changed after the worker was done."""
 
 
+class NoRoomToMap(Exception):
+    """The GPU is too full for an output to be mapped, which need not be the worker's doing."""
+
+
 class Offer(Protocol):
     """One trial's inputs, and its outputs afterwards."""
 
@@ -33,7 +37,10 @@ class Offer(Protocol):
     """What the worker gets at the go."""
 
     def gather(self, answer: dict[str, Any], descriptors: list[int]) -> None:
-        """Take the chosen rows of the outputs; back when they have arrived. Raises OutputRefused."""
+        """Take the chosen rows of the outputs; back when they have arrived.
+
+        Raises OutputRefused, NoRoomToMap.
+        """
 
     def results(self) -> list[torch.Tensor]:
         """Return the outputs [B, T, H, D] in the shape's dtype. Raises OutputRefused."""
@@ -127,14 +134,23 @@ class DeviceGround:
             self._segments.popitem()[1].close()
 
     def map_segments(self, described: Any, descriptors: list[int]) -> None:
-        """Map new memory of the worker: [number, bytes] for each descriptor. Raises OutputRefused."""
+        """Map new memory of the worker: [number, bytes] for each descriptor.
+
+        Raises OutputRefused, NoRoomToMap.
+        """
         pairs = _pairs(described, len(descriptors))
+        most = torch.cuda.get_device_properties(self._device).total_memory
         for (number, size), descriptor in zip(pairs, descriptors, strict=True):
             if number in self._segments:
                 raise OutputRefused(f"the worker described its memory {number} twice")
+            # Asked for more than there is, the driver says that there is no memory left.
+            if not 0 < size <= most:
+                raise OutputRefused(f"the worker described {size:,} bytes of memory on a GPU of {most:,}")
             try:
                 memory = DeviceMemory.receive(descriptor, size, self._device)
-            except (RuntimeError, OverflowError) as error:
+            except torch.cuda.OutOfMemoryError as error:
+                raise NoRoomToMap(f"no room to map the worker's memory: {error}") from error
+            except RuntimeError as error:
                 # Whatever the descriptor is, it is no memory of this GPU of that size.
                 raise OutputRefused(f"the worker's memory cannot be mapped: {error}") from error
             self._segments[number] = memory

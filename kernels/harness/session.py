@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kernels.harness import wire
-from kernels.harness.buffers import Offer, OutputRefused, make_ground
+from kernels.harness.buffers import NoRoomToMap, Offer, OutputRefused, make_ground
 from kernels.harness.inputs import InputSets
 
 GATHERED_ROWS = 1024
@@ -110,7 +110,7 @@ class Session:
         long they took to draw.
 
         Raises:
-            CandidateFailed: see `kind`.
+            CandidateFailed: see `kind`. torch.cuda.OutOfMemoryError: the referee has no memory left.
         """
         self._expect_quiet("the worker spoke before it was asked")
         calls = sets.count if calls is None else calls
@@ -130,15 +130,22 @@ class Session:
         try:
             awaken()
             self._call_roll(processor)
-            with _no_collection():
-                seconds, call_s = self._exchange(go, offer)
-            outputs = offer.results()
+            try:
+                with _no_collection():
+                    seconds, call_s = self._exchange(go, offer)
+                outputs = offer.results()
+            except torch.cuda.OutOfMemoryError:
+                # The referee's own. What the worker holds counts next, and not the inputs with it.
+                self._call_roll(processor)
+                raise
             self._expect_quiet("the worker sent more than its acknowledgement")
             # By then it has let go of the inputs: what it still holds is its own.
             self._call_roll(processor)
             return Trial(outputs, seconds, call_s)
         except OutputRefused as refused:
             raise CandidateFailed("tampered", str(refused)) from refused
+        except NoRoomToMap as full:
+            raise CandidateFailed("memory", str(full)) from full
         finally:
             offer.close()
 

@@ -68,7 +68,7 @@ def serve(connection: socket.socket, operators: Mapping[str, Operator], room: "R
             wire.send(connection, {"failed": "memory", "reason": _reason(error)})
         except Exception as error:  # noqa: BLE001 - whatever the operator raises is its own
             traceback.print_exc()
-            kind = "memory" if type(error).__name__ == "OutOfMemoryError" else "crash"
+            kind = "memory" if _is_for_memory(error) else "crash"
             wire.send(connection, {"failed": kind, "reason": _reason(error)})
         else:
             wire.send(connection, {"nonce": message["nonce"], **output.fields}, output.descriptors)
@@ -91,6 +91,11 @@ class _Placed:
         # A host may forbid it: trials are a little less alike then.
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, self._anywhere if processor is None else {processor})
+
+
+def _is_for_memory(error: Exception) -> bool:
+    """Whether the GPU is full: PyTorch has a type for it, Triton and CUDA's own calls a text."""
+    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error)
 
 
 def _reason(error: BaseException) -> str:

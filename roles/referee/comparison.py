@@ -141,7 +141,7 @@ class _Match:
                 started.insert(0, side)
                 with self._record.stage(f"probe {side.name}", self._announce):
                     with self._turn_of(side):
-                        side.worker.contestant.wait_ready()
+                        side.wait_ready()
                         side.measuring.probe()
                     if yardstick is not None:
                         _expect_free(yardstick, started)

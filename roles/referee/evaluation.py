@@ -101,6 +101,12 @@ def _measure_in_turn(
             yardstick = settled_yardstick(job, drawing, opened, yardstick_left_s, record, announce)
         # The submission's time begins here: what the yardstick took is not its own.
         left_s = Countdown(job.deadline_s)
+        watch = None if job.device == "cpu" else MemoryWatch(torch.device(job.device), job.vram_limit_bytes)
+
+        def on_resume() -> None:
+            if watch is not None:
+                watch.note_room()
+            left_s.go()
 
         def give_way() -> None:
             # A challenge to a model on this device does not wait for the rest of the trials.
@@ -111,9 +117,11 @@ def _measure_in_turn(
         try:
             # Stopped it does not use up its time, whatever takes long meanwhile.
             with running_worker(
-                sources, job, tier, left_s, on_pause=left_s.stop, on_resume=left_s.go
+                sources, job, tier, left_s, on_pause=left_s.stop, on_resume=on_resume
             ) as worker:
-                measuring = _measure_worker(job, worker, drawing, yardstick, give_way, record, announce)
+                measuring = _measure_worker(
+                    job, worker, drawing, yardstick, watch, give_way, record, announce
+                )
         except CandidateFailed:
             if yardstick is not None:
                 yardstick.expect_working()
@@ -150,12 +158,11 @@ def _measure_worker(
     worker: Worker,
     drawing: Drawing,
     yardstick: Yardstick | None,
+    watch: MemoryWatch | None,
     give_way: Callable[[], None],
     record: Record,
     announce: Announce,
 ) -> Measuring:
-    watch = None if job.device == "cpu" else MemoryWatch(torch.device(job.device), job.vram_limit_bytes)
-
     def after_trial() -> None:
         if watch is not None:
             watch.look()
@@ -168,11 +175,17 @@ def _measure_worker(
     try:
         with record.stage("build", announce):
             worker.contestant.wait_ready()
+        if watch is not None:
+            watch.look()
         with record.stage("probe", announce):
             measuring.probe()
         with record.stage("time", announce):
             measuring.time()
         return measuring
+    except CandidateFailed as failure:
+        if watch is not None and failure.kind == "memory":
+            watch.expect_room(str(failure))
+        raise
     except torch.cuda.OutOfMemoryError as error:
         assert watch is not None
         watch.look()

@@ -70,6 +70,7 @@ class MemoryWatch:
         total = torch.cuda.mem_get_info(device)[1]
         self._limit = total // 2 if limit_bytes is None else limit_bytes
         self._held = 0
+        self._room = total - self._before
         self.peak_bytes = 0
 
     def resume(self) -> None:
@@ -89,6 +90,23 @@ class MemoryWatch:
                 Status.OUT_OF_MEMORY,
                 f"the submission holds {held / 2**20:,.0f} MiB of the GPU, more than the "
                 f"{self._limit / 2**20:,.0f} MiB that it may",
+            )
+
+    def note_room(self) -> None:
+        """Take note of what a trial that begins leaves to the worker: what it holds, and what is free."""
+        self._room = self._held + torch.cuda.mem_get_info(self._device)[0]
+
+    def expect_room(self, failure: str) -> None:
+        """Make sure that who had no memory left in the last trial could have had what it may hold.
+
+        Raises:
+            Ended: infrastructure, it could not.
+        """
+        if self._room < self._limit:
+            raise Ended(
+                Status.INFRASTRUCTURE,
+                f"the GPU had {self._room / 2**20:,.0f} MiB for the submission, which may hold "
+                f"{self._limit / 2**20:,.0f} MiB ([evaluation] vram_limit_mb): {failure}",
             )
 
     def _held_by_others(self) -> int:

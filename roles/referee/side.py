@@ -56,6 +56,8 @@ class Side:
             explained = self.worker.explained(failure)
             if isinstance(explained, Ended):
                 raise explained from failure
+            if self._watch is not None and failure.kind == "memory":
+                self._watch.expect_room(str(failure))
             raise SideLost(self, STATUS_OF[explained.kind], str(explained)) from failure
         except Ended as end:
             if end.status is Status.INFRASTRUCTURE:
@@ -83,12 +85,24 @@ class Side:
             give_way()
 
         left_s = Countdown(self.job.deadline_s)
+
+        def on_resume() -> None:
+            if self._watch is not None:
+                self._watch.note_room()
+            left_s.go()
+
         opened.enter_context(self._opened)
         self.worker = self._opened.enter_context(
-            running_worker(self.sources, self.job, tier, left_s, on_pause=left_s.stop, on_resume=left_s.go)
+            running_worker(self.sources, self.job, tier, left_s, on_pause=left_s.stop, on_resume=on_resume)
         )
         contestant = self.worker.contestant
         self.measuring = Measuring(self.job, contestant, drawing, yardstick, after_trial=after_trial)
+
+    def wait_ready(self) -> None:
+        """Wait until it is imported. Raises CandidateFailed, Ended."""
+        self.worker.contestant.wait_ready()
+        if self._watch is not None:
+            self._watch.look()
 
     def at_end(self, callback: Callable[["Side"], None]) -> None:
         """Call back when its worker ends, while what it printed is still there."""

@@ -1,5 +1,10 @@
 """Attacks that only a GPU allows, each with the verdict that it must get, through the real sandbox."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -52,6 +57,26 @@ def holding(percent: int) -> str:
     """One that keeps that much of the GPU's memory."""
     hold = f"torch.empty(torch.cuda.mem_get_info()[1] * {percent} // 100, dtype=torch.uint8, device='cuda')"
     return "_held = []\n" + wrapped(f"if not _held: _held.append({hold})")
+
+
+@contextmanager
+def crowded(percent: int) -> Iterator[None]:
+    """Another process that keeps that much of the GPU's memory."""
+    program = f"""
+import torch
+held = torch.empty(torch.cuda.mem_get_info()[1] * {percent} // 100, dtype=torch.uint8, device="cuda")
+print("held", flush=True)
+input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +204,21 @@ def test_a_hog_of_the_gpus_memory(judge_submission: Judge) -> None:
     """Holds more than half of it."""
     figures = judge_submission(holding(51), profile="gpu", length=LENGTH).figures
     assert figures.status is Status.OUT_OF_MEMORY, figures.evidence
+
+
+def test_a_hog_that_asks_for_more_than_there_is(judge_submission: Judge) -> None:
+    """Fails for want of memory, of which it could have had its share."""
+    figures = judge_submission(holding(95), profile="gpu", length=LENGTH).figures
+    assert figures.status is Status.OUT_OF_MEMORY, figures.evidence
+    assert figures.fault is Fault.MINER
+
+
+def test_a_gpu_that_others_fill_is_not_held_against_the_submission(judge_submission: Judge) -> None:
+    """No attack: it asks for less than it may hold."""
+    with crowded(55):
+        figures = judge_submission(holding(42), profile="gpu", length=LENGTH).figures
+    assert figures.status is Status.INFRASTRUCTURE, figures.evidence
+    assert "MiB for the submission, which may hold" in figures.evidence["reason"]
 
 
 def test_nearly_half_of_the_gpus_memory_is_left_to_the_submission(judge_submission: Judge) -> None:

@@ -7,7 +7,7 @@ from protocol.rules import TIE_MARGIN
 from protocol.verdicts import LeadOutcome
 from tests.adversarial.conftest import Compare
 from tests.adversarial.test_attacks import wrapped
-from tests.adversarial.test_gpu_attacks import LENGTH, busy, holding
+from tests.adversarial.test_gpu_attacks import LENGTH, busy, crowded, holding
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,6 +62,15 @@ def test_two_that_hold_nearly_their_share_get_their_figures(compare_submissions:
         NEARLY_A_HOG, NEARLY_A_HOG, profile="gpu", lengths=(1_000_000, 1_000_000), trials=4
     )
     assert figures.outcome is LeadOutcome.NOT_CONFIRMED, figures.evidence
+
+
+def test_neither_loses_for_memory_that_others_hold(compare_submissions: Compare) -> None:
+    with crowded(74):
+        figures = compare_submissions(
+            NEARLY_A_HOG, NEARLY_A_HOG, profile="gpu", lengths=(LENGTH, LENGTH), trials=6
+        )
+    assert figures.outcome is LeadOutcome.INFRASTRUCTURE, figures.evidence
+    assert "MiB for the submission, which may hold" in figures.evidence["reason"]
 
 
 def test_one_that_takes_the_memory_loses_and_not_the_other(compare_submissions: Compare) -> None:

@@ -345,6 +345,23 @@ def test_a_descriptor_that_is_no_memory_of_the_gpu() -> None:
     assert caught.value.kind == "tampered"
 
 
+@pytest.mark.parametrize("size", [-1, 0, 2**46, 2**70])
+def test_memory_that_no_gpu_has(size: int) -> None:
+    def exaggerate(connection: socket.socket, received: wire.Received) -> None:
+        for descriptor in received.descriptors:
+            os.close(descriptor)
+        memory = DeviceMemory.allocate(2**21, torch.device("cuda:0"))
+        descriptor = memory.export()
+        fields = {"segments": [[0, size]], "outputs": [[0, 0]]}
+        wire.send(connection, {"nonce": received.message["nonce"], **fields}, (descriptor,))
+        os.close(descriptor)
+        memory.close()
+
+    with pytest.raises(CandidateFailed, match="bytes of memory on a GPU of") as caught:
+        trial_with(exaggerate)
+    assert caught.value.kind == "tampered"
+
+
 def test_an_output_smaller_than_it_is_said_to_be() -> None:
     def shrink(connection: socket.socket, received: wire.Received) -> None:
         for descriptor in received.descriptors:

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.harness import wire
+from kernels.harness import buffers, wire
+from kernels.harness.buffers import NoRoomToMap
 from kernels.harness.inputs import Inputs, InputSets, Shape, draw_inputs
 from kernels.harness.memory import map_inputs, map_output
 from kernels.harness.session import CandidateFailed, Session, Trial, WorkerNotStarted
@@ -235,6 +236,41 @@ def test_inputs_are_fresh_files_that_the_worker_cannot_change() -> None:
         run_trial(vandal)
     assert len(seen) == 3
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def honest(connection: socket.socket, received: wire.Received) -> None:
+    write_output(received)
+    acknowledge(connection, received)
+
+
+def test_no_room_to_map_an_output_is_a_matter_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(*_: object) -> None:
+        raise NoRoomToMap("no room")
+
+    monkeypatch.setattr(buffers._HostOffer, "gather", gather)
+    assert failure(honest).kind == "memory"
+
+
+def test_the_worker_lets_go_before_the_referees_want_of_memory_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise the inputs would count as its own."""
+    calls: list[str] = []
+    ask = Session._call_roll
+
+    def call_roll(session: Session, processor: int | None) -> None:
+        calls.append("roll")
+        ask(session, processor)
+
+    def results(*_: object) -> list[torch.Tensor]:
+        calls.append("results")
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(Session, "_call_roll", call_roll)
+    monkeypatch.setattr(buffers._HostOffer, "results", results)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run_trial(honest)
+    assert calls == ["roll", "results", "roll"]
 
 
 @pytest.mark.parametrize(("count", "calls"), [(2, 1), (2, 2), (1, 2)])

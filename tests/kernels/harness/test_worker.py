@@ -13,8 +13,8 @@ import torch
 from kernels.harness import wire
 from kernels.harness.inputs import InputSets, Shape, chained_beta, draw_inputs
 from kernels.harness.rooms import HostRoom, InputSet, Output, laid_out
-from kernels.harness.session import Session
-from kernels.harness.worker import run, serve
+from kernels.harness.session import CandidateFailed, Session
+from kernels.harness.worker import Operator, run, serve
 from kernels.reference import chunked
 
 SHAPE = Shape(batch=1, length=40, heads=2, dim=8, dtype="float32")
@@ -175,6 +175,12 @@ def where_it_runs(*processors: int | None) -> list[set[int]]:
         seen.append(os.sched_getaffinity(0))
         return chunked(*tensors)
 
+    serve_trials(operator, *processors)
+    return seen
+
+
+def serve_trials(operator: Operator, *processors: int | None) -> None:
+    """Have an operator serve a trial on each of the processors."""
     ours, theirs = wire.socket_pair()
     thread = threading.Thread(target=serve, args=(theirs, {"chunk_quasar": operator}, HostRoom()))
     thread.start()
@@ -187,7 +193,6 @@ def where_it_runs(*processors: int | None) -> list[set[int]]:
         ours.close()
         thread.join()
         theirs.close()
-    return seen
 
 
 def test_an_operator_runs_where_the_trial_asks_for_it() -> None:
@@ -204,3 +209,21 @@ def test_a_host_that_lets_no_thread_be_moved(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(os, "sched_setaffinity", forbidden)
     assert where_it_runs(max(anywhere)) == [anywhere]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "memory"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "memory"),
+        (MemoryError(), "memory"),
+        (RuntimeError("out of resource: shared memory"), "crash"),
+    ],
+)
+def test_what_an_operator_raises(error: Exception, kind: str) -> None:
+    def operator(*_: torch.Tensor) -> Any:
+        raise error
+
+    with pytest.raises(CandidateFailed, match=type(error).__name__) as caught:
+        serve_trials(operator, None)
+    assert caught.value.kind == kind
