@@ -2,7 +2,7 @@
 
 import math
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -301,6 +301,10 @@ class Heartbeat(Message):
     lease_id: Annotated[str, StringConstraints(max_length=64)]
 
 
+SHORT_OF_MEMORY: Final = "short_of_memory"
+"""In the evidence of an `infrastructure` verdict: true when the GPU had too little memory to go on."""
+
+
 class Figures(Message):
     """What the referee found: the part of a verdict that its decision rests on."""
 
@@ -323,6 +327,11 @@ class Figures(Message):
     """Of the five target files; a copy has the same. None when they could not be read."""
     evidence: dict[str, Any]
     """Reason, seeds, shapes, per-stage seconds, trial times, log tail without secrets."""
+
+    @property
+    def is_short_of_memory(self) -> bool:
+        """Whether it ended for want of the GPU's memory, the submission's own or the referee's."""
+        return self.status is Status.OUT_OF_MEMORY or self.evidence.get(SHORT_OF_MEMORY) is True
 
 
 class Verdict(Figures):

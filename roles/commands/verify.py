@@ -112,9 +112,9 @@ def run(args: argparse.Namespace, loaded: LoadedSettings) -> int:
         _print_all(judged)
     else:
         _print_report(judged[0][1], length)
-    last = judged[-1][1].figures.status
-    is_memorys_end = len(judged) > 1 and last is Status.OUT_OF_MEMORY
-    return 0 if last is Status.PASSED or is_memorys_end else 1
+    last = judged[-1][1].figures
+    is_memorys_end = len(judged) > 1 and last.is_short_of_memory
+    return 0 if last.status is Status.PASSED or is_memorys_end else 1
 
 
 def _judge(referee: "Referee", repo_path: Path, target: int) -> EvaluationReport:

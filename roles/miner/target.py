@@ -84,7 +84,11 @@ class TargetChooser:
         leagues: dict[str, Any] = known["leagues"]
         for length in LENGTHS:
             if str(length) not in leagues:
-                leagues[str(length)] = await self._measure(length)
+                measured = await self._measure(length)
+                if measured["status"] == Status.INFRASTRUCTURE:
+                    # The GPU may have more to give another time: this is not remembered.
+                    break
+                leagues[str(length)] = measured
                 await self._history.remember(FACT, known)
             if leagues[str(length)]["status"] == Status.OUT_OF_MEMORY:
                 # Longer ones need more.
@@ -98,10 +102,11 @@ class TargetChooser:
         return best
 
     async def _measure(self, length: int) -> dict[str, Any]:
+        """What the referee says; `infrastructure` when the GPU has too little memory for it to say more."""
         backoff = Backoff(self._clock, longest_s=LONGEST_WAIT_S)
         while True:
             figures = await self._measuring.measure(self._files, length)
-            if figures.status is not Status.INFRASTRUCTURE:
+            if figures.status is not Status.INFRASTRUCTURE or figures.is_short_of_memory:
                 break
             await backoff.wait(Temporary(reason_of(figures)), target_sequence_length=length)
         speed = figures.measured_tokens_per_sec if figures.status is Status.PASSED else None

@@ -15,7 +15,7 @@ from node.device_turns import BackgroundTurn
 from node.sandbox_spec import SandboxTier
 from protocol.errors import DeviceBusy, SandboxUnavailable
 from protocol.judging import Measurements, fault_of, judge
-from protocol.messages import EvaluationJob, EvaluationReport, Figures
+from protocol.messages import SHORT_OF_MEMORY, EvaluationJob, EvaluationReport, Figures
 from protocol.rules import RULES_VERSION
 from protocol.verdicts import Status
 from roles.referee.drawing import Drawing, timed_shape
@@ -61,6 +61,11 @@ def evaluate(job: EvaluationJob, announce: Announce) -> EvaluationReport:
         reason = _reason(status, measurements, job)
     except Ended as end:
         status, reason = end.status, str(end)
+        if end.is_short_of_memory:
+            record.evidence[SHORT_OF_MEMORY] = True
+    except torch.cuda.OutOfMemoryError as error:
+        status, reason = Status.INFRASTRUCTURE, f"no memory left for the referee: {error}"
+        record.evidence[SHORT_OF_MEMORY] = True
     except CandidateFailed as failure:
         status, reason = STATUS_OF[failure.kind], str(failure)
     except (SandboxUnavailable, DeviceBusy) as error:
@@ -186,10 +191,11 @@ def _measure_worker(
         if watch is not None and failure.kind == "memory":
             watch.expect_room(str(failure))
         raise
-    except torch.cuda.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError:
+        # The referee's own, which the submission may have taken.
         assert watch is not None
         watch.look()
-        raise Ended(Status.INFRASTRUCTURE, f"no memory left for the referee: {error}") from error
+        raise
     finally:
         findings = measuring.findings
         record.evidence["lengths"] = drawing.lengths

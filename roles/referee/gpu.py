@@ -107,6 +107,7 @@ class MemoryWatch:
                 Status.INFRASTRUCTURE,
                 f"the GPU had {self._room / 2**20:,.0f} MiB for the submission, which may hold "
                 f"{self._limit / 2**20:,.0f} MiB ([evaluation] vram_limit_mb): {failure}",
+                is_short_of_memory=True,
             )
 
     def _held_by_others(self) -> int:

@@ -20,9 +20,11 @@ def stated(reason: str) -> str:
 class Ended(Exception):
     """The evaluation is over: the status is known before the last stage."""
 
-    def __init__(self, status: Status, reason: str) -> None:
+    def __init__(self, status: Status, reason: str, *, is_short_of_memory: bool = False) -> None:
         super().__init__(reason)
         self.status = status
+        self.is_short_of_memory = is_short_of_memory
+        """The host had too little of the GPU's memory for it."""
 
 
 class Countdown:

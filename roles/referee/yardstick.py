@@ -258,7 +258,11 @@ def _nobodys_fault() -> Iterator[None]:
     try:
         yield
     except CandidateFailed as failure:
-        raise Ended(Status.INFRASTRUCTURE, f"the yardstick failed: {failure}") from failure
+        raise Ended(
+            Status.INFRASTRUCTURE,
+            f"the yardstick failed: {failure}",
+            is_short_of_memory=failure.kind == "memory",
+        ) from failure
 
 
 def _rounded(values: Sequence[float], digits: int) -> list[float]:

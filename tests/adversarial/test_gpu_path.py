@@ -196,6 +196,22 @@ def dies_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return prepare
 
 
+@pytest.mark.parametrize(
+    "error", [torch.cuda.OutOfMemoryError("full"), CandidateFailed("memory", "cuMemCreate: full")]
+)
+def test_a_gpu_that_is_too_small_for_the_yardstick(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> Trial:
+        raise error
+
+    monkeypatch.setattr(Session, "run", run)
+    figures = evaluate(job_of(tmp_path), lambda _stage: None).figures
+    assert figures.status is Status.INFRASTRUCTURE, figures.evidence
+    assert figures.is_short_of_memory
+    assert "full" in figures.evidence["reason"]
+
+
 @pytest.mark.parametrize(("trials", "status"), [(0, Status.CRASHED), (math.inf, Status.INFRASTRUCTURE)])
 def test_a_gpu_that_dies_in_a_turn_of_the_submission_is_nobodys_fault(
     trials: float, status: Status, tmp_path: Path, dies_in_a_turn: Callable[[float], None]

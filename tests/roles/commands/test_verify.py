@@ -22,8 +22,9 @@ from roles.commands import verify
 class Judge:
     """Stands in for the referee: a status for each length, `passed` where none is named."""
 
-    def __init__(self, statuses: dict[int, Status]) -> None:
+    def __init__(self, statuses: dict[int, Status], **evidence: Any) -> None:
         self.statuses = statuses
+        self.evidence = evidence
         self.asked: list[int] = []
 
     def __call__(self, *_: Any, **__: Any) -> "Judge":
@@ -43,7 +44,7 @@ class Judge:
                 gpu="H100",
                 versions={},
                 rules_version=1,
-                evidence={"reason": "because [bold]"},
+                evidence={"reason": "because [bold]", **self.evidence},
             ),
             sandbox_tier="bwrap",
         )
@@ -83,6 +84,15 @@ def test_full_ends_where_memory_does(
     printed = capsys.readouterr().out
     assert "highest weighted score: 6,750 at 200,000" in printed
     assert "300,000: out_of_memory: because [bold]" in printed
+
+
+@pytest.mark.parametrize("is_memory", [True, False])
+def test_full_ends_where_memory_for_the_referee_does(
+    is_memory: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge({300_000: Status.INFRASTRUCTURE}, short_of_memory=is_memory)
+    assert verify_with(judge, tmp_path, monkeypatch, full=True) == (0 if is_memory else 1)
+    assert judge.asked[-1] == 300_000
 
 
 @pytest.mark.parametrize("status", [Status.WRONG_OUTPUT, Status.OUT_OF_MEMORY])

@@ -57,7 +57,11 @@ def files(text: str = "x = 1\n") -> dict[str, str]:
 
 
 def report(
-    status: Status = Status.PASSED, tokens_per_sec: float | None = 1000.0, *, fingerprint: str | None = None
+    status: Status = Status.PASSED,
+    tokens_per_sec: float | None = 1000.0,
+    *,
+    fingerprint: str | None = None,
+    **evidence: Any,
 ) -> EvaluationReport:
     """What a referee might answer."""
     faults = {Status.PASSED: Fault.NOBODY, Status.INFRASTRUCTURE: Fault.INFRASTRUCTURE}
@@ -70,7 +74,7 @@ def report(
             versions={"torch": "2.13.0"},
             rules_version=RULES_VERSION,
             fingerprint=fingerprint,
-            evidence={"reason": f"scripted {status.value}"},
+            evidence={"reason": f"scripted {status.value}", **evidence},
         ),
         sandbox_tier="none",
     )

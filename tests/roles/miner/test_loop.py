@@ -11,7 +11,7 @@ from protocol.verdicts import Status
 from roles.evaluation import Referee
 from roles.miner.candidate import Candidate
 from roles.miner.history import Entry, Phase
-from roles.miner.measuring import Measuring
+from roles.miner.measuring import ATTEMPTS, Measuring
 from roles.miner.optimiser import Optimiser
 from roles.miner.proposers import open_proposer
 from roles.miner.target import FACT, LENGTHS, Target, TargetChooser
@@ -173,6 +173,26 @@ async def test_league_is_measured_once_and_where_the_score_is_highest(miner: Min
     miner.referee = ScriptedReferee([report(Status.WRONG_OUTPUT, None)])
     assert await chooser("H100").choose() == TARGET
     assert len(miner.referee.asked) == len(LENGTHS)
+
+
+async def test_leagues_end_where_the_referee_has_no_memory_left_and_begin_there_another_time(
+    miner: Miner,
+) -> None:
+    await miner.open()
+    too_small = report(Status.INFRASTRUCTURE, None, short_of_memory=True)
+
+    def chooser() -> TargetChooser:
+        measuring = Measuring(miner.referee, miner.settings.node.data_dir / "work")
+        return TargetChooser(
+            measuring, miner.history, miner.clock, files=files(), machine="RTX 4090", default=TARGET
+        )
+
+    miner.referee = ScriptedReferee([report(tokens_per_sec=1000.0), *[too_small] * ATTEMPTS])
+    assert await chooser().choose() == LENGTHS[0]
+    assert [asked["target"] for asked in miner.referee.asked] == [LENGTHS[0], *[LENGTHS[1]] * ATTEMPTS]
+    miner.referee = ScriptedReferee([report(tokens_per_sec=1000.0), *[too_small] * ATTEMPTS])
+    assert await chooser().choose() == LENGTHS[1]
+    assert miner.referee.asked[0]["target"] == LENGTHS[1]
 
 
 async def test_league_that_a_kill_cut_off_is_the_only_one_measured_again(miner: Miner) -> None:

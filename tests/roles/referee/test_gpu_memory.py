@@ -77,3 +77,4 @@ def test_who_could_not_have_had_its_share_is_not_to_blame(gpu: Gpu, who: str) ->
     ) as caught:
         watched.expect_room("no memory")
     assert caught.value.status is Status.INFRASTRUCTURE
+    assert caught.value.is_short_of_memory

@@ -172,6 +172,7 @@ def test_a_yardstick_that_fails_is_nobodys_fault(kind: str, trials: int, job: Ev
     with pytest.raises(Ended, match="the yardstick failed") as caught:
         beside(job, speed)
     assert caught.value.status is Status.INFRASTRUCTURE
+    assert caught.value.is_short_of_memory == (kind == "memory")
 
 
 def test_a_gpu_that_is_busy_only_right_after_the_submission(job: EvaluationJob) -> None:
