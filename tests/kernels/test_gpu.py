@@ -313,20 +313,26 @@ def test_pytorch_gives_nothing_of_a_pool_back() -> None:
         os.close(pool.export(place.segment))
 
 
-@pytest.mark.parametrize("offset", [-2, 1, 2**20])
-def test_an_output_that_is_not_inside_its_memory(offset: int) -> None:
-    def misplace(connection: socket.socket, received: wire.Received) -> None:
+def describe(size: int, *, said: int, offset: int) -> Peer:
+    """A peer that hands over new memory, says how large it is, and where in it an output lies."""
+
+    def peer(connection: socket.socket, received: wire.Received) -> None:
         for descriptor in received.descriptors:
             os.close(descriptor)
-        memory = DeviceMemory.allocate(2**20, torch.device("cuda:0"))
+        memory = DeviceMemory.allocate(size, torch.device("cuda:0"))
         descriptor = memory.export()
-        fields = {"segments": [[7, 2**20]], "outputs": [[7, offset]]}
+        fields = {"segments": [[7, said]], "outputs": [[7, offset]]}
         wire.send(connection, {"nonce": received.message["nonce"], **fields}, (descriptor,))
         os.close(descriptor)
         memory.close()
 
+    return peer
+
+
+@pytest.mark.parametrize("offset", [-2, 1, 2**20])
+def test_an_output_that_is_not_inside_its_memory(offset: int) -> None:
     with pytest.raises(CandidateFailed, match="is not at") as caught:
-        trial_with(misplace)
+        trial_with(describe(2**20, said=2**20, offset=offset))
     assert caught.value.kind == "tampered"
 
 
@@ -345,34 +351,14 @@ def test_a_descriptor_that_is_no_memory_of_the_gpu() -> None:
     assert caught.value.kind == "tampered"
 
 
-@pytest.mark.parametrize("size", [-1, 0, 2**46, 2**70])
-def test_memory_that_no_gpu_has(size: int) -> None:
-    def exaggerate(connection: socket.socket, received: wire.Received) -> None:
-        for descriptor in received.descriptors:
-            os.close(descriptor)
-        memory = DeviceMemory.allocate(2**21, torch.device("cuda:0"))
-        descriptor = memory.export()
-        fields = {"segments": [[0, size]], "outputs": [[0, 0]]}
-        wire.send(connection, {"nonce": received.message["nonce"], **fields}, (descriptor,))
-        os.close(descriptor)
-        memory.close()
-
+@pytest.mark.parametrize("said", [-1, 0, 2**46, 2**70])
+def test_memory_that_no_gpu_has(said: int) -> None:
     with pytest.raises(CandidateFailed, match="bytes of memory on a GPU of") as caught:
-        trial_with(exaggerate)
+        trial_with(describe(2**21, said=said, offset=0))
     assert caught.value.kind == "tampered"
 
 
 def test_an_output_smaller_than_it_is_said_to_be() -> None:
-    def shrink(connection: socket.socket, received: wire.Received) -> None:
-        for descriptor in received.descriptors:
-            os.close(descriptor)
-        memory = DeviceMemory.allocate(2**21, torch.device("cuda:0"))
-        descriptor = memory.export()
-        fields = {"segments": [[0, 2**23]], "outputs": [[0, 2**21]]}
-        wire.send(connection, {"nonce": received.message["nonce"], **fields}, (descriptor,))
-        os.close(descriptor)
-        memory.close()
-
     with pytest.raises(CandidateFailed, match="cannot be mapped") as caught:
-        trial_with(shrink)
+        trial_with(describe(2**21, said=2**23, offset=2**21))
     assert caught.value.kind == "tampered"
