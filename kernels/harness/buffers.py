@@ -4,6 +4,7 @@ On a CPU both are the referee's files. On a GPU the inputs are the referee's mem
 worker's, which the referee maps: a copy would be part of the time of everyone who does not cheat.
 """
 
+import functools
 import os
 import random
 from typing import Any, Final, Protocol
@@ -133,19 +134,24 @@ class DeviceGround:
         while self._segments:
             self._segments.popitem()[1].close()
 
+    @functools.cached_property
+    def _most_bytes(self) -> int:
+        return int(torch.cuda.get_device_properties(self._device).total_memory)
+
     def map_segments(self, described: Any, descriptors: list[int]) -> None:
         """Map new memory of the worker: [number, bytes] for each descriptor.
 
         Raises OutputRefused, NoRoomToMap.
         """
         pairs = _pairs(described, len(descriptors))
-        most = torch.cuda.get_device_properties(self._device).total_memory
         for (number, size), descriptor in zip(pairs, descriptors, strict=True):
             if number in self._segments:
                 raise OutputRefused(f"the worker described its memory {number} twice")
             # Asked for more than there is, the driver says that there is no memory left.
-            if not 0 < size <= most:
-                raise OutputRefused(f"the worker described {size:,} bytes of memory on a GPU of {most:,}")
+            if not 0 < size <= self._most_bytes:
+                raise OutputRefused(
+                    f"the worker described {size:,} bytes of memory on a GPU of {self._most_bytes:,}"
+                )
             try:
                 memory = DeviceMemory.receive(descriptor, size, self._device)
             except torch.cuda.OutOfMemoryError as error:

@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> None:
         operators = _load(tree)
     except BaseException as error:  # noqa: BLE001 - whatever the submission raises at import is its own
         traceback.print_exc()
-        wire.send(connection, {"failed": "build", "reason": _reason(error)})
+        kind = "memory" if _is_for_memory(error) else "build"
+        wire.send(connection, {"failed": kind, "reason": _reason(error)})
         return
     # The collector runs between trials, over what they have left: over all of PyTorch it takes 0.1 s.
     gc.disable()
@@ -93,9 +94,10 @@ class _Placed:
             os.sched_setaffinity(0, self._anywhere if processor is None else {processor})
 
 
-def _is_for_memory(error: Exception) -> bool:
-    """Whether the GPU is full: PyTorch has a type for it, Triton and CUDA's own calls a text."""
-    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error)
+def _is_for_memory(error: BaseException) -> bool:
+    """Whether no memory was left: Python and PyTorch have types for it, Triton and CUDA a text."""
+    is_typed = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_typed or "out of memory" in str(error)
 
 
 def _reason(error: BaseException) -> str:

@@ -6,8 +6,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from kernels.harness.session import Trial
 from node.device_turns import BackgroundTurn
 from node.sandbox_spec import SandboxTier
@@ -18,6 +16,7 @@ from protocol.rules import RULES_VERSION
 from protocol.verdicts import LeadOutcome, Status
 from roles.referee.drawing import Drawing, Drawn, timed_shape
 from roles.referee.evaluation import LOCK_TIMEOUT_S, Announce, device_name, settled_yardstick, versions
+from roles.referee.gpu import using_memory
 from roles.referee.own_folder import remove_left_folders
 from roles.referee.side import Side, SideLost
 from roles.referee.sources import take_sources
@@ -42,7 +41,8 @@ def compare(job: ComparisonJob, announce: Announce) -> ComparisonReport:
             turn = BackgroundTurn(job.later.device, timeout_s=LOCK_TIMEOUT_S)
             turn.acquire()
         try:
-            _Match(earlier, later, turn, record, announce).play(tier)
+            with using_memory():
+                _Match(earlier, later, turn, record, announce).play(tier)
         finally:
             turn.release()
         with earlier.answering():
@@ -55,8 +55,6 @@ def compare(job: ComparisonJob, announce: Announce) -> ComparisonReport:
         reason = str(lost)
     except (Ended, SandboxUnavailable, DeviceBusy) as error:
         outcome, reason = LeadOutcome.INFRASTRUCTURE, str(error)
-    except torch.cuda.OutOfMemoryError as error:
-        outcome, reason = LeadOutcome.INFRASTRUCTURE, f"no memory left for the referee: {error}"
     record.evidence |= {"reason": stated(reason), "profile": job.later.profile, "stage_s": record.stage_s}
     figures = ComparisonFigures(
         outcome=outcome,

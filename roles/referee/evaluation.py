@@ -19,7 +19,7 @@ from protocol.messages import SHORT_OF_MEMORY, EvaluationJob, EvaluationReport, 
 from protocol.rules import RULES_VERSION
 from protocol.verdicts import Status
 from roles.referee.drawing import Drawing, timed_shape
-from roles.referee.gpu import MemoryWatch, roofline_tokens_per_sec, wait_until_cool
+from roles.referee.gpu import MemoryWatch, roofline_tokens_per_sec, using_memory, wait_until_cool
 from roles.referee.measuring import Measuring
 from roles.referee.own_folder import remove_left_folders
 from roles.referee.processors import shared_processor
@@ -54,7 +54,8 @@ def evaluate(job: EvaluationJob, announce: Announce) -> EvaluationReport:
             check_sources(sources, job, record)
         with record.stage("sandbox", announce):
             tier = choose_tier(job)
-        measurements = _measure(job, sources, tier, record, announce)
+        with using_memory():
+            measurements = _measure(job, sources, tier, record, announce)
         roofline = roofline_tokens_per_sec(timed_shape(job, job.sequence_length), torch.device(job.device))
         record.evidence["roofline_tokens_per_sec"] = roofline
         status = judge(measurements, job.claimed_tokens_per_sec, roofline_tokens_per_sec=roofline)
@@ -63,9 +64,6 @@ def evaluate(job: EvaluationJob, announce: Announce) -> EvaluationReport:
         status, reason = end.status, str(end)
         if end.is_short_of_memory:
             record.evidence[SHORT_OF_MEMORY] = True
-    except torch.cuda.OutOfMemoryError as error:
-        status, reason = Status.INFRASTRUCTURE, f"no memory left for the referee: {error}"
-        record.evidence[SHORT_OF_MEMORY] = True
     except CandidateFailed as failure:
         status, reason = STATUS_OF[failure.kind], str(failure)
     except (SandboxUnavailable, DeviceBusy) as error:
@@ -106,11 +104,10 @@ def _measure_in_turn(
             yardstick = settled_yardstick(job, drawing, opened, yardstick_left_s, record, announce)
         # The submission's time begins here: what the yardstick took is not its own.
         left_s = Countdown(job.deadline_s)
-        watch = None if job.device == "cpu" else MemoryWatch(torch.device(job.device), job.vram_limit_bytes)
+        watch = MemoryWatch(torch.device(job.device), job.vram_limit_bytes)
 
         def on_resume() -> None:
-            if watch is not None:
-                watch.note_room()
+            watch.note_room()
             left_s.go()
 
         def give_way() -> None:
@@ -163,37 +160,33 @@ def _measure_worker(
     worker: Worker,
     drawing: Drawing,
     yardstick: Yardstick | None,
-    watch: MemoryWatch | None,
+    watch: MemoryWatch,
     give_way: Callable[[], None],
     record: Record,
     announce: Announce,
 ) -> Measuring:
     def after_trial() -> None:
-        if watch is not None:
-            watch.look()
+        watch.look()
         give_way()
-        if watch is not None:
-            # The reference model may have taken memory meanwhile, while the submission stands still.
-            watch.resume()
+        # The reference model may have taken memory meanwhile, while the submission stands still.
+        watch.resume()
 
     measuring = Measuring(job, worker.contestant, drawing, yardstick, after_trial=after_trial)
     try:
         with record.stage("build", announce):
             worker.contestant.wait_ready()
-        if watch is not None:
-            watch.look()
+        watch.look()
         with record.stage("probe", announce):
             measuring.probe()
         with record.stage("time", announce):
             measuring.time()
         return measuring
     except CandidateFailed as failure:
-        if watch is not None and failure.kind == "memory":
+        if failure.kind == "memory":
             watch.expect_room(str(failure))
         raise
     except torch.cuda.OutOfMemoryError:
         # The referee's own, which the submission may have taken.
-        assert watch is not None
         watch.look()
         raise
     finally:
@@ -208,7 +201,7 @@ def _measure_worker(
                 "relative_error": _finite(findings.accuracy.relative_error),
             }
         record.evidence["log_tail"] = worker.log_tail()
-        if watch is not None:
+        if job.device != "cpu":
             record.vram_mb = watch.peak_bytes / 2**20
 
 

@@ -3,7 +3,9 @@
 import shutil
 import subprocess
 import time
-from typing import Final
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
 
 import torch
 
@@ -57,25 +59,61 @@ def _state(device: str) -> dict[str, str]:
     return dict(zip(fields, values, strict=True)) if len(values) == len(fields) else {}
 
 
+class Memory(NamedTuple):
+    """Bytes of a GPU: all of them, those that are free, and those that this process's PyTorch keeps."""
+
+    total: int
+    free: int
+    kept: int
+
+    @property
+    def held_by_others(self) -> int:
+        """What this process's PyTorch does not keep: this process's context among it."""
+        return self.total - self.free - self.kept
+
+
+def memory_of(device: torch.device) -> Memory:
+    """Ask the driver; a CPU has none of it."""
+    if device.type == "cpu":
+        return Memory(0, 0, 0)
+    free, total = torch.cuda.mem_get_info(device)
+    return Memory(total, free, torch.cuda.memory_reserved(device))
+
+
+@contextmanager
+def using_memory() -> Iterator[None]:
+    """Work of the referee on the GPU: when there is no memory left for that, nobody is to blame.
+
+    Raises:
+        Ended: infrastructure, there is none.
+    """
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise Ended(
+            Status.INFRASTRUCTURE, f"no memory left for the referee: {error}", is_short_of_memory=True
+        ) from error
+
+
 class MemoryWatch:
     """What a worker holds of the GPU's memory, as the driver counts it: its context and everything else.
 
     Counts everybody but this process, and takes off what was there before; so the yardstick's worker must not
-    grow meanwhile, and the GPU must be nobody else's.
+    grow meanwhile, and the GPU must be nobody else's. On a CPU nothing is held, and nothing is wanting.
     """
 
     def __init__(self, device: torch.device, limit_bytes: int | None) -> None:
         self._device = device
-        self._before = self._held_by_others()
-        total = torch.cuda.mem_get_info(device)[1]
-        self._limit = total // 2 if limit_bytes is None else limit_bytes
+        memory = memory_of(device)
+        self._before = memory.held_by_others
+        self._limit = min(memory.total, memory.total // 2 if limit_bytes is None else limit_bytes)
         self._held = 0
-        self._room = total - self._before
+        self._room = memory.free
         self.peak_bytes = 0
 
     def resume(self) -> None:
         """Take note that others may have taken memory, or let go of it, since the last look."""
-        self._before = self._held_by_others() - self._held
+        self._before = memory_of(self._device).held_by_others - self._held
 
     def look(self) -> None:
         """Take note of what the worker holds now.
@@ -83,7 +121,7 @@ class MemoryWatch:
         Raises:
             Ended: out_of_memory, more than it may.
         """
-        held = self._held = max(0, self._held_by_others() - self._before)
+        held = self._held = max(0, memory_of(self._device).held_by_others - self._before)
         self.peak_bytes = max(self.peak_bytes, held)
         if held > self._limit:
             raise Ended(
@@ -94,7 +132,7 @@ class MemoryWatch:
 
     def note_room(self) -> None:
         """Take note of what a trial that begins leaves to the worker: what it holds, and what is free."""
-        self._room = self._held + torch.cuda.mem_get_info(self._device)[0]
+        self._room = self._held + memory_of(self._device).free
 
     def expect_room(self, failure: str) -> None:
         """Make sure that who had no memory left in the last trial could have had what it may hold.
@@ -109,10 +147,6 @@ class MemoryWatch:
                 f"{self._limit / 2**20:,.0f} MiB ([evaluation] vram_limit_mb): {failure}",
                 is_short_of_memory=True,
             )
-
-    def _held_by_others(self) -> int:
-        free, total = torch.cuda.mem_get_info(self._device)
-        return total - free - torch.cuda.memory_reserved(self._device)
 
 
 def roofline_tokens_per_sec(shape: Shape, device: torch.device) -> float | None:

@@ -15,7 +15,7 @@ from protocol.messages import EvaluationJob
 from protocol.verdicts import Status
 from roles.referee.drawing import Drawing, Drawn, timed_shape
 from roles.referee.evaluation import STATUS_OF
-from roles.referee.gpu import MemoryWatch, roofline_tokens_per_sec
+from roles.referee.gpu import MemoryWatch, memory_of, roofline_tokens_per_sec
 from roles.referee.measuring import Measuring
 from roles.referee.stages import Countdown, Ended
 from roles.referee.worker import Worker, running_worker
@@ -44,7 +44,7 @@ class Side:
         self.worker: Worker
         self.measuring: Measuring
         self.found: Measurements | None = None
-        self._watch: MemoryWatch | None = None
+        self._watch: MemoryWatch
         self._opened = ExitStack()
 
     @contextmanager
@@ -56,7 +56,7 @@ class Side:
             explained = self.worker.explained(failure)
             if isinstance(explained, Ended):
                 raise explained from failure
-            if self._watch is not None and failure.kind == "memory":
+            if failure.kind == "memory":
                 self._watch.expect_room(str(failure))
             raise SideLost(self, STATUS_OF[explained.kind], str(explained)) from failure
         except Ended as end:
@@ -74,21 +74,18 @@ class Side:
     ) -> None:
         """Start its worker, which `opened` ends, or `end` before that."""
         self.drawing = drawing
-        if self.job.device != "cpu":
-            device = torch.device(self.job.device)
-            share = torch.cuda.get_device_properties(device).total_memory // MEMORY_SHARE
-            self._watch = MemoryWatch(device, min(share, self.job.vram_limit_bytes or share))
+        device = torch.device(self.job.device)
+        share = memory_of(device).total // MEMORY_SHARE
+        self._watch = MemoryWatch(device, min(share, self.job.vram_limit_bytes or share))
 
         def after_trial() -> None:
-            if self._watch is not None:
-                self._watch.look()
+            self._watch.look()
             give_way()
 
         left_s = Countdown(self.job.deadline_s)
 
         def on_resume() -> None:
-            if self._watch is not None:
-                self._watch.note_room()
+            self._watch.note_room()
             left_s.go()
 
         opened.enter_context(self._opened)
@@ -101,8 +98,7 @@ class Side:
     def wait_ready(self) -> None:
         """Wait until it is imported. Raises CandidateFailed, Ended."""
         self.worker.contestant.wait_ready()
-        if self._watch is not None:
-            self._watch.look()
+        self._watch.look()
 
     def at_end(self, callback: Callable[["Side"], None]) -> None:
         """Call back when its worker ends, while what it printed is still there."""
@@ -114,8 +110,7 @@ class Side:
 
     def resume(self) -> None:
         """Look at the GPU's memory as it is before its turn."""
-        if self._watch is not None:
-            self._watch.resume()
+        self._watch.resume()
 
     def at_its_length(self, number: int, drawn: Drawn) -> Drawn:
         """What was drawn for a round, at this one's own length."""

@@ -17,13 +17,14 @@ from kernels.harness.accuracy import Accuracy
 from kernels.harness.session import CandidateFailed, Session, Trial
 from protocol.messages import ComparisonJob, EvaluationJob
 from protocol.verdicts import LeadOutcome, Status
-from roles.referee import comparison, drawing, evaluation, processors, yardstick
+from roles.referee import comparison, drawing, evaluation, gpu, processors, side, yardstick
 from roles.referee.comparison import compare
 from roles.referee.drawing import Drawn
 from roles.referee.evaluation import evaluate
 from roles.referee.measuring import Measuring
 from roles.referee.stages import Countdown
 from tests.adversarial.conftest import laid_out
+from tests.adversarial.test_attacks import wrapped
 
 TRIALS = 4
 
@@ -56,9 +57,9 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def job_of(folder: Path) -> EvaluationJob:
+def job_of(folder: Path, suffix: str = "") -> EvaluationJob:
     return EvaluationJob(
-        source=laid_out(folder, export_files("chunk"), ""),
+        source=laid_out(folder, export_files("chunk"), suffix),
         target_sequence_length=100_000,
         sequence_length=96,
         profile="gpu",
@@ -194,6 +195,44 @@ def dies_in_a_turn(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         monkeypatch.setattr(Measuring, "timed", dying)
 
     return prepare
+
+
+@pytest.fixture
+def free_percent(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How much of the GPU's memory others leave."""
+    for module in (gpu, side):
+        monkeypatch.setattr(module, "memory_of", lambda _device: gpu.Memory(100, request.param, 0))
+    return int(request.param)
+
+
+WITHOUT_MEMORY = ["raise MemoryError", wrapped("raise RuntimeError('Triton Error [CUDA]: out of memory')")]
+
+
+@pytest.mark.parametrize("suffix", WITHOUT_MEMORY, ids=["at import", "in a call"])
+@pytest.mark.parametrize(
+    ("free_percent", "status"),
+    [(49, Status.INFRASTRUCTURE), (50, Status.OUT_OF_MEMORY)],
+    indirect=["free_percent"],
+)
+def test_whose_fault_it_is_that_no_memory_is_left(
+    free_percent: int, status: Status, suffix: str, tmp_path: Path
+) -> None:
+    figures = evaluate(job_of(tmp_path, suffix), lambda _stage: None).figures
+    assert figures.status is status, figures.evidence
+    assert figures.is_short_of_memory
+
+
+@pytest.mark.parametrize(
+    ("free_percent", "outcome"),
+    [(24, LeadOutcome.INFRASTRUCTURE), (25, LeadOutcome.EARLIER_FAILED)],
+    indirect=["free_percent"],
+)
+def test_whose_fault_it_is_that_no_memory_is_left_in_a_comparison(
+    free_percent: int, outcome: LeadOutcome, tmp_path: Path
+) -> None:
+    job = ComparisonJob(earlier=job_of(tmp_path, WITHOUT_MEMORY[0]), later=job_of(tmp_path))
+    figures = compare(job, lambda _stage: None).figures
+    assert figures.outcome is outcome, figures.evidence
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,11 @@ def acknowledge(connection: socket.socket, received: wire.Received) -> None:
     wire.send(connection, {"nonce": received.message["nonce"]})
 
 
+def answer_honestly(connection: socket.socket, received: wire.Received) -> None:
+    write_output(received)
+    acknowledge(connection, received)
+
+
 def failure(peer: Peer, **options: Callable[[], float]) -> CandidateFailed:
     with pytest.raises(CandidateFailed) as caught:
         run_trial(peer, **options)
@@ -238,17 +243,12 @@ def test_inputs_are_fresh_files_that_the_worker_cannot_change() -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def honest(connection: socket.socket, received: wire.Received) -> None:
-    write_output(received)
-    acknowledge(connection, received)
-
-
 def test_no_room_to_map_an_output_is_a_matter_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def gather(*_: object) -> None:
         raise NoRoomToMap("no room")
 
     monkeypatch.setattr(buffers._HostOffer, "gather", gather)
-    assert failure(honest).kind == "memory"
+    assert failure(answer_honestly).kind == "memory"
 
 
 def test_the_worker_lets_go_before_the_referees_want_of_memory_is_told(
@@ -269,7 +269,7 @@ def test_the_worker_lets_go_before_the_referees_want_of_memory_is_told(
     monkeypatch.setattr(Session, "_call_roll", call_roll)
     monkeypatch.setattr(buffers._HostOffer, "results", results)
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        run_trial(honest)
+        run_trial(answer_honestly)
     assert calls == ["roll", "results", "roll"]
 
 
